@@ -1,0 +1,59 @@
+# Tollkeeper. `make help` lists what there is. Everything lives in .venv; nothing is installed elsewhere but, by
+# `make test`, Debian's packages of the servers the tests start (redis, postgresql, nginx, node).
+SHELL := bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PYTEST_ARGS ?=
+
+.PHONY: help run test bench lint docs lock setup setup-dev servers clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+run: setup ## Set up and start the gateway with the simulated provider on http://127.0.0.1:8080
+	@exec $(BIN)/tollkeeper serve --demo
+
+test: setup-dev servers lint ## Set up (servers included), lint, check types and contracts, run all tests
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+bench: setup-dev servers ## Measure: one script per question, a table each
+	$(BIN)/python -m benchmarks
+
+lint: setup-dev ## Format, lint, types, import contracts, Lua
+	$(BIN)/ruff format --check --quiet . || { $(BIN)/ruff format --diff --quiet .; exit 1; }
+	$(BIN)/ruff check --quiet .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/python tools/check_lua.py
+
+docs: setup ## Write the reference pages from the code
+	$(BIN)/python tools/write_reference.py
+
+lock: ## Resolve dependencies anew into the pinned, hashed requirements
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header pyproject.toml -o requirements.txt
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header pyproject.toml --group dev -c requirements.txt -o requirements-dev.txt
+
+setup: $(VENV)/.run ## Make .venv with pinned, hashed dependencies
+setup-dev: $(VENV)/.dev ## The same with what tests, lint and benchmarks need
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Tollkeeper needs Python 3.11 or newer; set PYTHON=/path/to/it"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || bash tools/servers.sh python3-venv
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: requirements.txt pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
+	$(BIN)/python tools/link_source.py
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.txt $(VENV)/.run
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	@touch $@
+
+servers: ## Install the servers the tests start, where they are missing (Debian, Ubuntu)
+	@bash tools/servers.sh
+
+clean: ## Remove the environment and caches; never data
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis node_modules

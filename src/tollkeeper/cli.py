@@ -1,0 +1,5 @@
+"""The `tollkeeper` command."""
+
+
+def main() -> None:
+    """Entry point."""

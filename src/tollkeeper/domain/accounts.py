@@ -1,0 +1,105 @@
+"""Organisations, teams and keys as the control plane sees them, and how a key's secret is made and kept.
+
+A secret is `tk_` and 43 URL-safe characters (256 random bits). Only its HMAC-SHA256 under the deployment's
+digest key is stored, so that a stolen database opens nothing.
+"""
+
+import hmac
+from typing import Final
+
+import msgspec
+
+from tollkeeper.domain.policy import UNLIMITED, Policy
+
+SECRET_PREFIX: Final = "tk_"  # noqa: S105 - a public prefix
+SECRET_BYTES: Final = 32
+NAME_MAX: Final = 200
+
+
+def digest_secret(digest_key: bytes, secret: bytes) -> bytes:
+    """The keyed digest under which a secret is stored and looked up: 32 bytes."""
+    return hmac.digest(digest_key, secret, "sha256")
+
+
+class Organisation(msgspec.Struct, frozen=True):
+    """`implicit` marks the organisation of a single key that was created without one: it has no policy."""
+
+    id: str
+    name: str
+    implicit: bool
+    policy: Policy
+    created_us: int
+    deleted_us: int | None = None
+
+
+class Team(msgspec.Struct, frozen=True):
+    """A group of keys inside one organisation."""
+
+    id: str
+    organisation_id: str
+    name: str
+    policy: Policy
+    created_us: int
+    deleted_us: int | None = None
+
+
+class Key(msgspec.Struct, frozen=True):
+    """An API key without its secret. `hint` is the secret's last four characters."""
+
+    id: str
+    organisation_id: str
+    team_id: str | None
+    name: str
+    hint: str
+    policy: Policy
+    created_us: int
+    expires_us: int | None = None
+    revoked_us: int | None = None
+
+    def state(self, now_us: int) -> str:
+        """`active`, `expired` or `revoked`."""
+        if self.revoked_us is not None:
+            return "revoked"
+        if self.expires_us is not None and self.expires_us <= now_us:
+            return "expired"
+        return "active"
+
+
+class NewKey(msgspec.Struct, frozen=True):
+    """What is needed to create a key. `organisation` and `team` are names or ids; None means none was named."""
+
+    name: str
+    organisation: str | None = None
+    team: str | None = None
+    policy: Policy = UNLIMITED
+    expires_us: int | None = None
+
+
+class Unchanged(msgspec.Struct, frozen=True):
+    """Marks a field that an update leaves as it is, since None is a value."""
+
+
+UNCHANGED: Final = Unchanged()
+
+
+class KeyChange(msgspec.Struct, frozen=True):
+    """An update of a key: only what differs from `UNCHANGED` is written. `team` None takes it out of its team."""
+
+    name: str | Unchanged = UNCHANGED
+    team: str | None | Unchanged = UNCHANGED
+    policy: Policy | Unchanged = UNCHANGED
+    expires_us: int | None | Unchanged = UNCHANGED
+
+
+class MonthlyUsage(msgspec.Struct, frozen=True):
+    """One row of `monthly_usage_summary`, as of `updated_us`."""
+
+    key_id: str
+    year: int
+    month: int
+    cost_nano: int
+    requests: int
+    input_tokens: int
+    output_tokens: int
+    cached_tokens: int
+    updated_us: int

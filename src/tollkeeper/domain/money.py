@@ -1,0 +1,60 @@
+"""Money as integers: nano-dollars (1e-9 USD) for amounts, pico-dollars (1e-12 USD) per token for prices.
+
+`Decimal` appears only here, at the edges; `float` is refused everywhere. A counter stays below 2^53 because
+Redis scripts calculate in doubles, which are exact up to there: 9.007 million USD.
+"""
+
+from decimal import ROUND_CEILING, Decimal, InvalidOperation
+from typing import Final
+
+NANO_PER_USD: Final = 10**9
+PICO_PER_NANO: Final = 1000
+NANO_MAX: Final = 2**53 - 1
+
+
+class MoneyError(ValueError):
+    """An amount that cannot be taken; the message says why and what to write instead."""
+
+
+def nano_from_usd(amount: Decimal | str | int, *, what: str = "amount") -> int:
+    """Exact conversion to nano-dollars.
+
+    Raises MoneyError for floats (they have already lost digits), for more than nine decimals, for negative,
+    infinite or unreadable amounts, and above `NANO_MAX`.
+    """
+    if isinstance(amount, bool | float) or not isinstance(amount, Decimal | str | int):
+        raise MoneyError(f'{what}: write a Decimal, a string like "12.50" or an int, not {type(amount).__name__}')
+    try:
+        value = Decimal(amount)
+    except InvalidOperation:
+        raise MoneyError(f'{what}: {amount!r} is not an amount in USD; write it like "12.50"') from None
+    if not value.is_finite() or value < 0:
+        raise MoneyError(f"{what}: {amount} must be zero or more, and finite")
+    if value > Decimal(NANO_MAX) / NANO_PER_USD:
+        raise MoneyError(f"{what}: {amount} USD is above the largest amount, {usd(NANO_MAX)} USD")
+    nano = value * NANO_PER_USD
+    if nano != nano.to_integral_value():
+        raise MoneyError(f"{what}: {amount} has more than nine decimals; the smallest amount is 0.000000001 USD")
+    return int(nano)
+
+
+def usd_from_nano(nano: int) -> Decimal:
+    """The same amount in USD, exact."""
+    return Decimal(nano).scaleb(-9)
+
+
+def usd(nano: int) -> str:
+    """`1234500000` → `"1.2345"`: plain digits, no exponent, at least two decimals."""
+    sign, nano = ("-", -nano) if nano < 0 else ("", nano)
+    whole, fraction = divmod(nano, NANO_PER_USD)
+    return f"{sign}{whole}.{f'{fraction:09d}'.rstrip('0').ljust(2, '0')}"
+
+
+def pico_per_token(usd_per_million: Decimal) -> int:
+    """USD per million tokens → pico-dollars per token, rounded up where the price is finer than that."""
+    return int((usd_per_million * 10**6).to_integral_value(ROUND_CEILING))
+
+
+def nano_ceiling(pico: int) -> int:
+    """Pico-dollars → nano-dollars, rounded up: the one rounding of a request's cost."""
+    return -(-pico // PICO_PER_NANO)

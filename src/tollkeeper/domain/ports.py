@@ -1,0 +1,174 @@
+"""Where the rooms meet: what each needs of another, as Protocols. `app.py` puts real parts behind them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import msgspec
+
+from tollkeeper.domain.accounts import Key, KeyChange, MonthlyUsage, NewKey, Organisation, Team
+from tollkeeper.domain.admission import Denial, Grant, LimitState
+from tollkeeper.domain.policy import Policy, Principal
+from tollkeeper.domain.record import RequestRecord
+from tollkeeper.domain.usage import Usage
+
+
+class Governor(Protocol):
+    """Admission and settlement, as the data plane sees them."""
+
+    async def admit(self, principal: Principal, *, attempt: str, tokens: int, hold_nano: int) -> Grant | Denial:
+        """Decide over all limits and budgets at once. Raises `Unavailable` if no decision can be had."""
+        ...
+
+    def dispatched(self, grant: Grant) -> None:
+        """Write the dispatch line, before the first byte goes upstream. Raises `OutboxUnavailable`."""
+        ...
+
+    def settle(self, grant: Grant, cost_nano: int, usage: Usage, *, presumed: bool = False) -> None:
+        """Charge an attempt: durable on local disk and sent when this returns. Never fails for a full store."""
+        ...
+
+    def void(self, grant: Grant) -> None:
+        """Release an attempt that was certainly never sent upstream: hold, slot and weights are returned."""
+        ...
+
+    async def limits(self, principal: Principal) -> list[LimitState]:
+        """Every limit of a principal with its state now; changes nothing."""
+        ...
+
+    async def reset_limits(self, principal: Principal) -> None:
+        """Empty the windows and free the slots of the key itself (not of its team or organisation). Spend stays."""
+        ...
+
+
+class RecordSink(Protocol):
+    """Takes a request's log record. Never blocks and never fails; a record that does not fit is counted."""
+
+    def put(self, record: RequestRecord) -> None:
+        """Number the record and queue it for delivery."""
+        ...
+
+
+class ActiveKey(msgspec.Struct, frozen=True):
+    """One digest of one key, with the principal it stands for."""
+
+    digest: bytes
+    principal: Principal
+
+
+class KeyChanges(msgspec.Struct, frozen=True):
+    """What changed since a version: digests that now stand for a principal, and digests that are gone."""
+
+    version: int
+    active: tuple[ActiveKey, ...]
+    gone: tuple[bytes, ...]
+
+
+class KeyDirectory(Protocol):
+    """The database as the data plane reads it."""
+
+    async def changes_since(self, version: int) -> KeyChanges | None:
+        """All changes after `version` (0: everything), or None if there are none: one cheap query then.
+
+        Revoked and expired keys are delivered as active with their times set, so that they get a clear error.
+        Raises `DatabaseUnavailable`.
+        """
+        ...
+
+
+class Accounts(Protocol):
+    """The control plane's operations on organisations, teams and keys.
+
+    Names or ids are accepted wherever one is named. Every write bumps the change counter in its transaction.
+    Raises `NotFound`, `InvalidInput`, `DatabaseUnavailable`.
+    """
+
+    async def create_key(self, new: NewKey) -> tuple[Key, str]:
+        """The key and its secret, which is shown this once."""
+        ...
+
+    async def rotate_key(self, key: str) -> tuple[Key, str]:
+        """A new secret; the old one stops working."""
+        ...
+
+    async def update_key(self, key: str, change: KeyChange) -> Key: ...
+
+    async def revoke_key(self, key: str) -> Key: ...
+
+    async def get_key(self, key: str) -> Key: ...
+
+    async def list_keys(self, *, team: str | None = None, include_revoked: bool = False) -> list[Key]: ...
+
+    async def principal(self, key: str) -> Principal:
+        """The key as the data plane sees it, with the scopes above it."""
+        ...
+
+    async def create_team(self, name: str, organisation: str | None = None, policy: Policy = ...) -> Team:
+        """Without an organisation the team gets one of its own, of the same name."""
+        ...
+
+    async def update_team(self, team: str, policy: Policy) -> Team: ...
+
+    async def list_teams(self) -> list[Team]: ...
+
+    async def create_organisation(self, name: str, policy: Policy = ...) -> Organisation: ...
+
+    async def update_organisation(self, organisation: str, policy: Policy) -> Organisation: ...
+
+    async def list_organisations(self) -> list[Organisation]:
+        """Without the implicit ones."""
+        ...
+
+
+class SpendTotals(msgspec.Struct, frozen=True):
+    """Absolute totals of one counter."""
+
+    cost_nano: int = 0
+    requests: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+
+
+class RootSnapshot(msgspec.Struct, frozen=True):
+    """Marks of all producers of a root, and the totals of counters that were true at exactly these marks.
+
+    `totals` maps a counter's name (`key_1:2026:11`, or `2026:11` for the root itself) to its totals. The scope is
+    the part before the first colon if it is an id, else the root.
+    """
+
+    root: str
+    marks: Mapping[str, int]
+    totals: Mapping[str, SpendTotals]
+
+
+class SpendLedger(Protocol):
+    """The durable accounts: totals with the marks that make them comparable."""
+
+    async def load(self, root: str) -> RootSnapshot:
+        """What the database knows of a root: empty if nothing. Raises `DatabaseUnavailable`."""
+        ...
+
+    async def save(self, snapshot: RootSnapshot, now_us: int) -> bool:
+        """Write totals, months and marks in one transaction, if the marks dominate those stored.
+
+        False: the database knows more than the snapshot, nothing was written. Raises `DatabaseUnavailable`.
+        """
+        ...
+
+    async def roots(self) -> list[str]:
+        """All roots that have spend."""
+        ...
+
+    async def monthly_usage(
+        self, *, key: str | None = None, year: int | None = None, month: int | None = None
+    ) -> Sequence[MonthlyUsage]:
+        """Rows of `monthly_usage_summary`, newest month first."""
+        ...
+
+    async def enrol_producer(self, producer: str, now_us: int) -> None:
+        """Record that a producer exists; also its heartbeat."""
+        ...
+
+    async def retire_producer(self, producer: str, now_us: int) -> None:
+        """Record that a producer is closed."""
+        ...

@@ -1,0 +1,1 @@
+"""Request records: numbered, leased, shipped to an object store."""

@@ -1,0 +1,46 @@
+"""Structured logs: one line an event, JSON or for people. Never on the path of a single request.
+
+Events are names (`database_away`), facts are fields. Values of fields whose names speak of secrets are masked.
+"""
+
+import logging
+import sys
+from collections.abc import MutableMapping
+from typing import Any, Final
+
+import structlog
+
+SECRET_FIELDS: Final = ("secret", "token", "password", "authorization", "api_key", "digest_key")
+
+Logger = structlog.typing.FilteringBoundLogger
+
+
+def _mask(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    for name in event:
+        if any(name == secret or name.endswith(f"_{secret}") for secret in SECRET_FIELDS):
+            event[name] = "***"
+    return event
+
+
+def configure(level: str, style: str | None) -> None:
+    """Send events to standard error: `json`, `console`, or what fits (None: console on a terminal)."""
+    as_json = style == "json" or (style is None and not sys.stderr.isatty())
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            _mask,
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+
+
+def logger(room: str) -> Logger:
+    """The logger of a room."""
+    bound: Logger = structlog.get_logger().bind(room=room)
+    return bound

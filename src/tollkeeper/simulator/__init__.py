@@ -1,0 +1,1 @@
+"""A simulated provider that tells exactly what it served."""

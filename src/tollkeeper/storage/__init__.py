@@ -1,0 +1,1 @@
+"""Keys, policies and spend in SQLite or PostgreSQL."""
