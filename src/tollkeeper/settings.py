@@ -5,12 +5,14 @@ a file of their own, never from `tollkeeper.toml`. Whatever cannot work is refus
 setting and what to write instead. This file knows nothing of the parts that the settings are for.
 """
 
+import difflib
+import math
 import os
 import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar, get_args, get_type_hints
 from urllib.parse import urlsplit
 
 import msgspec
@@ -29,7 +31,9 @@ class ServerSettings(Group, frozen=True):
     """The listener."""
 
     host: str = "127.0.0.1"
+    """The address to listen on; `0.0.0.0` for all of IPv4, `::` for all."""
     port: int = 8080
+    """0 takes a free one, which is printed."""
     body_bytes_max: int = 20 * 2**20
     """Largest request body; more is a 413."""
     body_timeout_s: float = 60.0
@@ -57,6 +61,7 @@ class DatabaseSettings(Group, frozen=True):
     url: str | None = None
     """`postgresql://user:password@host/name` or `sqlite:///path`; default: `tollkeeper.db` in the data directory."""
     pool_size: int = 5
+    """Connections kept open; the data plane needs one, the admin API the others."""
     timeout_s: float = 5.0
     """Longest wait for one statement or connection."""
 
@@ -69,6 +74,7 @@ class LogSettings(Group, frozen=True):
     records_max: int = 100_000
     """Records kept while the store is away; above it the oldest are dropped and counted."""
     object_records_max: int = 10_000
+    """Records in one object; a full batch is shipped at once."""
     flush_interval_s: float = 5.0
     """Oldest age of a record before it is shipped."""
     timeout_s: float = 30.0
@@ -90,8 +96,11 @@ class ProviderSettings(Group, frozen=True):
     base_url: str
     """Up to and including the version, e.g. `https://api.openai.com/v1`, `https://api.anthropic.com/v1`."""
     dialect: Dialect
+    """The wire format that the upstream speaks."""
     api_key_env: str | None = None
+    """The variable that holds the provider's API key."""
     api_key_file: str | None = None
+    """The file that holds it. Neither: requests go upstream without a key, as a local server may want."""
     models: tuple[str, ...] = ("*",)
     """Names served without the provider's prefix; `*` is a wildcard."""
     prices: str | None = None
@@ -100,11 +109,15 @@ class ProviderSettings(Group, frozen=True):
     """The field injected into chat requests without a limit. Default: `max_completion_tokens` at OpenAI itself,
     `max_tokens` elsewhere."""
     connect_timeout_s: float = 5.0
+    """Longest time to connect, TLS included."""
     first_byte_timeout_s: float = 300.0
+    """Longest wait for the answer's head; large prompts without streaming take minutes."""
     idle_timeout_s: float = 120.0
     """Longest silence between two chunks."""
     total_timeout_s: float = 900.0
+    """Longest time of a whole exchange, streams included."""
     connections_max: int = 1000
+    """Connections to this provider; requests above it wait within `connect_timeout_s`."""
 
 
 class ModelSettings(Group, frozen=True):
@@ -115,16 +128,23 @@ class ModelSettings(Group, frozen=True):
     upstream_model: str | None = None
     """The name sent upstream; default: the same."""
     context_window: int | None = None
+    """Input tokens never exceed it, which tightens the cost bound of long requests."""
     max_output_tokens: int | None = None
     """The most the model answers with; injected into requests that state no limit."""
     image_tokens_max: int | None = None
     """The provider's published maximum for one image."""
     input_usd: str | None = None
+    """Input tokens; replaces the built-in prices together with `output_usd`."""
     output_usd: str | None = None
+    """Output tokens, reasoning included."""
     cached_usd: str | None = None
+    """Input tokens read from the provider's cache; default: as input."""
     cache_write_usd: str | None = None
+    """Input tokens written to the provider's cache; default: as input."""
     cache_write_1h_usd: str | None = None
+    """Those kept for an hour; default: as `cache_write_usd`."""
     per_request_usd: str | None = None
+    """USD for each request, besides its tokens."""
 
 
 class SecretSettings(Group, frozen=True):
@@ -143,6 +163,7 @@ class Settings(Group, frozen=True):
     data_dir: Path = Path("tollkeeper-data")
     """Holds what must survive a restart: outbox, and by default database, logs and secrets."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Events below it are not written to standard error."""
     log_format: Literal["json", "console"] | None = None
     """Default: console on a terminal, JSON otherwise."""
     server: ServerSettings = ServerSettings()
@@ -195,6 +216,10 @@ _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
 _SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 DEFAULT_FILE: Final = "tollkeeper.toml"
+ADMIN_TOKEN_MIN: Final = 16
+DIGEST_KEY_MIN: Final = 32
+
+_Group = TypeVar("_Group", bound=Group)
 
 
 def duration_s(text: str, *, what: str = "duration") -> float:
@@ -203,9 +228,12 @@ def duration_s(text: str, *, what: str = "duration") -> float:
     if match:
         return float(match[1]) * _SECONDS[match[2]]
     try:
-        return float(text)
+        seconds = float(text)
     except ValueError:
-        raise ConfigurationError(f'{what}: {text!r} is not a duration; write it like "5s", "300ms" or "2m"') from None
+        seconds = math.nan
+    if not math.isfinite(seconds):
+        raise ConfigurationError(f'{what}: {text!r} is not a duration; write it like "5s", "300ms" or "2m"')
+    return seconds
 
 
 def load(path: Path | None = None, environ: Mapping[str, str] | None = None) -> Settings:
@@ -221,6 +249,8 @@ def load(path: Path | None = None, environ: Mapping[str, str] | None = None) -> 
             section = tree
             for name in where[:-1]:
                 section = section.setdefault(name, {})
+                if not isinstance(section, dict):
+                    raise _wrong((name,), "must be a table")
             section[where[-1]] = value
     if not tree.get("providers"):
         tree["providers"] = {
@@ -240,11 +270,77 @@ def load(path: Path | None = None, environ: Mapping[str, str] | None = None) -> 
 
 def convert(tree: dict[str, Any]) -> Settings:
     """A plain tree, as TOML gives it, → Settings. Raises ConfigurationError naming the setting."""
+    tree = _durations(tree, ())
+    named: dict[str, dict[str, Any]] = {}
+    for section, kind in (("providers", ProviderSettings), ("models", ModelSettings)):
+        entries = tree.get(section, {})
+        if not isinstance(entries, dict):
+            raise _wrong((section,), f"must be a table of tables, like [{section}.name]")
+        named[section] = {name: _group(kind, entry, (section, name)) for name, entry in entries.items()}
+    return _group(Settings, tree | named, ())
+
+
+def _group(kind: type[_Group], tree: Any, where: tuple[str, ...]) -> _Group:
     try:
-        return msgspec.convert(_durations(tree, ()), Settings, strict=False)
+        return msgspec.convert(tree, kind, strict=False, dec_hook=_path)
     except msgspec.ValidationError as error:
-        message = re.sub(r" - at `\$\.?(.*)`$", r" (at \1)", str(error))
-        raise ConfigurationError(f"configuration: {message}") from None
+        message, _, path = str(error).partition(" - at `$")
+        inner = tuple(name for name in re.split(r"[.\[\]`]+", path) if name and not name.isdigit())
+        raise _refused(message, where + inner) from None
+
+
+def _path(kind: type[Any], value: Any) -> Any:
+    if kind is not Path:
+        raise NotImplementedError(kind)
+    if not isinstance(value, str | Path):
+        raise ValueError(f"Expected `Path`, got `{type(value).__name__}`")
+    return Path(value)
+
+
+def _refused(message: str, where: tuple[str, ...]) -> ConfigurationError:
+    """msgspec's complaint about the setting at `where`, as an operator needs to read it."""
+    if field := re.fullmatch(r"Object contains unknown field `(.*)`", message):
+        known = _kind_at(where).__struct_fields__
+        near = difflib.get_close_matches(field[1], known, 1)
+        advice = f"did you mean {near[0]}?" if near else "known here: " + ", ".join(known)
+        return _wrong((*where, field[1]), f"there is no such setting; {advice}")
+    if field := re.fullmatch(r"Object missing required field `(.*)`", message):
+        return _wrong((*where, field[1]), "must be set")
+    if message.startswith("Invalid enum value"):
+        values = [str(v) for v in get_args(_hint_at(where)) if isinstance(v, str)] or [
+            str(v) for option in get_args(_hint_at(where)) for v in get_args(option)
+        ]
+        return _wrong(where, f"{message.removeprefix('Invalid enum value ')} is not one of {', '.join(values)}")
+    kinds = {
+        "object": "a table",
+        "array": "a list",
+        "str": "a string",
+        "int": "a whole number",
+        "bool": "true or false",
+    }
+    if types := re.fullmatch(r"Expected `(.*)`, got `(.*)`", message):
+        wanted = " or ".join(
+            kinds.get(t, "a path" if t == "Path" else t) for t in types[1].split(" | ") if t != "null"
+        )
+        return _wrong(where, f"must be {wanted}")
+    return _wrong(where, message)
+
+
+def _kind_at(where: tuple[str, ...]) -> type[Group]:
+    named: dict[str, type[Group]] = {"providers": ProviderSettings, "models": ModelSettings}
+    if not where:
+        return Settings
+    kind: type[Group] = named.get(where[0]) or get_type_hints(Settings)[where[0]]
+    return kind
+
+
+def _hint_at(where: tuple[str, ...]) -> Any:
+    return get_type_hints(_kind_at(where[:-1]))[where[-1]]
+
+
+def _wrong(where: tuple[str, ...], what: str) -> ConfigurationError:
+    variable = next((f" ({name})" for name, path in ENVIRONMENT.items() if path == where), "")
+    return ConfigurationError(f"{'.'.join(where) or 'configuration'}{variable}: {what}")
 
 
 def _models_of(provider: str) -> tuple[str, ...]:
@@ -271,8 +367,10 @@ def _read_file(path: Path | None) -> dict[str, Any]:
 
 
 def _from_environment(variable: str, where: tuple[str, ...], environ: Mapping[str, str]) -> str | None:
-    value = environ.get(variable)
+    value = environ.get(variable, "").strip()
     if where[0] == "secrets" and (file := environ.get(f"{variable}_FILE")):
+        if value:
+            raise ConfigurationError(f"{variable} and {variable}_FILE are both set; keep one of them")
         return read_secret(Path(file), what=f"{variable}_FILE")
     return value or None
 
@@ -283,6 +381,8 @@ def read_secret(path: Path, *, what: str) -> str:
         secret = path.read_text().strip()
     except OSError as error:
         raise ConfigurationError(f"{what}: cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"{what}: {path} is not text") from None
     if not secret:
         raise ConfigurationError(f"{what}: {path} is empty")
     return secret
@@ -301,35 +401,77 @@ def check(settings: Settings) -> None:
     if not 0 <= settings.server.port <= 65535:
         raise ConfigurationError(f"server.port: {settings.server.port} is not a port (0 to 65535)")
     _check_positive(settings)
-    _check_url("store.redis_url (REDIS_URL)", settings.store.redis_url, ("redis", "rediss", "unix"))
-    _check_url("database.url (DATABASE_URL)", settings.database.url, ("postgresql", "postgres", "sqlite"))
-    _check_url("logs.url (LOG_STORE_URL)", settings.logs.url, ("file", "s3"))
+    _check_urls(settings)
     for name, provider in settings.providers.items():
         _check_provider(name, provider)
     for name, model in settings.models.items():
         _check_model(name, model, settings)
-    database = settings.database_url
-    if not database.startswith("sqlite") and settings.secrets.digest_key is None:
+    _check_secrets(settings)
+
+
+def _check_secrets(settings: Settings) -> None:
+    digest_key, admin_token = settings.secrets.digest_key, settings.secrets.admin_token
+    if digest_key is None and not settings.database_url.startswith("sqlite"):
         raise ConfigurationError(
             "TOLLKEEPER_DIGEST_KEY is not set: with a shared database every gateway needs the same one. Make it once "
             "with `openssl rand -hex 32` and keep it: keys cannot be verified without it"
         )
-    if settings.secrets.digest_key is not None and len(settings.secrets.digest_key) < 32:
-        raise ConfigurationError("TOLLKEEPER_DIGEST_KEY is shorter than 32 characters: use `openssl rand -hex 32`")
+    if digest_key is not None and len(digest_key) < DIGEST_KEY_MIN:
+        raise ConfigurationError(
+            f"TOLLKEEPER_DIGEST_KEY is shorter than {DIGEST_KEY_MIN} characters: use `openssl rand -hex 32`"
+        )
+    if admin_token is not None and (len(admin_token) < ADMIN_TOKEN_MIN or not _printable(admin_token)):
+        raise ConfigurationError(
+            f"TOLLKEEPER_ADMIN_TOKEN must be {ADMIN_TOKEN_MIN} or more printable ASCII characters: "
+            "use `openssl rand -hex 32`"
+        )
+
+
+def _printable(text: str) -> bool:
+    return text.isascii() and text.isprintable() and " " not in text
+
+
+def _positive(where: str, value: object) -> None:
+    if isinstance(value, int | float) and not isinstance(value, bool) and not (value > 0 and math.isfinite(value)):
+        raise ConfigurationError(f"{where}: {value} must be a number above zero")
 
 
 def _check_positive(settings: Settings) -> None:
-    for section in (settings.server, settings.store, settings.database, settings.logs, settings.billing):
+    for group in ("server", "store", "database", "logs", "billing"):
+        section = getattr(settings, group)
         for field in section.__struct_fields__:
-            value = getattr(section, field)
-            if isinstance(value, int | float) and not isinstance(value, bool) and field != "port" and value <= 0:
-                group = type(section).__name__.removesuffix("Settings").lower()
-                raise ConfigurationError(f"{group}.{field}: {value} must be above zero")
+            if field != "port":
+                _positive(f"{group}.{field}", getattr(section, field))
+
+
+def _check_urls(settings: Settings) -> None:
+    _check_url("store.redis_url (REDIS_URL)", settings.store.redis_url, ("redis", "rediss", "unix"))
+    database = "database.url (DATABASE_URL)"
+    _check_url(database, settings.database.url, ("postgresql", "postgres", "sqlite"))
+    if settings.database.url is not None and settings.database.url.startswith("sqlite"):
+        _, _, path = settings.database.url.partition(":///")
+        if path in ("", ":memory:"):
+            raise ConfigurationError(f"{database}: accounts need a file; write sqlite:///path/to/tollkeeper.db")
+    logs = "logs.url (LOG_STORE_URL)"
+    _check_url(logs, settings.logs.url, ("file", "s3"))
+    parts = urlsplit(settings.logs.url or settings.logs_url)
+    if parts.scheme == "file" and (parts.netloc or not parts.path.strip("/")):
+        raise ConfigurationError(f"{logs}: write an absolute path with three slashes, like file:///var/lib/logs")
+    if parts.scheme == "s3" and not parts.netloc:
+        raise ConfigurationError(f"{logs}: name the bucket, like s3://bucket/prefix")
 
 
 def _check_url(what: str, url: str | None, schemes: tuple[str, ...]) -> None:
-    if url is not None and urlsplit(url).scheme.partition("+")[0] not in schemes:
-        known = ", ".join(f"{scheme}://" for scheme in schemes)
+    if url is None:
+        return
+    known = ", ".join(f"{scheme}://" for scheme in schemes)
+    try:
+        parts = urlsplit(url)
+        scheme = parts.scheme.partition("+")[0]
+        _ = None if "," in parts.netloc else parts.port
+    except ValueError as error:
+        raise ConfigurationError(f"{what}: {mask_url(url)!r} is not a URL ({error})") from None
+    if scheme not in schemes or "://" not in url:
         raise ConfigurationError(f"{what}: unknown scheme in {mask_url(url)!r}; known are {known}")
 
 
@@ -337,17 +479,25 @@ def _check_provider(name: str, provider: ProviderSettings) -> None:
     where = f"providers.{name}"
     if not _NAME.fullmatch(name):
         raise ConfigurationError(f"{where}: a provider's name is lower-case letters, digits, '.', '_' and '-'")
-    parts = urlsplit(provider.base_url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.username:
+    if not _is_base_url(provider.base_url):
         raise ConfigurationError(
-            f"{where}.base_url: write it like https://api.openai.com/v1, not {provider.base_url!r}"
+            f"{where}.base_url: write it like https://api.openai.com/v1, without user, query or fragment, "
+            f"not {mask_url(provider.base_url)!r}"
         )
     if provider.api_key_env and provider.api_key_file:
         raise ConfigurationError(f"{where}: give api_key_env or api_key_file, not both")
     for field in provider.__struct_fields__:
-        value = getattr(provider, field)
-        if isinstance(value, int | float) and value <= 0:
-            raise ConfigurationError(f"{where}.{field}: {value} must be above zero")
+        _positive(f"{where}.{field}", getattr(provider, field))
+
+
+def _is_base_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        return False
+    extra = parts.query or parts.fragment or "@" in parts.netloc
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and not extra
 
 
 def _check_model(name: str, model: ModelSettings, settings: Settings) -> None:
@@ -362,8 +512,8 @@ def _check_model(name: str, model: ModelSettings, settings: Settings) -> None:
                 nano_from_usd(value, what=f"{where}.{field}")
             except MoneyError as error:
                 raise ConfigurationError(str(error)) from None
-        elif isinstance(value, int) and value <= 0:
-            raise ConfigurationError(f"{where}.{field}: {value} must be above zero")
+        else:
+            _positive(f"{where}.{field}", value)
     if (model.input_usd is None) != (model.output_usd is None):
         raise ConfigurationError(f"{where}: give both input_usd and output_usd, or neither")
 
@@ -372,18 +522,24 @@ def provider_key(name: str, provider: ProviderSettings, environ: Mapping[str, st
     """The provider's API key, or None if none is configured. Raises ConfigurationError if it should exist."""
     environ = os.environ if environ is None else environ
     if provider.api_key_file:
-        return read_secret(Path(provider.api_key_file), what=f"providers.{name}.api_key_file")
-    if provider.api_key_env:
-        key = environ.get(provider.api_key_env)
+        key = read_secret(Path(provider.api_key_file), what=f"providers.{name}.api_key_file")
+    elif provider.api_key_env:
+        key = environ.get(provider.api_key_env, "").strip()
         if not key:
-            raise ConfigurationError(f"providers.{name}.api_key_env: {provider.api_key_env} is not set")
-        return key
-    return None
+            raise ConfigurationError(
+                f"providers.{name}.api_key_env: {provider.api_key_env} is not set; put the provider's API key there"
+            )
+    else:
+        return None
+    if not _printable(key):
+        raise ConfigurationError(f"providers.{name}: its API key has spaces or characters that no header can carry")
+    return key
 
 
 def mask_url(url: str) -> str:
-    """The URL without its password."""
-    return re.sub(r"(?<=://)([^/@]*?):[^/@]*@", r"\1:***@", url)
+    """The URL without its password, wherever it stands and however badly it is escaped."""
+    url = re.sub(r"(?<=://)([^:@]*):.*@", r"\1:***@", url)
+    return re.sub(r"(?i)([?&][^=&]*(?:password|secret|token)[^=&]*=)[^&]*", r"\1***", url)
 
 
 def shown(settings: Settings) -> dict[str, Any]:
@@ -393,4 +549,6 @@ def shown(settings: Settings) -> dict[str, Any]:
     for section, field in (("store", "redis_url"), ("database", "url"), ("logs", "url")):
         if tree[section][field]:
             tree[section][field] = mask_url(tree[section][field])
+    for provider in tree["providers"].values():
+        provider["base_url"] = mask_url(provider["base_url"])
     return tree

@@ -1,0 +1,159 @@
+"""Write docs/ENV_VARIABLES.md and docs/SETTINGS.md from the source of settings.py.
+
+Types and defaults come from the running classes, the line of why from the docstring below each field. A test calls
+`pages` and fails when a page on disk differs, so the reference cannot go stale.
+"""
+
+import ast
+import inspect
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from tollkeeper import settings
+
+DOCS: Final = Path(__file__).resolve().parent.parent / "docs"
+HEAD: Final = (
+    "<!-- Written by tools/write_reference.py (`make docs`) from src/tollkeeper/settings.py; do not edit. -->\n"
+)
+SECTIONS: Final[tuple[tuple[str, type[settings.Group]], ...]] = (
+    ("", settings.Settings),
+    ("server", settings.ServerSettings),
+    ("store", settings.StoreSettings),
+    ("database", settings.DatabaseSettings),
+    ("logs", settings.LogSettings),
+    ("billing", settings.BillingSettings),
+    ("providers.<name>", settings.ProviderSettings),
+    ("models.<name>", settings.ModelSettings),
+    ("secrets", settings.SecretSettings),
+)
+
+
+def field_texts(kind: type[Any]) -> dict[str, str]:
+    """Field → the docstring below it, as one line; empty where there is none."""
+    (body,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    assert isinstance(body, ast.ClassDef)
+    texts: dict[str, str] = {}
+    name = ""
+    for node in body.body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            name = node.target.id
+            texts[name] = ""
+        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and name:
+            texts[name] = " ".join(str(node.value.value).split())
+    return texts
+
+
+def type_text(hint: Any, name: str) -> str:
+    """A type as an operator writes its value."""
+    if get_origin(hint) is Literal:
+        return " or ".join(f"`{value}`" for value in get_args(hint))
+    if get_origin(hint) is tuple:
+        return "list of strings"
+    if get_origin(hint) is Union or (get_args(hint) and type(None) in get_args(hint)):
+        return " or ".join(type_text(option, name) for option in get_args(hint) if option is not type(None))
+    if hint is float and name.endswith("_s"):
+        return "duration"
+    return {int: "whole number", str: "string", bool: "`true` or `false`", Path: "path"}[hint]
+
+
+def default_text(field: msgspec.structs.FieldInfo) -> str:
+    """The default as it would be written in the file; `–` for none."""
+    value = field.default
+    if value is msgspec.NODEFAULT:
+        return "required"
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    if isinstance(value, float) and field.name.endswith("_s"):
+        return f"`{value:g}s`"
+    if isinstance(value, tuple):
+        return "`[" + ", ".join(f'"{item}"' for item in value) + "]`"
+    return f"`{value}`"
+
+
+def rows(prefix: str, kind: type[settings.Group]) -> list[tuple[str, str, str, str, str]]:
+    """One row a setting: name, variable, type, default, text. Sections inside the section are left out."""
+    texts, hints = field_texts(kind), get_type_hints(kind)
+    variables = {path: variable for variable, path in settings.ENVIRONMENT.items()}
+    found: list[tuple[str, str, str, str, str]] = []
+    for field in msgspec.structs.fields(kind):
+        hint = hints[field.name]
+        if get_origin(hint) is dict or (isinstance(hint, type) and issubclass(hint, settings.Group)):
+            continue
+        path = (*filter(None, prefix.split(".")), field.name)
+        variable = variables.get(path, "")
+        found.append(
+            (
+                field.name,
+                f"`{variable}`" if variable else "",
+                type_text(hint, field.name),
+                default_text(field),
+                texts[field.name],
+            )
+        )
+    return found
+
+
+def settings_page() -> str:
+    """The text of docs/SETTINGS.md."""
+    lines = [
+        HEAD,
+        "# Settings",
+        "",
+        "`tollkeeper.toml` in the working directory, or the file named with `--config`. The environment wins over",
+        "the file. Unknown names are refused. A duration is `300ms`, `5s`, `2m`, `1h` or a plain number of seconds.",
+        "`tollkeeper config show` prints what is in force; `tollkeeper.example.toml` is an example.",
+    ]
+    for prefix, kind in SECTIONS:
+        lines += ["", f"## [{prefix}]" if prefix else "## Top level", "", inspect.cleandoc(kind.__doc__ or "")]
+        lines += ["", "| setting | variable | type | default | meaning |", "|---|---|---|---|---|"]
+        for name, *rest in rows(prefix, kind):
+            lines.append(f"| `{name}` | " + " | ".join(rest) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def variables_page() -> str:
+    """The text of docs/ENV_VARIABLES.md."""
+    lines = [
+        HEAD,
+        "# Environment variables",
+        "",
+        "They win over `tollkeeper.toml`. An empty variable counts as not set. The secrets can also be given as",
+        "`…_FILE`, the path of a file that holds nothing else.",
+        "",
+        "| variable | setting | type | default | meaning |",
+        "|---|---|---|---|---|",
+    ]
+    known = {".".join(filter(None, (prefix, row[0]))): row for prefix, kind in SECTIONS for row in rows(prefix, kind)}
+    for variable, path in settings.ENVIRONMENT.items():
+        _, _, kind_text, default, text = known[".".join(path)]
+        names = f"`{variable}`" + (f", `{variable}_FILE`" if path[0] == "secrets" else "")
+        lines.append(f"| {names} | `{'.'.join(path)}` | {kind_text} | {default} | {text} |")
+    lines += [
+        "",
+        "When the configuration names no provider, these alone make one:",
+        "",
+        "| key | address | provider | default address |",
+        "|---|---|---|---|",
+    ]
+    for variable, (name, base_url, dialect, base_variable) in settings.FROM_ENVIRONMENT_ONLY.items():
+        lines.append(f"| `{variable}` | `{base_variable}` | `{name}` (dialect `{dialect}`) | `{base_url}` |")
+    lines += ["", "Providers of the file name the variable of their key themselves (`api_key_env`)."]
+    return "\n".join(lines) + "\n"
+
+
+def pages() -> dict[Path, str]:
+    """Every page with the text it should have."""
+    return {DOCS / "SETTINGS.md": settings_page(), DOCS / "ENV_VARIABLES.md": variables_page()}
+
+
+if __name__ == "__main__":
+    DOCS.mkdir(exist_ok=True)
+    for page, text in pages().items():
+        page.write_text(text)
+        print(f"wrote {page.name}", file=sys.stderr)
