@@ -1,0 +1,154 @@
+"""Numbered entries: the only thing that ever changes spend, and the lines of a producer's outbox.
+
+A producer (one gateway process) numbers its entries per root from 1. The store applies a producer's entries in order
+and remembers the last number, the producer's *mark*; an entry at or below the mark changes nothing, so lost replies,
+retries and restarts are harmless. `settlement_model.py` in the tests is the protocol in small.
+"""
+
+from enum import StrEnum
+from typing import Final
+
+import msgspec
+
+from tollkeeper.domain.admission import CounterCheck, Grant
+from tollkeeper.domain.usage import NO_USAGE, Usage
+
+CLOSED: Final = 2**53 - 1
+"""The mark of a producer that will never write again."""
+
+
+class EntryKind(StrEnum):
+    """*settle* charges the true cost, *presume* the hold of an attempt whose truth is unknown, *void* nothing;
+    *close* ends a dead producer and releases what it still holds."""
+
+    SETTLE = "settle"
+    PRESUME = "presume"
+    VOID = "void"
+    CLOSE = "close"
+
+
+class CounterRef(msgspec.Struct, frozen=True, array_like=True):
+    """A counter that an attempt is charged to: the periods are those of its admission. 0 stands for never."""
+
+    name: str
+    ends_us: int
+    expires_us: int
+
+
+class RunRef(msgspec.Struct, frozen=True, array_like=True):
+    """The run of a log that holds an attempt's weight, and what to add to it (usually a negative number)."""
+
+    name: str
+    generation: int
+    index: int
+    requests: int = 0
+    tokens: int = 0
+
+
+class Entry(msgspec.Struct, frozen=True, array_like=True):
+    """One numbered change. Everything it needs travels with it, so that keys may move and limits may change."""
+
+    number: int
+    kind: EntryKind
+    attempt: str = ""
+    cost_nano: int = 0
+    requests: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+    counters: tuple[CounterRef, ...] = ()
+    runs: tuple[RunRef, ...] = ()
+    slots: tuple[str, ...] = ()
+
+
+class Dispatch(msgspec.Struct, frozen=True, array_like=True):
+    """The outbox line written before the first byte goes upstream: what a successor needs to presume the charge."""
+
+    attempt: str
+    hold_nano: int
+    counters: tuple[CounterRef, ...]
+    runs: tuple[RunRef, ...]
+    slots: tuple[str, ...]
+
+
+def counter_ref(check: CounterCheck) -> CounterRef:
+    """The counter of a check, as entries name it."""
+    return CounterRef(check.name, check.span.ends_us or 0, check.span.expires_us or 0)
+
+
+def dispatch_of(grant: Grant) -> Dispatch:
+    """The dispatch line of an admitted attempt."""
+    checks, reply = grant.checks, grant.reply
+    return Dispatch(
+        grant.demand.attempt,
+        grant.demand.hold_nano,
+        tuple([counter_ref(c) for c in checks.counters]),
+        tuple([RunRef(c.name, s.generation, s.index) for c, s in zip(checks.logs, reply.logs, strict=True)]),
+        tuple([s.name for s in checks.slots]),
+    )
+
+
+def settle_entry(number: int, dispatch: Dispatch, cost_nano: int, usage: Usage, token_delta: int) -> Entry:
+    """Charge the truth; `token_delta` is true tokens less the estimate that was admitted."""
+    return Entry(
+        number,
+        EntryKind.SETTLE,
+        dispatch.attempt,
+        cost_nano,
+        1,
+        usage.input_tokens,
+        usage.output_tokens,
+        usage.cached_tokens,
+        dispatch.counters,
+        tuple([RunRef(r.name, r.generation, r.index, 0, token_delta) for r in dispatch.runs]) if token_delta else (),
+        dispatch.slots,
+    )
+
+
+def presume_entry(number: int, dispatch: Dispatch) -> Entry:
+    """Charge the hold, because the truth is not known. The weights stay as they were estimated."""
+    return Entry(
+        number,
+        EntryKind.PRESUME,
+        dispatch.attempt,
+        dispatch.hold_nano,
+        1,
+        NO_USAGE.input_tokens,
+        counters=dispatch.counters,
+        slots=dispatch.slots,
+    )
+
+
+def void_entry(number: int, dispatch: Dispatch, requests: int, tokens: int) -> Entry:
+    """Release an attempt that never ran: its weights go back to the windows they came from."""
+    return Entry(
+        number,
+        EntryKind.VOID,
+        dispatch.attempt,
+        counters=dispatch.counters,
+        runs=tuple([RunRef(r.name, r.generation, r.index, -requests, -tokens) for r in dispatch.runs]),
+        slots=dispatch.slots,
+    )
+
+
+def close_entry(number: int) -> Entry:
+    """End a dead producer."""
+    return Entry(number, EntryKind.CLOSE)
+
+
+class AppliedStatus(StrEnum):
+    """*ok*: applied now or before. *gap*: an earlier number is missing; *cold*: the tree is not loaded; *absent*:
+    a counter of an ended period has left the store and must be restored from the database first."""
+
+    OK = "ok"
+    GAP = "gap"
+    COLD = "cold"
+    ABSENT = "absent"
+
+
+class Applied(msgspec.Struct, frozen=True):
+    """The answer to an entry. `mark` is the producer's mark in the store, `absent` the name of the counter."""
+
+    status: AppliedStatus
+    mark: int = 0
+    absent: str = ""

@@ -1,0 +1,366 @@
+"""The Redis store: one Lua script call per step. Script texts and their contracts are in `scripts/`.
+
+It translates the domain's values into keys and arguments and back, and repeats only what is idempotent by id or
+certainly did not run. What the scripts decide is specified by their twin, domain/tree.py.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from tollkeeper.domain.admission import (
+    SLOT_LEASE_US,
+    Checks,
+    CounterState,
+    Demand,
+    LimitKind,
+    LogState,
+    Refusal,
+    Reply,
+    Status,
+)
+from tollkeeper.domain.entries import CLOSED, Applied, AppliedStatus, Dispatch, Entry, EntryKind
+from tollkeeper.domain.errors import StoreUnavailable
+from tollkeeper.domain.ports import RootSnapshot, SpendTotals
+from tollkeeper.governance.redis_connection import RedisConnection, ReplyError, Send
+from tollkeeper.governance.scripts import SCRIPTS, source
+from tollkeeper.governance.store import Done, SeedTotals, Snapshot
+from tollkeeper.settings import StoreSettings
+
+SHA: Final = {name: hashlib.sha1(source(name).encode()).hexdigest() for name in SCRIPTS}  # noqa: S324 - EVALSHA
+NOT_RUN: Final = frozenset({"NOSCRIPT", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY", "READONLY"})
+"""Errors that say that a command did not run."""
+ATTEMPTS_MAX: Final = 5
+ROOT_SLOT: Final = "."
+"""How a hold names the root's own slot set, whose name is empty."""
+_STATUS: Final = {
+    0: AppliedStatus.OK,
+    1: AppliedStatus.GAP,
+    2: AppliedStatus.COLD,
+    3: AppliedStatus.ABSENT,
+}
+
+
+def marks_key(root: str) -> str:
+    """`marks:{root}`: hash of producer → last number applied, and `run`."""
+    return f"marks:{{{root}}}"
+
+
+def hold_key(root: str) -> str:
+    """`hold:{root}`: hash of attempt → hold (scripts/holds.lua tells its form)."""
+    return f"hold:{{{root}}}"
+
+
+def changed_key(root: str) -> str:
+    """`changed:{root}`: hash of counter → version of its last change since the database has it."""
+    return f"changed:{{{root}}}"
+
+
+def log_key(root: str, name: str) -> str:
+    """`ratelimit:{root}[:<scope>]:<window µs>`: scripts/window.lua tells its form."""
+    return f"ratelimit:{{{root}}}:{name}"
+
+
+def slot_key(root: str, name: str) -> str:
+    """`slots:{root}[:<scope>]`: sorted set of attempt → end of its lease (µs)."""
+    return f"slots:{{{root}}}:{name}" if name else f"slots:{{{root}}}"
+
+
+def counter_key(root: str, name: str) -> str:
+    """`cost:{root}[:<scope>]:<period>`: hash of cost, held (nano-dollars), requests, input, output, cached."""
+    return f"cost:{{{root}}}:{name}"
+
+
+class RedisStore:
+    """Keeps `Store` on one ordered connection.
+
+    `time_us` is for tests: a fixed clock handed to the scripts instead of the server's.
+    """
+
+    def __init__(self, settings: StoreSettings, *, time_us: int = 0) -> None:
+        assert settings.redis_url is not None
+        self._timeout_s = settings.admission_timeout_s
+        self.connection = RedisConnection(
+            settings.redis_url,
+            dial_timeout_s=settings.dial_timeout_s,
+            reply_timeout_s=settings.admission_timeout_s,
+            on_connect=self._prepare,
+        )
+        self.time_us = time_us
+        self._offset_us = 0
+        self._plans: dict[int, tuple[Checks, _Plan]] = {}
+
+    def __repr__(self) -> str:
+        return f"<RedisStore {self.connection!r}>"
+
+    async def start(self) -> None:
+        await self.connection.start()
+
+    async def stop(self) -> None:
+        await self.connection.stop()
+
+    async def ping(self) -> None:
+        await self._call("PING")
+
+    def now_us(self) -> int:
+        if self.time_us:
+            return self.time_us
+        return int(asyncio.get_running_loop().time() * 1e6) + self._offset_us
+
+    async def _prepare(self, send: Send) -> None:
+        """After each connect: the scripts, and the server's clock."""
+        try:
+            replies = await asyncio.gather(send("TIME"), *(send("SCRIPT", "LOAD", source(name)) for name in SCRIPTS))
+            self._learn_clock(int(replies[0][0]) * 1_000_000 + int(replies[0][1]))
+        except ReplyError as error:
+            raise StoreUnavailable(f"Redis at {self.connection.shown_url} refused: {error}", sent=False) from error
+
+    def _learn_clock(self, server_us: int) -> None:
+        self._offset_us = server_us - int(asyncio.get_running_loop().time() * 1e6)
+
+    # Admission
+
+    async def admit(self, checks: Checks, demand: Demand) -> Reply:
+        plan = self._plan(checks)
+        meta = f"{demand.producer}\n{plan.meta}"
+        arguments = (
+            self.time_us,
+            checks.valid_from_us,
+            min(checks.valid_until_us, demand.not_after_us),
+            demand.attempt,
+            demand.requests,
+            demand.tokens,
+            demand.hold_nano,
+            meta,
+            SLOT_LEASE_US,
+        )
+        raw = await self._run("admit", plan.keys, *arguments, *plan.arguments)
+        if not self.time_us:
+            self._learn_clock(raw[1])
+        return _reply(checks, raw)
+
+    def _plan(self, checks: Checks) -> "_Plan":
+        """The part of the call that is the same for every request of a principal."""
+        known = self._plans.get(id(checks))
+        if known is None or known[0] is not checks:
+            if len(self._plans) >= PLANS_MAX:
+                self._plans.clear()
+            known = self._plans[id(checks)] = (checks, _Plan(checks))
+        return known[1]
+
+    # Settlement
+
+    def apply(self, root: str, producer: str, entry: Entry, done: Done) -> None:
+        name, keys, arguments = self._apply_call(root, producer, entry)
+        try:
+            future = self.connection.send("EVALSHA", SHA[name], len(keys), *keys, *arguments)
+        except StoreUnavailable as error:
+            done(error)
+            return
+        future.add_done_callback(lambda f: done(_applied(entry, f)))
+
+    def _apply_call(self, root: str, producer: str, entry: Entry) -> tuple[str, list[str], list[Any]]:
+        keys = [marks_key(root), hold_key(root)]
+        if entry.kind is EntryKind.CLOSE:
+            prefixes = (counter_key(root, ""), slot_key(root, "") + ":", slot_key(root, ""))
+            return "close", keys, [producer, entry.number, CLOSED, *prefixes]
+        keys.append(changed_key(root))
+        keys += [counter_key(root, c.name) for c in entry.counters]
+        keys += [log_key(root, r.name) for r in entry.runs]
+        keys += [slot_key(root, s) for s in entry.slots]
+        arguments: list[Any] = [
+            self.time_us,
+            producer,
+            entry.number,
+            entry.attempt,
+            int(entry.kind is not EntryKind.VOID),
+            entry.cost_nano,
+            entry.requests,
+            entry.input_tokens,
+            entry.output_tokens,
+            entry.cached_tokens,
+            len(entry.counters),
+            len(entry.runs),
+            len(entry.slots),
+        ]
+        for counter in entry.counters:
+            arguments += (counter.name, counter.ends_us, counter.expires_us)
+        for run in entry.runs:
+            arguments += (run.generation, run.index, run.requests, run.tokens)
+        return "apply", keys, arguments
+
+    async def marks(self, root: str) -> Mapping[str, int] | None:
+        flat = await self._call("HGETALL", marks_key(root))
+        return _marks(flat)[1] if flat else None
+
+    async def reset(self, root: str, logs: Sequence[str], slots: Sequence[str]) -> None:
+        keys = [log_key(root, name) for name in logs] + [slot_key(root, name) for name in slots]
+        if keys:
+            await self._run("reset", keys, len(logs))
+
+    async def renew(self, leases: Mapping[str, Mapping[str, tuple[str, ...]]]) -> None:
+        until = self.now_us() + SLOT_LEASE_US
+        for root, attempts in leases.items():
+            by_slot: dict[str, list[str]] = {}
+            for attempt, slots in attempts.items():
+                for slot in slots:
+                    by_slot.setdefault(slot, []).append(attempt)
+            for slot, members in by_slot.items():
+                pairs = [part for member in members for part in (until, member)]
+                await self._call("ZADD", slot_key(root, slot), "XX", *pairs)
+                await self._call("PEXPIRE", slot_key(root, slot), SLOT_LEASE_US // 1000)
+
+    # The way from and to the database
+
+    async def seed(self, root: str, run: str, marks: Mapping[str, int], totals: Mapping[str, SeedTotals]) -> bool:
+        arguments: list[Any] = [run, counter_key(root, ""), len(marks), len(totals)]
+        for producer, number in marks.items():
+            arguments += (producer, number)
+        for name, seed in totals.items():
+            arguments += (name, seed.expires_us, *_totals_arguments(seed.totals))
+        keys = [marks_key(root), hold_key(root), changed_key(root)]
+        return bool(await self._run("seed", keys, *arguments))
+
+    async def restore(self, root: str, name: str, seed: SeedTotals) -> None:
+        live_ms = max(1000, (seed.expires_us - self.now_us()) // 1000)
+        keys = [marks_key(root), counter_key(root, name)]
+        await self._run("restore", keys, live_ms, *_totals_arguments(seed.totals))
+
+    async def reassert(self, root: str, producer: str, dispatches: Iterable[Dispatch]) -> None:
+        for dispatch in dispatches:
+            keys = [marks_key(root), hold_key(root), *(counter_key(root, c.name) for c in dispatch.counters)]
+            counters = ",".join([c.name for c in dispatch.counters])
+            slots = ",".join([s or ROOT_SLOT for s in dispatch.slots])
+            runs = ",".join([f"{r.generation}:{r.index}" for r in dispatch.runs])
+            hold = f"{dispatch.hold_nano}\n{producer}\n{counters}\n{slots}\n{runs}"
+            expiries = [c.expires_us for c in dispatch.counters]
+            await self._run("reassert", keys, dispatch.attempt, dispatch.hold_nano, hold, *expiries)
+
+    async def snapshot(self, root: str) -> Snapshot | None:
+        raw = await self._run("snapshot", [marks_key(root), changed_key(root)], counter_key(root, ""))
+        if not raw:
+            return None
+        run, marks = _marks(raw[0])
+        totals = {row[0].decode(): SpendTotals(*map(int, row[2:])) for row in raw[1:]}
+        versions = {row[0].decode(): row[1].decode() for row in raw[1:]}
+        return Snapshot(run, RootSnapshot(root, marks, totals), versions)
+
+    async def clear(self, root: str, run: str, versions: Mapping[str, str]) -> None:
+        pairs = [part for pair in versions.items() for part in pair]
+        for start in range(0, len(pairs), CLEAR_MAX):
+            chunk = pairs[start : start + CLEAR_MAX]
+            await self._run("clear", [marks_key(root), changed_key(root)], run, *chunk)
+
+    # Calls. Everything that comes through here may be repeated: it is idempotent.
+
+    async def _run(self, script: str, keys: Sequence[str], *arguments: Any) -> Any:
+        return await self._call("EVALSHA", SHA[script], len(keys), *keys, *arguments)
+
+    async def _call(self, *parts: Any) -> Any:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._timeout_s
+        for _ in range(ATTEMPTS_MAX):
+            try:
+                return await self.connection.send(*parts)
+            except StoreUnavailable:
+                if not await self.connection.ready(deadline - loop.time()):
+                    raise
+            except ReplyError as error:
+                if error.code != "NOSCRIPT":
+                    sent = error.code not in NOT_RUN
+                    raise StoreUnavailable(f"Redis refused: {error}", sent=sent) from error
+                await self._prepare(self.connection.send)
+            if loop.time() >= deadline:
+                break
+        raise StoreUnavailable(f"Redis at {self.connection.shown_url} did not answer in time")
+
+
+PLANS_MAX: Final = 10_000
+CLEAR_MAX: Final = 2_000
+
+
+class _Plan:
+    """Keys and arguments of `admit` that depend on the checks alone."""
+
+    __slots__ = ("arguments", "keys", "meta")
+
+    def __init__(self, checks: Checks) -> None:
+        root = checks.root
+        self.keys = (
+            marks_key(root),
+            hold_key(root),
+            *(log_key(root, c.name) for c in checks.logs),
+            *(slot_key(root, c.name) for c in checks.slots),
+            *(counter_key(root, c.name) for c in checks.counters),
+        )
+        counters = ",".join([c.name for c in checks.counters])
+        self.meta = f"{counters}\n{','.join([s.name or ROOT_SLOT for s in checks.slots])}"
+        arguments: list[int] = [len(checks.logs), len(checks.slots), len(checks.counters)]
+        for log in checks.logs:
+            arguments += (log.window_us, log.tick_us, _or(log.requests_limit, -1), _or(log.tokens_limit, -1))
+        arguments += [s.limit for s in checks.slots]
+        for counter in checks.counters:
+            span = counter.span
+            arguments += (_or(counter.budget_nano, -1), span.ends_us or 0, span.expires_us or 0)
+        self.arguments = tuple(arguments)
+
+
+def _or(value: int | None, default: int) -> int:
+    return default if value is None else value
+
+
+def _totals_arguments(totals: SpendTotals) -> tuple[int, int, int, int, int]:
+    return totals.cost_nano, totals.requests, totals.input_tokens, totals.output_tokens, totals.cached_tokens
+
+
+def _marks(flat: Sequence[bytes]) -> tuple[str, dict[str, int]]:
+    fields = {flat[i].decode(): flat[i + 1] for i in range(0, len(flat), 2)}
+    run = fields.pop("run", b"").decode()
+    return run, {producer: int(number) for producer, number in fields.items()}
+
+
+def _reply(checks: Checks, raw: Sequence[int]) -> Reply:
+    status, now_us = raw[0], raw[1]
+    if status < 0:
+        return Reply(Status.LATE if status == -1 else Status.COLD, now_us)
+    refusal = None if status else _refusal(checks, raw)
+    at = 2 if status else 8
+    logs = []
+    for _ in checks.logs:
+        logs.append(LogState(*raw[at : at + 5]))
+        at += 5
+    slots = tuple(raw[at : at + len(checks.slots)])
+    at += len(slots)
+    counters = [CounterState(raw[i], raw[i + 1]) for i in range(at, len(raw), 2)]
+    return Reply(Status.ADMITTED if status else Status.REFUSED, now_us, tuple(logs), slots, tuple(counters), refusal)
+
+
+def _refusal(checks: Checks, raw: Sequence[int]) -> Refusal:
+    position, unit, used, asked, wait, never = raw[2:8]
+    wait_us = None if wait < 0 else wait
+    position -= 1
+    if position < len(checks.logs):
+        log = checks.logs[position]
+        kind, limit = (LimitKind.REQUESTS, log.requests_limit) if unit == 1 else (LimitKind.TOKENS, log.tokens_limit)
+        return Refusal(kind, log.scope, _or(limit, 0), used, asked, wait_us, bool(never))
+    position -= len(checks.logs)
+    if position < len(checks.slots):
+        slot = checks.slots[position]
+        return Refusal(LimitKind.CONCURRENCY, slot.scope, slot.limit, used, asked, wait_us)
+    counter = checks.counters[position - len(checks.slots)]
+    budget = _or(counter.budget_nano, 0)
+    return Refusal(LimitKind.BUDGET, counter.scope, budget, used, asked, wait_us, bool(never), counter.span.period)
+
+
+def _applied(entry: Entry, future: "asyncio.Future[Any]") -> Applied | StoreUnavailable:
+    if future.cancelled():
+        return StoreUnavailable("the settlement's reply was not awaited")
+    error = future.exception()
+    if isinstance(error, StoreUnavailable):
+        return error
+    if error is not None:
+        return StoreUnavailable(f"Redis refused a settlement: {error}", sent=False)
+    status, mark, *absent = future.result()
+    name = entry.counters[absent[0] - 1].name if absent and absent[0] else ""
+    return Applied(_STATUS[status], mark, name)

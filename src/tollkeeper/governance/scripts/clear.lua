@@ -1,0 +1,16 @@
+-- After the database's commit: clear the flags of counters that have not changed since the snapshot.
+--
+-- KEYS  1 marks:{root}  2 changed:{root}
+-- ARGV  run of the snapshot, then per counter: name, version
+-- Reply the number of flags cleared. Versions never repeat within a run; in another run nothing is cleared.
+if redis.call('HGET', KEYS[1], 'run') ~= ARGV[1] then
+  return 0
+end
+local cleared = 0
+for i = 2, #ARGV, 2 do
+  if redis.call('HGET', KEYS[2], ARGV[i]) == ARGV[i + 1] then
+    redis.call('HDEL', KEYS[2], ARGV[i])
+    cleared = cleared + 1
+  end
+end
+return cleared

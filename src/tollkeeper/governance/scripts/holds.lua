@@ -1,0 +1,16 @@
+-- A hold is `amount LF producer LF counter names LF slot names LF runs`, names joined by commas.
+
+-- Calls visit(attempt, amount, producer, counters, slots) for every hold of the tree; names are iterators' texts.
+local function each_hold(key, visit)
+  local all = redis.call('HGETALL', key)
+  for i = 1, #all, 2 do
+    local amount, producer, counters, slots = string.match(all[i + 1], '^(%d+)\n([^\n]*)\n([^\n]*)\n([^\n]*)\n')
+    visit(all[i], amount, producer, counters, slots)
+  end
+end
+
+local function each_name(names, visit)
+  for name in string.gmatch(names, '[^,]+') do
+    visit(name)
+  end
+end

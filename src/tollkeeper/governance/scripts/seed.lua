@@ -1,0 +1,43 @@
+-- Load a tree that does not dominate the database: absolutely, never by adding, and without holds. The twin of Tree.seed.
+--
+-- KEYS  1 marks:{root}  2 hold:{root}  3 changed:{root}
+-- ARGV  run (a nonce of this memory's life), prefix of counter keys, number of marks, number of counters; then
+--       per mark: producer, number; per counter: name, expiry (µs, 0: never), cost, requests, input, output, cached
+-- Reply 1 seeded, 0 this memory already dominates the database.
+-- include: holds.lua
+local run, prefix, mark_count, counter_count = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local dominates = redis.call('HEXISTS', KEYS[1], 'run') == 1
+for i = 1, mark_count do
+  local here = tonumber(redis.call('HGET', KEYS[1], ARGV[3 + 2 * i]) or 0)
+  if here < tonumber(ARGV[4 + 2 * i]) then
+    dominates = false
+  end
+end
+if dominates then
+  return 0
+end
+for _, name in ipairs(redis.call('HKEYS', KEYS[3])) do
+  redis.call('DEL', prefix .. name)
+end
+each_hold(KEYS[2], function(_, _, _, counters)
+  each_name(counters, function(name)
+    redis.call('DEL', prefix .. name)
+  end)
+end)
+redis.call('DEL', KEYS[1], KEYS[2], KEYS[3])
+redis.call('HSET', KEYS[1], 'run', run)
+for i = 1, mark_count do
+  redis.call('HSET', KEYS[1], ARGV[3 + 2 * i], ARGV[4 + 2 * i])
+end
+for i = 1, counter_count do
+  local at = 4 + 2 * mark_count + 7 * (i - 1)
+  local key, expires = prefix .. ARGV[at + 1], tonumber(ARGV[at + 2])
+  redis.call('DEL', key)
+  redis.call('HSET', key, 'cost', ARGV[at + 3], 'requests', ARGV[at + 4], 'input', ARGV[at + 5],
+    'output', ARGV[at + 6], 'cached', ARGV[at + 7])
+  if expires > 0 then
+    redis.call('PEXPIREAT', key, math.ceil(expires / 1000))
+  end
+  redis.call('HSET', KEYS[3], ARGV[at + 1], 'seed:' .. run)
+end
+return 1

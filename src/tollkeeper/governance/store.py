@@ -1,0 +1,90 @@
+"""The fast store behind admission and settlement: one Protocol, kept by memory and by Redis.
+
+One contract suite runs on both (tests/governance/test_store_contract.py).
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol
+
+import msgspec
+
+from tollkeeper.domain.admission import Checks, Demand, Reply
+from tollkeeper.domain.entries import Applied, Dispatch, Entry
+from tollkeeper.domain.errors import StoreUnavailable
+from tollkeeper.domain.ports import RootSnapshot, SpendTotals
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """Marks and changed totals of a root, true at one instant. `versions` are the flags to clear after the commit."""
+
+    run: str
+    content: RootSnapshot
+    versions: Mapping[str, str]
+
+
+class SeedTotals(msgspec.Struct, frozen=True):
+    """One counter as the database knows it; `expires_us` 0: never."""
+
+    expires_us: int
+    totals: SpendTotals
+
+
+Done = Callable[[Applied | StoreUnavailable], None]
+
+
+class Store(Protocol):
+    """All methods are one atomic step of one root; every wait has a deadline. Raises `StoreUnavailable`."""
+
+    async def start(self) -> None:
+        """Connect. Raises `StoreUnavailable` if that fails; the store goes on trying."""
+        ...
+
+    async def stop(self) -> None: ...
+
+    async def ping(self) -> None:
+        """Raises `StoreUnavailable` with the reason."""
+        ...
+
+    def now_us(self) -> int:
+        """The store's clock, near enough for deadlines."""
+        ...
+
+    async def admit(self, checks: Checks, demand: Demand) -> Reply:
+        """Decide. Idempotent by attempt id, so that it may be asked again when an answer was lost."""
+        ...
+
+    def apply(self, root: str, producer: str, entry: Entry, done: Done) -> None:
+        """Send one entry at once, in the order of calls; `done` is called with the answer, or why there is none."""
+        ...
+
+    async def marks(self, root: str) -> Mapping[str, int] | None:
+        """Marks of all producers; None if the tree is cold."""
+        ...
+
+    async def reset(self, root: str, logs: Sequence[str], slots: Sequence[str]) -> None:
+        """Empty windows and free slots."""
+        ...
+
+    async def seed(self, root: str, run: str, marks: Mapping[str, int], totals: Mapping[str, SeedTotals]) -> bool:
+        """Load a tree from the database unless it already dominates; True if it was loaded."""
+        ...
+
+    async def restore(self, root: str, name: str, seed: SeedTotals) -> None:
+        """Bring back a counter of an ended period."""
+        ...
+
+    async def reassert(self, root: str, producer: str, dispatches: Iterable[Dispatch]) -> None:
+        """Hold again what is in flight."""
+        ...
+
+    async def renew(self, leases: Mapping[str, Mapping[str, tuple[str, ...]]]) -> None:
+        """Heartbeat: root → attempt → slot names in flight."""
+        ...
+
+    async def snapshot(self, root: str) -> Snapshot | None:
+        """What the sync worker writes; None if the tree is cold."""
+        ...
+
+    async def clear(self, root: str, run: str, versions: Mapping[str, str]) -> None:
+        """Clear flags that are unchanged since the snapshot."""
+        ...

@@ -1,0 +1,272 @@
+"""Promises 1, 2 and 3: on any schedule the Lua scripts on a real Redis and their Python twin answer the same, and the
+windows agree with a brute-force oracle."""
+
+import asyncio
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.servers.redis import RedisServer
+from tollkeeper.domain.admission import Checks, Demand, Grant, Reply, Status, checks_for
+from tollkeeper.domain.entries import (
+    Applied,
+    Dispatch,
+    Entry,
+    close_entry,
+    dispatch_of,
+    presume_entry,
+    settle_entry,
+    void_entry,
+)
+from tollkeeper.domain.errors import StoreUnavailable
+from tollkeeper.domain.periods import Period
+from tollkeeper.domain.policy import Budget, Policy, Principal, Scope, ScopeKind, Unit, Window
+from tollkeeper.domain.ports import SpendTotals
+from tollkeeper.domain.usage import Usage
+from tollkeeper.governance.memory import MemoryStore
+from tollkeeper.governance.redis_store import RedisStore
+from tollkeeper.governance.store import SeedTotals, Store
+from tollkeeper.settings import StoreSettings
+
+START_US = 4_101_900_000_123_456
+"""Far in the future, so that expiry by Redis' own clock takes nothing away."""
+roots = itertools.count()
+
+
+def principal(root: str, key: Policy, team: Policy | None, organisation: Policy | None) -> Principal:
+    scopes = [Scope(ScopeKind.KEY, "key_1", key)]
+    if team is not None:
+        scopes.append(Scope(ScopeKind.TEAM, "team_1", team))
+    if organisation is not None:
+        scopes.append(Scope(ScopeKind.ORGANISATION, root, organisation))
+    return Principal("key_1", "k", root, tuple(scopes))
+
+
+windows = st.builds(
+    Window,
+    st.sampled_from(Unit),
+    st.integers(1, 40),
+    st.sampled_from([60_000_000, 6_000_000, 7_001]),
+)
+policies = st.builds(
+    Policy,
+    windows=st.lists(windows, max_size=3).map(tuple),
+    concurrency=st.none() | st.integers(1, 4),
+    budgets=st.lists(st.builds(Budget, st.integers(0, 200), st.sampled_from(Period)), max_size=2).map(tuple),
+)
+moves = st.one_of(
+    st.tuples(
+        st.just("wait"), st.sampled_from([0, 1, 37, 5_000, 10_000, 700_000, 6_000_000, 59_990_000, 60_000_000])
+    ),
+    st.tuples(st.just("back"), st.sampled_from([1, 900_000, 1_020_000, 90_000_000])),
+    st.tuples(st.just("admit"), st.integers(0, 15), st.integers(0, 60)),
+    st.tuples(st.just("admit"), st.integers(0, 15), st.integers(0, 60)),
+    st.tuples(st.just("again"), st.integers(0, 20)),
+    st.tuples(st.just("settle"), st.integers(0, 20), st.integers(0, 80), st.integers(0, 30)),
+    st.tuples(st.just("presume"), st.integers(0, 20)),
+    st.tuples(st.just("void"), st.integers(0, 20)),
+    st.tuples(st.just("resend"), st.integers(0, 20)),
+    st.tuples(st.just("skip")),
+    st.tuples(st.just("close")),
+    st.tuples(st.just("reset")),
+    st.tuples(st.just("seed"), st.integers(0, 3), st.integers(0, 50)),
+    st.tuples(st.just("reassert")),
+    st.tuples(st.just("state")),
+    st.tuples(st.just("snapshot"), st.booleans()),
+)
+
+
+class Pair:
+    """Drives memory and Redis with the same moves and compares every answer."""
+
+    def __init__(self, redis: RedisStore, who: Principal) -> None:
+        self.now_us = START_US
+        self.redis, self.memory = redis, MemoryStore(lambda: self.now_us)
+        self.who, self.root = who, who.root
+        self.grants: list[tuple[Grant, Dispatch]] = []
+        self.entries: list[Entry] = []
+        self.number = 0
+        self.attempts = 0
+
+    def stores(self) -> tuple[Store, Store]:
+        self.redis.time_us = self.now_us
+        return self.redis, self.memory
+
+    async def both(self, call: Callable[[Store], Any]) -> Any:
+        one, two = [await call(store) for store in self.stores()]
+        assert one == two
+        return two
+
+    async def apply(self, entry: Entry, producer: str = "p_1") -> Applied:
+        answers: list[Applied | StoreUnavailable] = []
+        arrived = asyncio.Event()
+
+        def done(answer: Applied | StoreUnavailable) -> None:
+            answers.append(answer)
+            if len(answers) == 2:
+                arrived.set()
+
+        for store in self.stores():
+            store.apply(self.root, producer, entry, done)
+        await arrived.wait()
+        assert isinstance(answers[0], Applied) and answers[0] == answers[1], answers
+        return answers[0]
+
+    async def admit(self, attempt: str, tokens: int, hold: int) -> tuple[Reply, Checks, Demand]:
+        checks = checks_for(self.who, self.now_us)
+        demand = Demand(attempt, "p_1", tokens, hold, self.now_us + 1000)
+        reply: Reply = await self.both(lambda store: store.admit(checks, demand))
+        return reply, checks, demand
+
+    async def step(self, move: tuple[Any, ...]) -> None:
+        kind, *args = move
+        await getattr(self, f"on_{kind}")(*args)
+
+    async def on_wait(self, us: int) -> None:
+        self.now_us += us
+
+    async def on_back(self, us: int) -> None:
+        self.now_us -= us
+
+    async def on_admit(self, tokens: int, hold: int) -> None:
+        self.attempts += 1
+        reply, checks, demand = await self.admit(f"a{self.attempts}.1", tokens, hold)
+        if reply.status is Status.ADMITTED:
+            grant = Grant(demand, checks, reply)
+            self.grants.append((grant, dispatch_of(grant)))
+
+    async def on_again(self, which: int) -> None:
+        if self.grants:
+            grant, _ = self.grants[which % len(self.grants)]
+            reply, *_ = await self.admit(grant.demand.attempt, 1, 1)
+            assert reply.status is Status.ADMITTED
+
+    async def end(self, which: int, make: Callable[[Grant, Dispatch, int], Entry]) -> None:
+        if self.grants:
+            grant, dispatch = self.grants.pop(which % len(self.grants))
+            entry = make(grant, dispatch, self.number + 1)
+            answer = await self.apply(entry)
+            if answer.status == "ok":
+                self.number += 1
+                self.entries.append(entry)
+
+    async def on_settle(self, which: int, cost: int, tokens: int) -> None:
+        usage = Usage(input_tokens=tokens, output_tokens=1, cached_tokens=tokens // 2)
+        await self.end(which, lambda g, d, n: settle_entry(n, d, cost, usage, tokens + 1 - g.demand.tokens))
+
+    async def on_presume(self, which: int) -> None:
+        await self.end(which, lambda g, d, n: presume_entry(n, d))
+
+    async def on_void(self, which: int) -> None:
+        await self.end(which, lambda g, d, n: void_entry(n, d, g.demand.requests, g.demand.tokens))
+
+    async def on_resend(self, which: int) -> None:
+        if self.entries:
+            await self.apply(self.entries[which % len(self.entries)])
+
+    async def on_skip(self) -> None:
+        await self.apply(Entry(self.number + 2, self.entries[0].kind if self.entries else close_entry(1).kind))
+
+    async def on_close(self) -> None:
+        await self.apply(close_entry(1), producer="p_2")
+
+    async def on_reset(self) -> None:
+        checks = checks_for(self.who, self.now_us)
+        logs, slots = [c.name for c in checks.logs], [s.name for s in checks.slots]
+        await self.both(lambda store: store.reset(self.root, logs, slots))
+
+    async def on_seed(self, ahead: int, cost: int) -> None:
+        marks = {"p_1": self.number + ahead, "p_9": 1}
+        name = checks_for(self.who, self.now_us).counters[0].name
+        totals = {name: SeedTotals(self.now_us + 10**12, SpendTotals(cost, 1, 2, 3, 1))}
+        if await self.both(lambda store: store.seed(self.root, f"run{self.attempts}", marks, totals)):
+            self.number += ahead
+            self.grants.clear()
+
+    async def on_reassert(self) -> None:
+        dispatches = [dispatch for _, dispatch in self.grants]
+        await self.both(lambda store: store.reassert(self.root, "p_1", dispatches))
+
+    async def on_state(self) -> None:
+        await self.admit("", 0, 0)
+
+    async def on_snapshot(self, clear: bool) -> None:
+        snapshot = await self.both(lambda store: store.snapshot(self.root))
+        if clear and snapshot is not None:
+            await self.both(lambda store: store.clear(self.root, snapshot.run, snapshot.versions))
+
+
+@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    key=policies,
+    team=st.none() | policies,
+    organisation=st.none() | policies,
+    schedule=st.lists(moves, max_size=40),
+)
+def test_scripts_equal_their_twin(
+    redis_server: RedisServer,
+    key: Policy,
+    team: Policy | None,
+    organisation: Policy | None,
+    schedule: list[tuple[Any, ...]],
+) -> None:
+    """Any schedule of admissions, entries, resets, seeds, losses and clock moves: every answer is the same."""
+
+    async def run() -> None:
+        redis = RedisStore(StoreSettings(redis_url=redis_server.url))
+        await redis.start()
+        try:
+            pair = Pair(redis, principal(f"org_{next(roots)}", key, team, organisation))
+            cold = await pair.admit("a0.1", 1, 1)
+            assert cold[0].status is Status.COLD
+            await pair.on_seed(0, 7)
+            for move in schedule:
+                await pair.step(move)
+            await pair.on_state()
+            await pair.on_snapshot(clear=False)
+        finally:
+            await redis.stop()
+
+    asyncio.run(run())
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    limit=st.integers(1, 30),
+    arrivals=st.lists(st.tuples(st.integers(0, 9_000_000), st.integers(1, 12)), min_size=1, max_size=60),
+)
+def test_window_equals_brute_force(limit: int, arrivals: list[tuple[int, int]]) -> None:
+    """Promise 1: decision for decision equal to an oracle that remembers every admission by itself; and in no
+    interval of the window's length is more admitted than the limit."""
+    who = principal("org_x", Policy(windows=(Window(Unit.TOKENS, limit, 60_000_000),)), None, None)
+    now_us = START_US
+    memory = MemoryStore(lambda: now_us)
+    tree = memory.tree("org_x")
+    tree.seed("run", {}, {})
+    admitted: list[tuple[int, int, int]] = []
+    for number, (gap, weight) in enumerate(arrivals):
+        now_us += gap
+        checks = checks_for(who, now_us)
+        reply = tree.admit(now_us, checks, Demand(f"a{number}", "p", weight, 0, now_us + 1))
+        counted = sum(w for _, stamp, w in admitted if stamp + 60_000_000 > now_us)
+        fits = counted + weight <= limit
+        assert (reply.status is Status.ADMITTED) is fits
+        if fits:
+            admitted.append((now_us, -(-now_us // 10_000) * 10_000, weight))
+        elif weight <= limit:
+            assert reply.refusal is not None and reply.refusal.wait_us is not None
+            later = now_us + reply.refusal.wait_us
+            assert sum(w for _, s, w in admitted if s + 60_000_000 > later) + weight <= limit
+            assert sum(w for _, s, w in admitted if s + 60_000_000 > later - 1) + weight > limit
+    for start, _, _ in admitted:
+        assert sum(w for at, _, w in admitted if start <= at < start + 60_000_000) <= limit
+
+
+def test_checks_encode_the_same_after_a_round_trip() -> None:
+    """Entries travel through the outbox as JSON and come back equal."""
+    entry = Entry(3, close_entry(1).kind, "a.1")
+    assert msgspec.json.decode(msgspec.json.encode(entry), type=Entry) == entry

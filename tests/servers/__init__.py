@@ -1,0 +1,1 @@
+"""Real servers for tests: started on private sockets or ports, stopped by pid."""
