@@ -73,6 +73,8 @@ class LogSettings(Group, frozen=True):
     """`file:///path` or `s3://bucket/prefix`; default: the folder `logs` in the data directory."""
     records_max: int = 100_000
     """Records kept while the store is away; above it the oldest are dropped and counted."""
+    buffer_bytes_max: int = 256 * 2**20
+    """Encoded bytes kept while the store is away; above it the oldest records are dropped and counted."""
     object_records_max: int = 10_000
     """Records in one object; a full batch is shipped at once."""
     flush_interval_s: float = 5.0

@@ -9,6 +9,7 @@ TollkeeperError
     ├── StoreUnavailable        the fast store (Redis)
     ├── DatabaseUnavailable     the database
     ├── OutboxUnavailable       the local disk of the outbox
+    ├── LogStoreUnavailable     the object store or folder of the logs
     └── UpstreamError           the provider; says whether the request was sent
 """
 
@@ -90,6 +91,10 @@ class DatabaseUnavailable(Unavailable):
 
 class OutboxUnavailable(Unavailable):
     """The outbox's disk is full or cannot be written: nothing may be dispatched."""
+
+
+class LogStoreUnavailable(Unavailable):
+    """The log store did not take, give or list an object. Whether a write happened is unknown."""
 
 
 class UpstreamError(Unavailable):

@@ -11,6 +11,7 @@ class RequestRecord(msgspec.Struct, kw_only=True, omit_defaults=False):
     """One admitted request. Times are Unix µs or durations in µs, money in nano-dollars.
 
     `presumed`: the true cost could not be known and the hold was charged. `tokens_*` are as in `Usage`.
+    `replaced`: why this record stands in, cut short, for one that could not be encoded or was too large.
     `producer` and `number` are given when the record enters the log buffer; a producer's numbers tile 1..N.
     """
 
@@ -47,3 +48,4 @@ class RequestRecord(msgspec.Struct, kw_only=True, omit_defaults=False):
     price_version: str | None = None
     upstream_request_id: str | None = None
     user: str | None = None
+    replaced: str | None = None

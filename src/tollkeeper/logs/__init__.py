@@ -1,1 +1,5 @@
-"""Request records: numbered, leased, shipped to an object store."""
+"""The way of log records: numbered, buffered, leased in batches, written to an object store once, proven complete.
+
+Read `buffer.py` (what is kept), `objects.py` (what is written), `shipper.py` (when, and what happens on failure),
+`pipeline.py` (the whole), `sinks.py` (where to), `verify.py` (the proof).
+"""

@@ -1,0 +1,284 @@
+"""Object stores: a folder or an S3 bucket behind one small interface; the only home of obstore.
+
+Knows paths and bytes, not records. Every call has a deadline and is tried once: repeating is the shipper's. Every
+foreign error becomes `LogStoreUnavailable`, with the store's own reason and without what the store quotes of the
+request.
+
+`create` never replaces an object of ours. A folder and S3 enforce that themselves (a hard link, If-None-Match);
+some S3 servers ignore the precondition and would overwrite, so a bucket is asked first whether the object exists.
+That leaves a gap only for two writers of the same name at the same moment, on such a server, and two writers of the
+same name are by construction writing the same records.
+"""
+
+import asyncio
+import os
+import re
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import unquote, urlsplit
+
+import obstore
+from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, UnauthenticatedError
+from obstore.store import LocalStore, S3Store
+
+from tollkeeper.domain.errors import ConfigurationError, LogStoreUnavailable
+from tollkeeper.settings import mask_url
+
+DIGEST_ATTRIBUTE: Final = "tollkeeper-sha256"
+"""The object's user metadata that keeps the digest of its records (on S3: `x-amz-meta-tollkeeper-sha256`)."""
+CONNECT_TIMEOUT_S: Final = 5.0
+PING_TIMEOUT_S: Final = 3.0
+"""Readiness has less patience than an upload."""
+PING_PREFIX: Final = ".ping"
+"""Lists nothing: an empty page costs a store least and still needs bucket and credentials."""
+LIST_CHUNK: Final = 1000
+REASON_MAX: Final = 200
+SETTING: Final = "logs.url (LOG_STORE_URL)"
+AMBIENT_CREDENTIALS: Final = (
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "AWS_METADATA_ENDPOINT",
+)
+"""Any of these stands for credentials that the environment hands out: a pod's, a task's or an instance's role."""
+
+_BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
+_S3_ERROR: Final = re.compile(r"<Code>([^<]*)</Code>\s*(?:<Message>([^<]*)</Message>)?")
+_STATUS: Final = re.compile(r"status code: (\d{3}[^:\n]*)")
+
+
+class LogStore(ABC):
+    """Where objects are kept. Paths are relative to the URL it was opened with; `url` is fit to be shown."""
+
+    def __init__(self, url: str, store: LocalStore | S3Store, timeout_s: float) -> None:
+        self.url = url
+        self._store = store
+        self._timeout_s = timeout_s
+
+    @abstractmethod
+    async def create(self, path: str, body: bytes, sha256: str) -> bool:
+        """Write a new object whole. False if there is one of that name, which stays as it is.
+
+        When True is returned the object is durable. Raises `LogStoreUnavailable`: it may or may not be there.
+        """
+
+    @abstractmethod
+    async def digest(self, path: str) -> str | None:
+        """The `sha256` an object was created with, None if the store does not keep it.
+
+        Raises `LogStoreUnavailable`, also if there is no such object.
+        """
+
+    @abstractmethod
+    async def ping(self) -> None:
+        """Raises `LogStoreUnavailable` unless the store could take an object now."""
+
+    async def read(self, path: str) -> bytes:
+        """The whole object. Raises `LogStoreUnavailable`, also if it is not there."""
+        async with self._call("read", self._timeout_s):
+            result = await obstore.get_async(self._store, path)
+            return bytes(await result.bytes_async())
+
+    async def list(self) -> AsyncIterator[str]:
+        """The paths of all objects. Raises `LogStoreUnavailable`."""
+        stream = aiter(obstore.list(self._store, chunk_size=LIST_CHUNK))
+        while True:
+            async with self._call("list", self._timeout_s):
+                page = await anext(stream, None)
+            if page is None:
+                return
+            for meta in page:
+                yield meta["path"]
+
+    @asynccontextmanager
+    async def _call(self, what: str, timeout_s: float) -> AsyncIterator[None]:
+        """A deadline and the translation of errors around calls of obstore."""
+        with _translated(f"{self.url}: {what}", timeout_s):
+            async with asyncio.timeout(timeout_s):
+                yield
+
+
+class FolderStore(LogStore):
+    """A local folder."""
+
+    def __init__(self, url: str, folder: Path, timeout_s: float) -> None:
+        super().__init__(url, LocalStore(prefix=folder), timeout_s)
+        self._folder = folder
+
+    async def create(self, path: str, body: bytes, sha256: str) -> bool:
+        async with self._call("write", self._timeout_s):
+            try:
+                await obstore.put_async(self._store, path, body, mode="create", use_multipart=False)
+                created = True
+            except AlreadyExistsError:
+                created = False
+            # also when it was there: whoever wrote it may have died before this
+            await asyncio.to_thread(_make_durable, self._folder, path)
+        return created
+
+    async def digest(self, path: str) -> str | None:
+        return None
+
+    async def ping(self) -> None:
+        async with self._call("ping", PING_TIMEOUT_S):
+            await asyncio.to_thread(_probe_folder, self._folder)
+
+
+class BucketStore(LogStore):
+    """An S3 bucket, or a prefix in one. Needs the permissions PutObject, GetObject and ListBucket."""
+
+    async def create(self, path: str, body: bytes, sha256: str) -> bool:
+        attributes = {"Content-Type": "application/gzip", DIGEST_ATTRIBUTE: sha256}
+        async with self._call("write", self._timeout_s):
+            if await self._exists(path):
+                return False
+            try:
+                await obstore.put_async(
+                    self._store, path, body, attributes=attributes, mode="create", use_multipart=False
+                )
+            except AlreadyExistsError:
+                return False
+        return True
+
+    async def _exists(self, path: str) -> bool:
+        try:
+            await obstore.head_async(self._store, path)
+        except FileNotFoundError:
+            return False
+        return True
+
+    async def digest(self, path: str) -> str | None:
+        async with self._call("head", self._timeout_s):
+            result = await obstore.get_async(self._store, path, options={"head": True})
+        return result.attributes.get(DIGEST_ATTRIBUTE)
+
+    async def ping(self) -> None:
+        async with self._call("ping", min(self._timeout_s, PING_TIMEOUT_S)):
+            async for _ in obstore.list(self._store, prefix=PING_PREFIX):
+                break
+
+
+def open_store(url: str, timeout_s: float, environ: Mapping[str, str] | None = None) -> LogStore:
+    """The store of a `file:///path` (created for its owner alone if missing) or `s3://bucket/prefix` URL.
+
+    Opens no connection. Credentials, region and endpoint come from the environment (`AWS_ACCESS_KEY_ID`,
+    `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`, `AWS_REGION`, `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL`, and the
+    roles of pods, tasks and instances). `timeout_s` bounds each call. Raises ConfigurationError.
+    """
+    parts = urlsplit(url)
+    if parts.scheme == "file":
+        return _open_folder(url, timeout_s)
+    if parts.scheme == "s3":
+        return _open_bucket(url, timeout_s, os.environ if environ is None else environ)
+    raise ConfigurationError(f"{SETTING}: {mask_url(url)!r} is not a file:///path or s3://bucket/prefix URL")
+
+
+def _open_folder(url: str, timeout_s: float) -> LogStore:
+    parts = urlsplit(url)
+    folder = Path(unquote(parts.path))
+    if parts.netloc not in ("", "localhost") or not folder.is_absolute() or parts.query or parts.fragment:
+        raise ConfigurationError(f"{SETTING}: {url!r}: write a folder as file:///absolute/path")
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"{SETTING}: cannot make the folder {folder}: {error.strerror}") from None
+    return FolderStore(folder.as_uri(), folder, timeout_s)
+
+
+def _open_bucket(url: str, timeout_s: float, environ: Mapping[str, str]) -> LogStore:
+    parts = urlsplit(url)
+    if not _BUCKET.fullmatch(parts.netloc) or parts.query or parts.fragment:
+        raise ConfigurationError(
+            f"{SETTING}: {mask_url(url)!r}: write a bucket as s3://bucket/prefix; credentials and endpoint belong in "
+            "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL"
+        )
+    config = _credentials(environ)
+    config["region"] = environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+    endpoint = environ.get("AWS_ENDPOINT_URL_S3") or environ.get("AWS_ENDPOINT_URL")
+    if endpoint:
+        if urlsplit(endpoint).scheme not in ("http", "https") or not urlsplit(endpoint).hostname:
+            raise ConfigurationError(f"AWS_ENDPOINT_URL: {mask_url(endpoint)!r} is not an http:// or https:// URL")
+        # path style, which every S3 server understands, is obstore's default
+        config["endpoint"] = endpoint.rstrip("/")
+    try:
+        store = S3Store(
+            parts.netloc,
+            prefix=unquote(parts.path).strip("/") or None,
+            config=config,  # type: ignore[arg-type]
+            client_options={
+                "allow_http": bool(endpoint and endpoint.startswith("http://")),
+                "connect_timeout": timedelta(seconds=min(CONNECT_TIMEOUT_S, timeout_s)),
+                "timeout": timedelta(seconds=timeout_s),
+            },
+            retry_config={"max_retries": 0},
+        )
+    except (BaseError, ValueError) as error:
+        raise ConfigurationError(f"{SETTING}: {mask_url(url)!r}: {_reason(error)}") from None
+    return BucketStore(mask_url(url), store, timeout_s)
+
+
+def _credentials(environ: Mapping[str, str]) -> dict[str, Any]:
+    key, secret = environ.get("AWS_ACCESS_KEY_ID"), environ.get("AWS_SECRET_ACCESS_KEY")
+    if key and secret:
+        token = environ.get("AWS_SESSION_TOKEN")
+        return {"access_key_id": key, "secret_access_key": secret} | ({"session_token": token} if token else {})
+    if key or secret:
+        missing = "AWS_SECRET_ACCESS_KEY" if key else "AWS_ACCESS_KEY_ID"
+        raise ConfigurationError(f"{SETTING} is a bucket, but {missing} is not set; the two belong together")
+    if any(environ.get(name) for name in AMBIENT_CREDENTIALS):
+        return {}
+    raise ConfigurationError(
+        f"{SETTING} is a bucket, but there are no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and "
+        "AWS_ENDPOINT_URL for a server that is not Amazon's); to use an EC2 instance's role set "
+        "AWS_METADATA_ENDPOINT=http://169.254.169.254"
+    )
+
+
+def _make_durable(folder: Path, path: str) -> None:
+    """Flush a new file and every folder on its way, so that a delivered record survives a power cut."""
+    place = folder / path
+    while True:
+        descriptor = os.open(place, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        if place == folder:
+            return
+        place = place.parent
+
+
+def _probe_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is gone")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f"{folder} cannot be written")
+
+
+@contextmanager
+def _translated(what: str, timeout_s: float) -> Iterator[None]:
+    try:
+        yield
+    except TimeoutError:
+        raise LogStoreUnavailable(f"{what}: no answer within {timeout_s:g} s") from None
+    except (PermissionDeniedError, UnauthenticatedError) as error:
+        raise LogStoreUnavailable(
+            f"{what}: refused ({_reason(error)}); check the credentials and that they allow PutObject, GetObject and "
+            "ListBucket"
+        ) from None
+    except (BaseError, OSError, ValueError, NotImplementedError) as error:
+        raise LogStoreUnavailable(f"{what}: {_reason(error)}") from None
+
+
+def _reason(error: BaseException) -> str:
+    """The store's own code and message if it gave them, else the first line of the error."""
+    text = str(error)
+    if found := _S3_ERROR.search(text):
+        text = ": ".join(part for part in found.groups() if part)
+    elif found := _STATUS.search(text):
+        text = found[1]
+    return text.strip().partition("\n")[0][:REASON_MAX] or type(error).__name__
