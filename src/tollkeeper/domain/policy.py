@@ -9,9 +9,19 @@ from typing import Final
 
 import msgspec
 
+from tollkeeper.domain.errors import InvalidInput
+from tollkeeper.domain.money import NANO_MAX
 from tollkeeper.domain.periods import US_PER_S, Period
 
 MINUTE_US: Final = 60 * US_PER_S
+COUNT_MAX: Final = 2**53 - 1
+"""Largest limit: what a store that calculates in doubles counts exactly."""
+WINDOW_MAX_US: Final = 400 * 86_400 * US_PER_S
+"""Longest window: more than a year. Twice its length still fits behind any stamp."""
+WINDOWS_MAX: Final = 16
+BUDGETS_MAX: Final = 16
+MODELS_MAX: Final = 1000
+MODEL_NAME_MAX: Final = 200
 
 
 class ScopeKind(StrEnum):
@@ -59,6 +69,45 @@ class Policy(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 UNLIMITED: Final = Policy()
+
+
+def validate_policy(policy: Policy) -> None:
+    """Raises InvalidInput naming the field, if a value is of no use or cannot be counted exactly."""
+    from tollkeeper.domain.admission import WEIGHT_MAX  # admission is built on this module
+
+    _at_most("windows", policy.windows, WINDOWS_MAX)
+    for index, window in enumerate(policy.windows):
+        where = f"windows[{index}]"
+        _within(f"{where}.window_us", window.window_us, 1, WINDOW_MAX_US)
+        _within(f"{where}.limit", window.limit, 1, WEIGHT_MAX if window.unit is Unit.TOKENS else COUNT_MAX)
+    if policy.concurrency is not None:
+        _within("concurrency", policy.concurrency, 1, COUNT_MAX)
+    _at_most("budgets", policy.budgets, BUDGETS_MAX)
+    for index, budget in enumerate(policy.budgets):
+        _within(f"budgets[{index}].limit_nano", budget.limit_nano, 0, NANO_MAX)
+    if policy.cost_cap_nano is not None:
+        _within("cost_cap_nano", policy.cost_cap_nano, 0, NANO_MAX)
+    if policy.models is not None:
+        _validate_models(policy.models)
+
+
+def _validate_models(models: tuple[str, ...]) -> None:
+    if not models:
+        raise InvalidInput("models: name at least one, or leave it out to allow all")
+    _at_most("models", models, MODELS_MAX)
+    for index, name in enumerate(models):
+        if not name or len(name) > MODEL_NAME_MAX or not name.isprintable():
+            raise InvalidInput(f"models[{index}]: 1 to {MODEL_NAME_MAX} printable characters, `*` as wildcard")
+
+
+def _within(field: str, value: int, least: int, most: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise InvalidInput(f"{field}: {value!r} is not a whole number from {least} to {most}")
+
+
+def _at_most(field: str, values: tuple[object, ...], most: int) -> None:
+    if len(values) > most:
+        raise InvalidInput(f"{field}: {len(values)} entries; at most {most} are allowed")
 
 
 class Scope(msgspec.Struct, frozen=True):

@@ -1,0 +1,54 @@
+"""The database as the composition root sees it: one object that opens, migrates and closes, with the three ports."""
+
+from collections.abc import Callable
+
+from sqlalchemy import text
+
+from tollkeeper.domain.ports import Accounts, KeyDirectory, SpendLedger
+from tollkeeper.storage.accounts import StoredAccounts
+from tollkeeper.storage.address import read_address
+from tollkeeper.storage.directory import StoredDirectory
+from tollkeeper.storage.engine import make_engine
+from tollkeeper.storage.migrate import is_current, migrate
+from tollkeeper.storage.spend import StoredSpend
+from tollkeeper.storage.transactions import Transactions
+
+
+class Database:
+    """PostgreSQL or SQLite by URL. Every method may raise `DatabaseUnavailable`, and none waits beyond the deadline.
+
+    An operation is a few statements; each of them, and getting a connection, has `timeout_s`.
+    """
+
+    def __init__(self, transactions: Transactions) -> None:
+        self._transactions = transactions
+        self.directory: KeyDirectory = StoredDirectory(transactions)
+        self.spend: SpendLedger = StoredSpend(transactions)
+
+    @classmethod
+    async def open(cls, url: str, *, pool_size: int = 5, timeout_s: float = 5.0) -> "Database":
+        """Read the URL; connections are made when first needed. Raises ConfigurationError."""
+        address = read_address(url)
+        engine = make_engine(address, pool_size=pool_size, timeout_s=timeout_s)
+        return cls(Transactions(engine, address, timeout_s))
+
+    def accounts(self, digest_key: bytes, now_us: Callable[[], int]) -> Accounts:
+        """The control plane's operations; secrets are digested under `digest_key`."""
+        return StoredAccounts(self._transactions, digest_key, now_us)
+
+    async def migrate(self) -> None:
+        """Bring the schema up to date. Safe to call from many processes at once."""
+        await migrate(self._transactions)
+
+    async def schema_is_current(self) -> bool:
+        """Whether this program can work on the schema as it is."""
+        return await is_current(self._transactions)
+
+    async def ping(self) -> None:
+        """Ask for one row; returns if it came."""
+        async with self._transactions.read() as transaction:
+            await transaction.execute(text("SELECT 1"))
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._transactions.close()

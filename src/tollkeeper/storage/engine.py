@@ -1,0 +1,85 @@
+"""Makes SQLAlchemy's engine for an address: drivers, pool, and what each new connection is told. Opens nothing."""
+
+import os
+from pathlib import Path
+from typing import Any, Final
+
+import asyncpg
+from sqlalchemy import URL, event
+from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from tollkeeper.domain.errors import DatabaseUnavailable
+from tollkeeper.storage.address import Address
+
+BUSY_SHARE: Final = 0.8
+"""The share of the deadline that SQLite waits for another process's lock, so that its own error arrives in time."""
+
+
+def make_engine(address: Address, *, pool_size: int, timeout_s: float) -> AsyncEngine:
+    """An engine that connects when first used, with at most `pool_size` connections."""
+    if address.path is not None:
+        return _sqlite(address.path, pool_size, timeout_s)
+    return _postgresql(address, pool_size, timeout_s)
+
+
+def _postgresql(address: Address, pool_size: int, timeout_s: float) -> AsyncEngine:
+    async def connect() -> Any:
+        return await asyncpg.connect(
+            address.dsn, timeout=timeout_s, server_settings={"application_name": "tollkeeper"}
+        )
+
+    engine = create_async_engine(
+        "postgresql+asyncpg://",
+        async_creator=connect,
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=timeout_s,
+        hide_parameters=True,
+    )
+
+    @event.listens_for(engine.sync_engine, "checkout")
+    def _alive(connection: Any, _record: Any, _proxy: Any) -> None:
+        # The driver knows of a closed socket already, so a restarted server costs no request and no ping.
+        if connection.driver_connection.is_closed():
+            raise DisconnectionError
+
+    return engine
+
+
+def _sqlite(path: Path, pool_size: int, timeout_s: float) -> AsyncEngine:
+    engine = create_async_engine(
+        URL.create("sqlite+aiosqlite", database=str(path)),
+        # The driver must begin nothing by itself: transactions are begun by `transactions.py`.
+        connect_args={"isolation_level": None, "timeout": timeout_s * BUSY_SHARE},
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=timeout_s,
+        hide_parameters=True,
+    )
+
+    @event.listens_for(engine.sync_engine, "do_connect")
+    def _file(*_: Any) -> None:
+        prepare_file(path)
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def _configure(connection: Any, _record: Any) -> None:
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA journal_mode")
+        if cursor.fetchone()[0] != "wal":
+            cursor.execute("PRAGMA journal_mode = WAL")
+        # FULL: a mark that was committed must survive a power cut, since the outbox forgets what it covers.
+        cursor.execute("PRAGMA synchronous = FULL")
+        cursor.execute("PRAGMA foreign_keys = ON")
+        cursor.close()
+
+    return engine
+
+
+def prepare_file(path: Path) -> None:
+    """Make the file and its folder for their owner alone, if they are missing. Raises DatabaseUnavailable."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        raise DatabaseUnavailable(f"cannot open the SQLite file {path}: {error.strerror}") from None

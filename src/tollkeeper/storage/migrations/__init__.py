@@ -1,0 +1,1 @@
+"""Alembic's home: `env.py` runs the files in `versions/`."""

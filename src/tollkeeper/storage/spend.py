@@ -1,0 +1,200 @@
+"""The durable accounts of spend: absolute totals, and the marks that say which entries they include.
+
+A total is the sum of every producer's entries up to its mark, so one snapshot is newer than another exactly when
+its marks dominate; `save` writes only such. It knows nothing of Redis, outboxes or entries.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from sqlalchemy import Table, bindparam, func, or_, select, text, union
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.sql.dml import Insert
+
+from tollkeeper.domain.accounts import MonthlyUsage
+from tollkeeper.domain.admission import split_counter
+from tollkeeper.domain.errors import NotFound
+from tollkeeper.domain.periods import month_of_label
+from tollkeeper.domain.ports import RootSnapshot, SpendTotals
+from tollkeeper.storage.address import Dialect
+from tollkeeper.storage.names import KEY, is_text
+from tollkeeper.storage.tables import keys, marks, monthly_usage_summary, producers, spend
+from tollkeeper.storage.transactions import Transaction, Transactions
+
+BATCH_ROWS: Final = 1000
+"""Rows of one upsert, so that each stays far below the deadline of a statement."""
+
+Rows = list[dict[str, Any]]
+
+
+def dominates(newer: Mapping[str, int], older: Mapping[str, int]) -> bool:
+    """Whether `newer` includes every entry that `older` includes; a producer it does not name is at 0."""
+    return all(newer.get(producer, 0) >= number for producer, number in older.items())
+
+
+def _upsert(table: Table, dialect: Dialect, changed: tuple[str, ...]) -> Insert:
+    if dialect is Dialect.POSTGRESQL:
+        statement = postgresql.insert(table)
+        upsert = statement.on_conflict_do_update(
+            index_elements=list(table.primary_key.columns),
+            set_={name: statement.excluded[name] for name in changed},
+        )
+        # A batch is one statement over one array a column: half the time of a statement a row.
+        arrays = [bindparam(column.name, type_=postgresql.ARRAY(column.type)) for column in table.columns]
+        names = [column.name for column in table.columns]
+        incoming = func.unnest(*arrays).table_valued(*names, name="incoming").render_derived()
+        return upsert.from_select(names, select(*(incoming.c[name] for name in names)))
+    embedded = sqlite.insert(table)
+    return embedded.on_conflict_do_update(
+        index_elements=list(table.primary_key.columns),
+        set_={name: embedded.excluded[name] for name in changed},
+    )
+
+
+async def _write(transaction: Transaction, statements: Mapping[Dialect, Insert], rows: Rows) -> None:
+    """Upsert the rows in batches."""
+    # In one order everywhere, so that two transactions never wait for each other's rows.
+    rows.sort(key=lambda row: tuple(row.values())[:3])
+    for start in range(0, len(rows), BATCH_ROWS):
+        batch = rows[start : start + BATCH_ROWS]
+        if transaction.dialect is Dialect.POSTGRESQL:
+            await transaction.execute(
+                statements[transaction.dialect], {name: [row[name] for row in batch] for name in batch[0]}
+            )
+        else:
+            await transaction.execute(statements[transaction.dialect], batch)
+
+
+_TOTALS: Final = (*SpendTotals.__struct_fields__, "updated_us")
+_SAVE_MARKS: Final = {dialect: _upsert(marks, dialect, ("number",)) for dialect in Dialect}
+_SAVE_SPEND: Final = {dialect: _upsert(spend, dialect, _TOTALS) for dialect in Dialect}
+_SAVE_MONTHS: Final = {dialect: _upsert(monthly_usage_summary, dialect, _TOTALS) for dialect in Dialect}
+_ENROL: Final = {dialect: _upsert(producers, dialect, ("seen_us",)) for dialect in Dialect}
+_LOCK_ROOT: Final = text("SELECT pg_advisory_xact_lock(:lock)")
+_MARKS: Final = select(marks.c.producer, marks.c.number)
+
+
+class StoredSpend:
+    """`SpendLedger` over the database."""
+
+    def __init__(self, transactions: Transactions) -> None:
+        self._transactions = transactions
+
+    async def load(self, root: str) -> RootSnapshot:
+        # Marks and totals of two different states would charge twice what lies between them.
+        async with self._transactions.snapshot() as transaction:
+            stored = await _stored_marks(transaction, root)
+            rows = await transaction.rows(select(spend).where(spend.c.root == root))
+        return RootSnapshot(
+            root,
+            stored,
+            {
+                f"{row.scope}:{row.period}" if row.scope else row.period: SpendTotals(
+                    row.cost_nano, row.requests, row.input_tokens, row.output_tokens, row.cached_tokens
+                )
+                for row in rows
+            },
+        )
+
+    async def save(self, snapshot: RootSnapshot, now_us: int) -> bool:
+        async with self._transactions.write() as transaction:
+            if transaction.dialect is Dialect.POSTGRESQL:
+                # SQLite has one writer at a time. Here saves of a root queue, while those of others go on.
+                await transaction.execute(_LOCK_ROOT, {"lock": _lock_of(snapshot.root)})
+            stored = await _stored_marks(transaction, snapshot.root)
+            if not dominates(snapshot.marks, stored):
+                return False
+            await _write(transaction, _SAVE_MARKS, _mark_rows(snapshot, stored))
+            await _write(transaction, _SAVE_SPEND, _spend_rows(snapshot, now_us))
+            await _write(transaction, _SAVE_MONTHS, _month_rows(snapshot, now_us))
+        return True
+
+    async def roots(self) -> list[str]:
+        async with self._transactions.read() as transaction:
+            known = union(select(marks.c.root), select(spend.c.root)).subquery()
+            return [row.root for row in await transaction.rows(select(known.c.root).order_by(known.c.root))]
+
+    async def monthly_usage(
+        self, *, key: str | None = None, year: int | None = None, month: int | None = None
+    ) -> Sequence[MonthlyUsage]:
+        """See `ports.SpendLedger`. `key` is an id or a name; a name that several keys bear gives the rows of all.
+
+        Raises `NotFound` if there is neither such a key nor usage of one.
+        """
+        table = monthly_usage_summary
+        query = select(table).order_by(table.c.year.desc(), table.c.month.desc(), table.c.key_id)
+        if year is not None:
+            query = query.where(table.c.year == year)
+        if month is not None:
+            query = query.where(table.c.month == month)
+        async with self._transactions.read() as transaction:
+            if key is not None:
+                if not is_text(key):
+                    raise NotFound(f"there is no key {key!r}")
+                named = select(keys.c.id).where(or_(keys.c.id == key, keys.c.name == key))
+                used = select(table.c.key_id).where(table.c.key_id == key)
+                ids = [row[0] for row in await transaction.rows(union(named, used))]
+                if not ids:
+                    raise NotFound(f"there is no key {key!r}")
+                query = query.where(table.c.key_id.in_(ids))
+            rows = await transaction.rows(query)
+        return [MonthlyUsage(**row._mapping) for row in rows]
+
+    async def enrol_producer(self, producer: str, now_us: int) -> None:
+        """See `ports.SpendLedger`. A closed producer stays closed."""
+        async with self._transactions.write() as transaction:
+            await _write(transaction, _ENROL, [_producer_row(producer, now_us)])
+
+    async def retire_producer(self, producer: str, now_us: int) -> None:
+        """See `ports.SpendLedger`. The first time it was closed stays."""
+        async with self._transactions.write() as transaction:
+            await _write(transaction, _ENROL, [_producer_row(producer, now_us)])
+            await transaction.execute(
+                producers.update()
+                .where(producers.c.id == producer, producers.c.closed_us.is_(None))
+                .values(closed_us=now_us)
+            )
+
+
+def _producer_row(producer: str, now_us: int) -> dict[str, Any]:
+    return {"id": producer, "enrolled_us": now_us, "seen_us": now_us, "closed_us": None}
+
+
+async def _stored_marks(transaction: Transaction, root: str) -> dict[str, int]:
+    rows = await transaction.rows(_MARKS.where(marks.c.root == root))
+    return {row.producer: row.number for row in rows}
+
+
+def _lock_of(root: str) -> int:
+    digest = hashlib.blake2b(root.encode(), digest_size=8, person=b"tollkeeper-root").digest()
+    return int.from_bytes(digest, "big", signed=True)
+
+
+def _mark_rows(snapshot: RootSnapshot, stored: Mapping[str, int]) -> Rows:
+    return [
+        {"root": snapshot.root, "producer": producer, "number": number}
+        for producer, number in snapshot.marks.items()
+        if stored.get(producer) != number
+    ]
+
+
+def _spend_rows(snapshot: RootSnapshot, now_us: int) -> Rows:
+    rows: Rows = []
+    for name, totals in snapshot.totals.items():
+        scope, period = split_counter(name)
+        rows.append({"root": snapshot.root, "scope": scope, "period": period} | _values(totals, now_us))
+    return rows
+
+
+def _month_rows(snapshot: RootSnapshot, now_us: int) -> Rows:
+    rows: Rows = []
+    for name, totals in snapshot.totals.items():
+        scope, period = split_counter(name)
+        if scope.startswith(KEY) and (month := month_of_label(period)) is not None:
+            rows.append({"key_id": scope, "year": month[0], "month": month[1]} | _values(totals, now_us))
+    return rows
+
+
+def _values(totals: SpendTotals, now_us: int) -> dict[str, int]:
+    return {name: getattr(totals, name) for name in SpendTotals.__struct_fields__} | {"updated_us": now_us}

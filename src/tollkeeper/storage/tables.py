@@ -1,0 +1,188 @@
+"""The tables, as SQLAlchemy Core knows them. Migrations make them; a test holds both equal. No query lives here.
+
+Money is nano-dollars and times are Unix microseconds, both BIGINT. Organisations, teams, keys and digests carry
+`changed_version`: the value of `change_counter` in the transaction that last wrote the row.
+"""
+
+from typing import Final
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+
+METADATA: Final = MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    }
+)
+
+
+def _text(name: str, *, nullable: bool = False) -> "Column[str]":
+    return Column(name, Text, nullable=nullable)
+
+
+def _int(name: str, *, nullable: bool = False) -> "Column[int]":
+    return Column(name, BigInteger, nullable=nullable)
+
+
+change_counter: Final = Table(
+    "change_counter",
+    METADATA,
+    Column("id", Integer, nullable=False, autoincrement=False),
+    _int("version"),
+    PrimaryKeyConstraint("id"),
+    CheckConstraint("id = 1", name="one_row"),
+)
+"""One row. Locked by every transaction that writes accounts, so that versions follow the order of commits."""
+
+organisations: Final = Table(
+    "organisations",
+    METADATA,
+    _text("id"),
+    _text("name"),
+    Column("implicit", Boolean, nullable=False),
+    _text("policy"),
+    _int("created_us"),
+    _int("deleted_us", nullable=True),
+    _int("changed_version"),
+    PrimaryKeyConstraint("id"),
+    Index("ix_organisations_changed_version", "changed_version"),
+)
+Index(
+    "uq_organisations_live_name",
+    organisations.c.name,
+    unique=True,
+    postgresql_where=text("deleted_us IS NULL AND NOT implicit"),
+    sqlite_where=text("deleted_us IS NULL AND NOT implicit"),
+)
+
+teams: Final = Table(
+    "teams",
+    METADATA,
+    _text("id"),
+    _text("organisation_id"),
+    _text("name"),
+    _text("policy"),
+    _int("created_us"),
+    _int("deleted_us", nullable=True),
+    _int("changed_version"),
+    PrimaryKeyConstraint("id"),
+    ForeignKeyConstraint(["organisation_id"], ["organisations.id"]),
+    UniqueConstraint("organisation_id", "id"),
+    Index("ix_teams_changed_version", "changed_version"),
+)
+Index(
+    "uq_teams_live_name",
+    teams.c.organisation_id,
+    teams.c.name,
+    unique=True,
+    postgresql_where=text("deleted_us IS NULL"),
+    sqlite_where=text("deleted_us IS NULL"),
+)
+
+keys: Final = Table(
+    "keys",
+    METADATA,
+    _text("id"),
+    _text("organisation_id"),
+    _text("team_id", nullable=True),
+    _text("name"),
+    _text("hint"),
+    _text("policy"),
+    _int("created_us"),
+    _int("expires_us", nullable=True),
+    _int("revoked_us", nullable=True),
+    _int("changed_version"),
+    PrimaryKeyConstraint("id"),
+    ForeignKeyConstraint(["organisation_id"], ["organisations.id"]),
+    # With both columns, so that no key can ever sit in a team of another organisation.
+    ForeignKeyConstraint(["organisation_id", "team_id"], ["teams.organisation_id", "teams.id"], name="fk_keys_team"),
+    Index("ix_keys_name", "name"),
+    Index("ix_keys_organisation_id_team_id", "organisation_id", "team_id"),
+    Index("ix_keys_team_id", "team_id"),
+    Index("ix_keys_changed_version", "changed_version"),
+)
+
+key_digests: Final = Table(
+    "key_digests",
+    METADATA,
+    Column("digest", LargeBinary, nullable=False),
+    _text("key_id"),
+    _int("created_us"),
+    _int("expires_us", nullable=True),
+    _int("changed_version"),
+    PrimaryKeyConstraint("digest"),
+    ForeignKeyConstraint(["key_id"], ["keys.id"]),
+    Index("ix_key_digests_key_id", "key_id"),
+    Index("ix_key_digests_changed_version", "changed_version"),
+)
+"""What stands for a key's secrets. `expires_us` is set when a secret is rotated away."""
+
+producers: Final = Table(
+    "producers",
+    METADATA,
+    _text("id"),
+    _int("enrolled_us"),
+    _int("seen_us"),
+    _int("closed_us", nullable=True),
+    PrimaryKeyConstraint("id"),
+)
+
+marks: Final = Table(
+    "marks",
+    METADATA,
+    _text("root"),
+    _text("producer"),
+    _int("number"),
+    PrimaryKeyConstraint("root", "producer"),
+)
+"""Per root and producer, the last entry that the totals in `spend` include."""
+
+spend: Final = Table(
+    "spend",
+    METADATA,
+    _text("root"),
+    _text("scope"),
+    _text("period"),
+    _int("cost_nano"),
+    _int("requests"),
+    _int("input_tokens"),
+    _int("output_tokens"),
+    _int("cached_tokens"),
+    _int("updated_us"),
+    PrimaryKeyConstraint("root", "scope", "period"),
+)
+"""Absolute totals of every counter; the scope of the root itself is empty."""
+
+monthly_usage_summary: Final = Table(
+    "monthly_usage_summary",
+    METADATA,
+    _text("key_id"),
+    Column("year", Integer, nullable=False),
+    Column("month", Integer, nullable=False),
+    _int("cost_nano"),
+    _int("requests"),
+    _int("input_tokens"),
+    _int("output_tokens"),
+    _int("cached_tokens"),
+    _int("updated_us"),
+    PrimaryKeyConstraint("key_id", "year", "month"),
+    Index("ix_monthly_usage_summary_year_month", "year", "month"),
+)
