@@ -65,3 +65,20 @@ def month_of_label(label: str) -> tuple[int, int] | None:
     if len(parts) != 2 or not parts[1].isdigit():
         return None
     return int(parts[0]), int(parts[1])
+
+
+def expiry_of_label(label: str) -> int:
+    """When a counter of the period named `label` may leave the fast store (Unix µs); 0 for a total."""
+    if label == "total":
+        return 0
+    parts = label.split(":")
+    if len(parts) == 3:
+        start, period = datetime(int(parts[0]), int(parts[1]), int(parts[2]), tzinfo=UTC), Period.DAY
+    elif parts[1].startswith("W"):
+        start = datetime.fromisocalendar(int(parts[0]), int(parts[1][1:]), 1).replace(tzinfo=UTC)
+        period = Period.WEEK
+    else:
+        start, period = datetime(int(parts[0]), int(parts[1]), 1, tzinfo=UTC), Period.MONTH
+    span = span_at(period, _us(start))
+    assert span.expires_us is not None and span.label == label
+    return span.expires_us

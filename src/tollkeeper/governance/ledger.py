@@ -1,0 +1,433 @@
+"""The ledger of one gateway process: admits through the store, settles by numbered entries, recovers from losses.
+
+It is the *producer* of the settlement protocol (ARCHITECTURE.md): it numbers entries per root, writes them to its
+outbox, and sends them in order on the store's ordered connection. A lost reply, a gap or a cold tree starts the
+recovery of that root: load it from the database if it must be, send again what is above the mark, hold again what is
+in flight.
+Decisions are the store's; the way into the database is `sync.py`'s.
+"""
+
+import asyncio
+import random
+import secrets
+from collections import deque
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, Final
+
+from tollkeeper.domain.admission import (
+    Checks,
+    Demand,
+    Denial,
+    Grant,
+    LimitState,
+    Reply,
+    Status,
+    checks_for,
+    limit_states,
+)
+from tollkeeper.domain.entries import (
+    Applied,
+    AppliedStatus,
+    Dispatch,
+    Entry,
+    counter_ref,
+    dispatch_of,
+    presume_entry,
+    settle_entry,
+    void_entry,
+)
+from tollkeeper.domain.errors import DatabaseUnavailable, StoreUnavailable, Unavailable
+from tollkeeper.domain.policy import Principal, ScopeKind
+from tollkeeper.domain.ports import RootSnapshot, SpendLedger
+from tollkeeper.domain.tree import NOTHING_SPENT
+from tollkeeper.domain.usage import Usage
+from tollkeeper.governance.outbox import open_outbox
+from tollkeeper.governance.seeding import seeds_of
+from tollkeeper.governance.store import SeedTotals, Store
+from tollkeeper.observability.logging import logger
+from tollkeeper.observability.metrics import Metrics
+
+FSYNC_INTERVAL_S: Final = 0.01
+HEARTBEAT_S: Final = 10.0
+BACKOFF_MIN_S: Final = 0.05
+BACKOFF_MAX_S: Final = 5.0
+ASKS_MAX: Final = 4
+"""How often one admission is asked before giving up: late at a period's end, or cold."""
+CHECKS_MAX: Final = 50_000
+
+
+class _Root:
+    """What this process has sent to one root and not seen acknowledged."""
+
+    __slots__ = ("acknowledged", "recovery", "suspect", "unacknowledged")
+
+    def __init__(self) -> None:
+        self.unacknowledged: deque[Entry] = deque()
+        self.acknowledged = 0
+        self.suspect = False  # the database was seen ahead of the store
+        self.recovery: asyncio.Task[None] | None = None
+
+
+class Ledger:
+    """Keeps `ports.Governor`. `start` and `stop` belong to one event loop."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        spend: SpendLedger,
+        outbox_dir: Path,
+        metrics: Metrics,
+        now_us: Callable[[], int],
+        admission_timeout_s: float = 1.0,
+    ) -> None:
+        self.touched: set[str] = set()
+        """Roots with entries since the sync worker last looked."""
+        self._store, self._spend, self._now_us = store, spend, now_us
+        self._timeout_us = int(admission_timeout_s * 1e6)
+        self._outbox, self.dead = open_outbox(outbox_dir)
+        self.producer = self._outbox.producer
+        self._roots: dict[str, _Root] = {}
+        self._live: dict[str, Grant] = {}
+        self._checks: dict[str, tuple[Principal, Checks]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._log = logger("governance")
+        self._declare(metrics)
+
+    def __repr__(self) -> str:
+        return f"<Ledger {self.producer} live={len(self._live)} unacknowledged={self.unacknowledged}>"
+
+    def _declare(self, metrics: Metrics) -> None:
+        admissions = metrics.counter("tollkeeper_admissions_total", "Decisions of the store by result.", "result")
+        self._admitted, self._refused, self._failed = (
+            admissions.labels(result) for result in ("admitted", "refused", "unavailable")
+        )
+        entries = metrics.counter("tollkeeper_entries_total", "Numbered entries written, by kind.", "kind")
+        self._settled, self._presumed, self._voided = (entries.labels(kind) for kind in ("settle", "presume", "void"))
+        self._recoveries = metrics.counter(
+            "tollkeeper_root_recoveries_total", "Roots whose entries had to be sent again."
+        ).labels()
+        self._seeded = metrics.counter(
+            "tollkeeper_roots_loaded_total", "Roots loaded into the store from the database."
+        ).labels()
+        metrics.gauge("tollkeeper_holds", "Attempts of this process in flight.", lambda: len(self._live))
+        metrics.gauge(
+            "tollkeeper_entries_unacknowledged", "Entries the store has not confirmed.", lambda: self.unacknowledged
+        )
+        metrics.gauge("tollkeeper_outbox_bytes", "Bytes kept in the outbox.", lambda: self._outbox.bytes_kept)
+
+    @property
+    def unacknowledged(self) -> int:
+        """Entries that the store has not confirmed."""
+        return sum(len(state.unacknowledged) for state in self._roots.values())
+
+    @property
+    def outbox_failure(self) -> str | None:
+        """Why the outbox takes nothing, or None."""
+        return self._outbox.failure
+
+    async def start(self) -> None:
+        """Begin: send again what an earlier clean stop left unsent, and keep leases and disk up to date."""
+        self._outbox.reserve()
+        self._outbox.release()
+        self._spawn(self._outbox.fsync_loop(FSYNC_INTERVAL_S))
+        self._spawn(self._heartbeat())
+        unsent = [root for root in self._outbox.numbers if self._outbox.entries_above(root, 0)]
+        self.touched.update(unsent)
+        for root in unsent:
+            self._recover_soon(root)
+
+    async def flush(self, timeout_s: float) -> bool:
+        """Wait until the store has confirmed every entry. False if it has not by then; nothing is lost."""
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        while self.unacknowledged and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110 - at stop only
+            await asyncio.sleep(0.005)
+        return not self.unacknowledged
+
+    async def stop(self) -> None:
+        """Stop the tasks and leave the outbox to the next start."""
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._outbox.close()
+
+    # Governor: admission
+
+    async def admit(self, principal: Principal, *, attempt: str, tokens: int, hold_nano: int) -> Grant | Denial:
+        self._outbox.know(principal.root)
+        self._outbox.reserve()
+        demand = Demand(attempt, self.producer, tokens, hold_nano, 0)
+        try:
+            checks, demand, reply = await self._decide(principal, demand)
+        except BaseException as error:
+            self._failed.inc()
+            self._abandon(principal, demand, sent=not isinstance(error, Unavailable) or getattr(error, "sent", False))
+            raise
+        if reply.refusal is not None:
+            self._outbox.release()
+            self._refused.inc()
+            return Denial(checks, reply, reply.refusal)
+        self._admitted.inc()
+        grant = self._live[attempt] = Grant(demand, checks, reply)
+        return grant
+
+    async def _decide(self, principal: Principal, demand: Demand) -> tuple[Checks, Demand, Reply]:
+        hint_us = 0
+        for _ in range(ASKS_MAX):
+            now_us = self._store.now_us()
+            checks = self._checks_of(principal, max(now_us, hint_us))
+            demand = Demand(
+                demand.attempt, demand.producer, demand.tokens, demand.hold_nano, now_us + self._timeout_us
+            )
+            reply = await self._store.admit(checks, demand)
+            if reply.status is Status.COLD:
+                await self.warm(checks.root)
+            elif reply.status is Status.LATE:
+                hint_us = reply.now_us
+            else:
+                return checks, demand, reply
+        raise StoreUnavailable("the store could not decide in time", sent=False)
+
+    def _checks_of(self, principal: Principal, now_us: int) -> Checks:
+        known = self._checks.get(principal.key_id)
+        if known is not None and known[0] is principal and known[1].valid_from_us <= now_us < known[1].valid_until_us:
+            return known[1]
+        if len(self._checks) >= CHECKS_MAX:
+            self._checks.clear()
+        checks = checks_for(principal, now_us)
+        self._checks[principal.key_id] = (principal, checks)
+        return checks
+
+    def _abandon(self, principal: Principal, demand: Demand, *, sent: bool) -> None:
+        """An admission that was never answered may have been granted: void it, once it can no longer run."""
+        if not sent:
+            self._outbox.release()
+            return
+        grant = Grant(demand, self._checks_of(principal, self._store.now_us()), Reply(Status.ADMITTED, 0))
+        dispatch = Dispatch(
+            demand.attempt,
+            demand.hold_nano,
+            tuple([counter_ref(check) for check in grant.checks.counters]),
+            (),
+            tuple([slot.name for slot in grant.checks.slots]),
+        )
+        self._live[demand.attempt] = grant
+        wait_s = max(0, demand.not_after_us - self._store.now_us()) / 1e6
+        loop = asyncio.get_running_loop()
+        loop.call_later(wait_s, self._void, grant, dispatch)
+
+    # Governor: settlement
+
+    def dispatched(self, grant: Grant) -> None:
+        self._outbox.dispatch(grant.checks.root, dispatch_of(grant))
+
+    def settle(self, grant: Grant, cost_nano: int, usage: Usage, *, presumed: bool = False) -> None:
+        root, dispatch = grant.checks.root, self._ending(grant)
+        number = self._outbox.next_number(root)
+        if presumed:
+            self._presumed.inc()
+            self._record(root, presume_entry(number, dispatch))
+        else:
+            self._settled.inc()
+            delta = usage.total_tokens - grant.demand.tokens
+            self._record(root, settle_entry(number, dispatch, cost_nano, usage, delta))
+
+    def void(self, grant: Grant) -> None:
+        self._void(grant, self._ending(grant))
+
+    def _void(self, grant: Grant, dispatch: Dispatch) -> None:
+        self._live.pop(grant.demand.attempt, None)
+        self._voided.inc()
+        root, demand = grant.checks.root, grant.demand
+        number = self._outbox.next_number(root)
+        self._record(root, void_entry(number, dispatch, demand.requests, demand.tokens))
+
+    def _ending(self, grant: Grant) -> Dispatch:
+        """An attempt ends once; a second end is a defect of the caller and must not charge again."""
+        if self._live.pop(grant.demand.attempt, None) is None:
+            raise ValueError(f"attempt {grant.demand.attempt} has ended already")
+        known = self._outbox.in_flight.get(grant.demand.attempt)
+        return known[1] if known else dispatch_of(grant)
+
+    def _record(self, root: str, entry: Entry) -> None:
+        self._outbox.append(root, entry)
+        self._outbox.release()
+        self.touched.add(root)
+        state = self._state(root)
+        state.unacknowledged.append(entry)
+        if state.recovery is None:
+            self._store.apply(root, self.producer, entry, lambda answer: self._answered(root, answer))
+
+    def _answered(self, root: str, answer: Applied | StoreUnavailable) -> None:
+        if isinstance(answer, Applied) and answer.status is AppliedStatus.OK:
+            self._acknowledge(self._state(root), answer.mark)
+        else:
+            self._recover_soon(root)
+
+    @staticmethod
+    def _acknowledge(state: _Root, mark: int) -> None:
+        state.acknowledged = mark
+        while state.unacknowledged and state.unacknowledged[0].number <= mark:
+            state.unacknowledged.popleft()
+
+    def _state(self, root: str) -> _Root:
+        state = self._roots.get(root)
+        if state is None:
+            state = self._roots[root] = _Root()
+        return state
+
+    # Governor: limits
+
+    async def limits(self, principal: Principal) -> list[LimitState]:
+        checks, _, reply = await self._decide(principal, Demand("", self.producer, 0, 0, 0, 0))
+        return limit_states(checks, reply)
+
+    async def reset_limits(self, principal: Principal) -> None:
+        checks = self._checks_of(principal, self._store.now_us())
+        logs = [check.name for check in checks.logs if check.scope is ScopeKind.KEY]
+        slots = [check.name for check in checks.slots if check.scope is ScopeKind.KEY]
+        await self._store.reset(checks.root, logs, slots)
+
+    # Recovery of a root
+
+    def recover(self, root: str) -> None:
+        """The database is ahead of the store: load the root anew and send again what it then lacks."""
+        self._state(root).suspect = True
+        self._recover_soon(root)
+
+    async def warm(self, root: str) -> None:
+        """Have the root loaded and all our entries in it. Raises StoreUnavailable if that takes too long."""
+        recovery = self._recover_soon(root)
+        await asyncio.wait({recovery}, timeout=self._timeout_us / 1e6)
+        if not recovery.done():
+            raise StoreUnavailable(f"the accounts of {root} are still being loaded", sent=False)
+
+    def _recover_soon(self, root: str) -> "asyncio.Task[None]":
+        state = self._state(root)
+        if state.recovery is None:
+            self._recoveries.inc()
+            state.recovery = self._spawn(self._recover(root, state))
+        return state.recovery
+
+    async def _recover(self, root: str, state: _Root) -> None:
+        delay_s = BACKOFF_MIN_S
+        try:
+            while True:
+                why = "the store does not have the entries before ours"
+                try:
+                    await self._load(root, state)
+                    before = state.acknowledged
+                    if await self._resend(root, state):
+                        return
+                    if state.acknowledged > before:
+                        continue
+                except Unavailable as error:
+                    why = str(error)
+                self._log.warning("root_recovery_waits", root=root, why=why, retry_s=round(delay_s, 2))
+                await asyncio.sleep(delay_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+                delay_s = min(BACKOFF_MAX_S, 2 * delay_s)
+        finally:
+            state.recovery = None
+
+    async def _load(self, root: str, state: _Root) -> None:
+        """Seed a tree that is cold, or that knows less than it has confirmed or than the database knows."""
+        marks = await self._store.marks(root)
+        behind = marks is None or marks.get(self.producer, 0) < state.acknowledged
+        if not behind and not state.suspect:
+            return
+        snapshot = await self._spend.load(root)
+        seeds = seeds_of(snapshot, self._store.now_us())
+        if await self._store.seed(root, secrets.token_hex(8), snapshot.marks, seeds):
+            self._seeded.inc()
+            self._log.info("root_loaded", root=root, counters=len(seeds), cold=marks is None)
+        state.suspect = False
+
+    async def _resend(self, root: str, state: _Root) -> bool:
+        """Send everything above the mark, in order; True when nothing is left to send."""
+        marks = await self._store.marks(root)
+        if marks is None:
+            return False
+        mark = marks.get(self.producer, 0)
+        self._acknowledge(state, mark)
+        kept = state.unacknowledged
+        entries = list(kept) if kept and kept[0].number == mark + 1 else self._outbox.entries_above(root, mark)
+        for entry in entries:
+            if not await self.apply_one(root, self.producer, entry):
+                return False
+            self._acknowledge(state, entry.number)
+        in_flight = [d for r, d in self._outbox.in_flight.values() if r == root]
+        await self._store.reassert(root, self.producer, in_flight)
+        return not state.unacknowledged
+
+    async def apply_one(self, root: str, producer: str, entry: Entry) -> bool:
+        """Apply one entry and await the answer, restoring a counter of a long-ended period where it is missing.
+
+        False: the store has a gap or lost the tree. Raises `Unavailable`.
+        """
+        for _ in range(1 + len(entry.counters)):
+            answer = await self._applied(root, producer, entry)
+            if answer.status is not AppliedStatus.ABSENT:
+                return answer.status is AppliedStatus.OK
+            snapshot = await self._spend.load(root)
+            ref = next(ref for ref in entry.counters if ref.name == answer.absent)
+            totals = snapshot.totals.get(answer.absent, NOTHING_SPENT)
+            await self._store.restore(root, answer.absent, SeedTotals(ref.expires_us, totals))
+        return False
+
+    async def _applied(self, root: str, producer: str, entry: Entry) -> Applied:
+        future: asyncio.Future[Applied] = asyncio.get_running_loop().create_future()
+
+        def done(answer: Applied | StoreUnavailable) -> None:
+            if future.done():
+                return
+            if isinstance(answer, Applied):
+                future.set_result(answer)
+            else:
+                future.set_exception(answer)
+
+        self._store.apply(root, producer, entry, done)
+        return await future
+
+    def has_uncovered(self, root: str) -> bool:
+        """Whether the outbox has entries of a root that the database may lack."""
+        return self._outbox.uncovered_of(root) > 0
+
+    def covered(self, snapshot: RootSnapshot) -> None:
+        """The database has committed these marks: forget what it covers."""
+        self._outbox.cover(snapshot.root, snapshot.marks.get(self.producer, 0))
+
+    # Heartbeat
+
+    async def _heartbeat(self) -> None:
+        while True:
+            try:
+                await self._spend.enrol_producer(self.producer, self._now_us())
+                await self._renew_leases()
+            except DatabaseUnavailable as error:
+                self._log.warning("heartbeat_without_database", why=str(error))
+                await self._renew_leases_quietly()
+            except StoreUnavailable as error:
+                self._log.warning("heartbeat_without_store", why=str(error))
+            await asyncio.sleep(HEARTBEAT_S)
+
+    async def _renew_leases(self) -> None:
+        leases: dict[str, dict[str, tuple[str, ...]]] = {}
+        for attempt, grant in self._live.items():
+            if grant.checks.slots:
+                names = tuple([slot.name for slot in grant.checks.slots])
+                leases.setdefault(grant.checks.root, {})[attempt] = names
+        if leases:
+            await self._store.renew(leases)
+
+    async def _renew_leases_quietly(self) -> None:
+        try:
+            await self._renew_leases()
+        except StoreUnavailable as error:
+            self._log.warning("heartbeat_without_store", why=str(error))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task

@@ -1,0 +1,364 @@
+"""A producer's outbox: what it has dispatched and settled, on local disk until the database covers it.
+
+A folder per producer, locked by its process, holds numbered segments of JSON lines: a dispatch line before the first
+byte of a request goes upstream, an entry line when it ends. Lines are in the page cache when a method returns, which
+survives the process; `fsync` brings them to the disk in groups. Space is reserved before a request is admitted:
+segments are allocated ahead, so that a full disk refuses admissions and never a settlement.
+
+Segments are forgotten oldest first, when all their entries are covered and none of their dispatches is in flight; in
+any other order a dispatch could be left behind without its entry and be charged again by a successor.
+This file knows nothing of the store: who sends entries, and when, is the ledger's matter.
+"""
+
+import asyncio
+import errno
+import fcntl
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from tollkeeper.domain.entries import Dispatch, Entry
+from tollkeeper.domain.errors import OutboxUnavailable
+
+SEGMENT_BYTES: Final = 8 * 2**20
+LINE_BYTES: Final = 2048
+"""Reserved for each of an attempt's two lines."""
+CLEAN_FILE: Final = "clean.json"
+LOCK_FILE: Final = "lock"
+ROOTS_FILE: Final = "roots"
+
+
+class DispatchLine(msgspec.Struct, frozen=True, array_like=True, tag="d"):
+    """Before the first byte goes upstream."""
+
+    root: str
+    dispatch: Dispatch
+
+
+class EntryLine(msgspec.Struct, frozen=True, array_like=True, tag="e"):
+    """A numbered entry."""
+
+    root: str
+    entry: Entry
+
+
+class CleanState(msgspec.Struct, frozen=True):
+    """Left by a clean stop: the next start goes on with this producer's numbers."""
+
+    producer: str
+    numbers: dict[str, int]
+
+
+Line = DispatchLine | EntryLine
+_encoder: Final = msgspec.json.Encoder()
+_decoder: Final[msgspec.json.Decoder[Line]] = msgspec.json.Decoder(Line)
+
+
+class Segment:
+    """One file: allocated zeros that lines replace. `last` is the highest entry number in it per root."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.last: dict[str, int] = {}
+        self.in_flight: set[str] = set()
+        self.size = self.offset = 0
+        self.fd = -1
+
+    def __repr__(self) -> str:
+        return f"<Segment {self.path.name} {self.offset}/{self.size} in_flight={len(self.in_flight)}>"
+
+    def allocate(self) -> None:
+        """Make the file at its full size. Raises OSError."""
+        self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(self.fd, 0, SEGMENT_BYTES)
+        except OSError:
+            self.close()
+            self.path.unlink(missing_ok=True)
+            raise
+        self.size = SEGMENT_BYTES
+
+    def write(self, line: bytes) -> None:
+        """Append one line. Raises OSError."""
+        written = os.pwrite(self.fd, line, self.offset)
+        if written != len(line):
+            raise OSError(errno.ENOSPC, "short write")
+        self.offset += written
+
+    def read(self) -> Iterator[Line]:
+        """All whole lines; what a crash cut off at the end is left out, for it was never answered."""
+        for line in self.path.read_bytes().rstrip(b"\0").split(b"\n")[:-1]:
+            yield _decoder.decode(line)
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+class Outbox:
+    """One producer's folder, locked while this object lives. All methods but `fsync` are for one event loop."""
+
+    def __init__(self, folder: Path, lock_fd: int, producer: str, numbers: dict[str, int]) -> None:
+        self.folder, self.producer = folder, producer
+        self.numbers = numbers
+        self.in_flight: dict[str, tuple[str, Dispatch]] = {}
+        self.failure: str | None = None
+        self._lock_fd = lock_fd
+        self._covered: dict[str, int] = {}
+        self._segments: list[Segment] = []  # oldest first; the last is written to
+        self._spare: list[Segment] = []
+        self._where: dict[str, Segment] = {}
+        self._open_attempts = 0
+        self._dirty = asyncio.Event()
+        roots = folder / ROOTS_FILE
+        self.roots: set[str] = set(roots.read_text().split()) if roots.exists() else set()
+        """Every root this producer has ever asked for an admission: where a successor must close it."""
+        for path in sorted(folder.glob("*.seg")):
+            self._load(Segment(path))
+
+    def __repr__(self) -> str:
+        return f"<Outbox {self.producer} segments={len(self._segments)} in_flight={len(self.in_flight)}>"
+
+    def _load(self, segment: Segment) -> None:
+        for line in segment.read():
+            if isinstance(line, DispatchLine):
+                segment.in_flight.add(line.dispatch.attempt)
+                self.in_flight[line.dispatch.attempt] = (line.root, line.dispatch)
+                self._where[line.dispatch.attempt] = segment
+            else:
+                self._note(segment, line.root, line.entry)
+        self._segments.append(segment)
+
+    def _note(self, segment: Segment, root: str, entry: Entry) -> None:
+        segment.last[root] = entry.number
+        self.numbers[root] = max(entry.number, self.numbers.get(root, 0))
+        self.in_flight.pop(entry.attempt, None)
+        dispatched_in = self._where.pop(entry.attempt, None)
+        if dispatched_in is not None:
+            dispatched_in.in_flight.discard(entry.attempt)
+
+    # Writing
+
+    @property
+    def bytes_kept(self) -> int:
+        """Bytes of lines that are not yet forgotten."""
+        return sum(segment.offset for segment in self._segments)
+
+    def know(self, root: str) -> None:
+        """Remember a root before its first admission. Raises OutboxUnavailable."""
+        if root not in self.roots:
+            try:
+                with (self.folder / ROOTS_FILE).open("a") as file:
+                    file.write(f"{root}\n")
+            except OSError as error:
+                self.failure = f"cannot write to {self.folder}: {error.strerror}"
+                raise OutboxUnavailable(self.failure) from error
+            self.roots.add(root)
+
+    def reserve(self) -> None:
+        """Make sure of room for one more attempt's lines. Raises OutboxUnavailable: nothing may be admitted then."""
+        needed = (self._open_attempts + 1) * 2 * LINE_BYTES
+        while self._room() < needed:
+            try:
+                self._allocate()
+            except OSError as error:
+                self.failure = f"cannot reserve space in {self.folder}: {error.strerror}"
+                raise OutboxUnavailable(self.failure) from error
+        self.failure = None
+        self._open_attempts += 1
+
+    def release(self) -> None:
+        """Give back a reservation that will write nothing (more)."""
+        self._open_attempts -= 1
+
+    def dispatch(self, root: str, dispatch: Dispatch) -> None:
+        """Write the dispatch line. Raises OutboxUnavailable: the request must not be sent then."""
+        segment = self._current()
+        try:
+            segment.write(_encoder.encode(DispatchLine(root, dispatch)) + b"\n")
+        except OSError as error:
+            self.failure = f"cannot write to {self.folder}: {error.strerror}"
+            raise OutboxUnavailable(self.failure) from error
+        segment.in_flight.add(dispatch.attempt)
+        self.in_flight[dispatch.attempt] = (root, dispatch)
+        self._where[dispatch.attempt] = segment
+        self._dirty.set()
+
+    def append(self, root: str, entry: Entry) -> None:
+        """Write an entry, which must carry `next_number(root)`. A disk that fails now is reported, not raised: the
+        entry still goes to the store, and admissions stop."""
+        segment = self._current()
+        try:
+            segment.write(_encoder.encode(EntryLine(root, entry)) + b"\n")
+        except OSError as error:
+            self.failure = f"cannot write to {self.folder}: {error.strerror}"
+        self._note(segment, root, entry)
+        self._dirty.set()
+
+    def next_number(self, root: str) -> int:
+        """The number the next entry of a root must carry."""
+        return self.numbers.get(root, 0) + 1
+
+    def _room(self) -> int:
+        current = self._segments[-1] if self._segments and self._segments[-1].fd >= 0 else None
+        free = current.size - current.offset if current else 0
+        return free - LINE_BYTES + sum(spare.size for spare in self._spare)
+
+    def _allocate(self) -> None:
+        known = [int(s.path.stem) for s in (*self._segments, *self._spare)]
+        segment = Segment(self.folder / f"{max(known, default=0) + 1:08d}.seg")
+        segment.allocate()
+        self._spare.append(segment)
+
+    def _current(self) -> Segment:
+        current = self._segments[-1] if self._segments else None
+        if current is None or current.fd < 0 or current.size - current.offset < LINE_BYTES:
+            if not self._spare:
+                try:
+                    self._allocate()
+                except OSError as error:
+                    self.failure = f"cannot reserve space in {self.folder}: {error.strerror}"
+                    raise OutboxUnavailable(self.failure) from error
+            self._segments.append(self._spare.pop(0))
+        return self._segments[-1]
+
+    async def fsync_loop(self, interval_s: float) -> None:
+        """Bring written lines to the disk, at most every `interval_s`, off the request path."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._dirty.wait()
+            self._dirty.clear()
+            for segment in [s for s in self._segments if s.fd >= 0]:
+                try:
+                    await loop.run_in_executor(None, os.fdatasync, segment.fd)
+                except OSError as error:
+                    self.failure = f"cannot sync {self.folder}: {error.strerror}"
+            for done in [s for s in self._segments[:-1] if s.fd >= 0]:
+                done.close()
+            await asyncio.sleep(interval_s)
+
+    # Reading and forgetting
+
+    def entries_above(self, root: str, number: int) -> list[Entry]:
+        """All kept entries of a root above `number`, in order."""
+        found: list[Entry] = []
+        for segment in self._segments:
+            if segment.last.get(root, 0) > number:
+                found += [
+                    line.entry
+                    for line in segment.read()
+                    if isinstance(line, EntryLine) and line.root == root and line.entry.number > number
+                ]
+        return found
+
+    def uncovered_of(self, root: str) -> int:
+        """How many entries of a root the database is not known to cover."""
+        return self.numbers.get(root, 0) - self._covered.get(root, 0)
+
+    def cover(self, root: str, mark: int) -> None:
+        """The database has everything of a root up to `mark`: forget what is no more needed."""
+        self._covered[root] = max(mark, self._covered.get(root, 0))
+        while len(self._segments) > 1 and self._is_covered(self._segments[0]):
+            segment = self._segments.pop(0)
+            segment.close()
+            segment.path.unlink(missing_ok=True)
+
+    def _is_covered(self, segment: Segment) -> bool:
+        return not segment.in_flight and all(self._covered.get(r, 0) >= n for r, n in segment.last.items())
+
+    # The end
+
+    def close(self) -> None:
+        """A clean stop if nothing is in flight: leaves the numbers for the next start. Unlocks."""
+        if not self.in_flight and self._lock_fd >= 0:
+            for segment in self._segments:
+                if segment.fd >= 0:
+                    os.fdatasync(segment.fd)
+            while self._segments and self._is_covered(self._segments[0]):
+                self._segments.pop(0).path.unlink(missing_ok=True)
+            for spare in self._spare:
+                spare.path.unlink(missing_ok=True)
+            _write_whole(self.folder / CLEAN_FILE, _encoder.encode(CleanState(self.producer, self.numbers)))
+        self.unlock()
+
+    def remove(self) -> None:
+        """Delete the folder of a producer that is closed and covered by the database."""
+        for path in self.folder.iterdir():
+            path.unlink()
+        self.folder.rmdir()
+        self.unlock()
+
+    def unlock(self) -> None:
+        for segment in (*self._segments, *self._spare):
+            segment.close()
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+
+def open_outbox(base: Path) -> tuple[Outbox, list[Outbox]]:
+    """Go on with a cleanly stopped producer's outbox, or begin a new one; and lock those of dead producers.
+
+    Returns ours and the dead, which the caller must close. Raises OutboxUnavailable.
+    """
+    own: Outbox | None = None
+    dead: list[Outbox] = []
+    try:
+        base.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for folder in sorted(path for path in base.iterdir() if path.is_dir()):
+            lock_fd = _lock(folder)
+            if lock_fd is None:
+                continue
+            clean = folder / CLEAN_FILE
+            if not clean.exists():
+                dead.append(Outbox(folder, lock_fd, folder.name, {}))
+            elif own is None:
+                state = msgspec.json.decode(clean.read_bytes(), type=CleanState)
+                own = Outbox(folder, lock_fd, state.producer, dict(state.numbers))
+                clean.unlink()
+            else:
+                os.close(lock_fd)
+        return own or _new(base), dead
+    except (OSError, msgspec.DecodeError) as error:
+        raise OutboxUnavailable(f"cannot open the outbox in {base}: {error}") from error
+
+
+def _new(base: Path) -> Outbox:
+    producer = f"p_{secrets.token_hex(8)}"
+    folder = base / producer
+    folder.mkdir(mode=0o700)
+    lock_fd = _lock(folder)
+    assert lock_fd is not None, "nobody else knows this name"
+    return Outbox(folder, lock_fd, producer, {})
+
+
+def _lock(folder: Path) -> int | None:
+    fd = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    return fd
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """Write a file that is either whole or not there."""
+    draft = path.with_suffix(".tmp")
+    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(fd, content)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    draft.replace(path)
+    folder_fd = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder_fd)
+    finally:
+        os.close(folder_fd)

@@ -1,0 +1,119 @@
+"""The sync worker: brings totals and marks of changed roots into the database, in one guarded transaction per root.
+
+Any number of workers may run at once, late or twice: a snapshot is written only if its marks dominate the database's.
+Flags are cleared after the commit and only if unchanged, so a worker may die at any instant.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+from tollkeeper.domain.errors import DatabaseUnavailable, StoreUnavailable, Unavailable
+from tollkeeper.domain.ports import SpendLedger
+from tollkeeper.governance.ledger import Ledger
+from tollkeeper.governance.store import Store
+from tollkeeper.observability.logging import logger
+from tollkeeper.observability.metrics import Metrics
+
+RETRY_S: Final = 5.0
+"""After a failed run the next one comes this soon, or after the interval if that is shorter."""
+
+
+class SyncWorker:
+    """Runs every `interval_s`, at once when asked (`sync_once`), and a last time at `stop`."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        spend: SpendLedger,
+        ledger: Ledger,
+        interval_s: float,
+        metrics: Metrics,
+        now_us: Callable[[], int],
+    ) -> None:
+        self._store, self._spend, self._ledger = store, spend, ledger
+        self._interval_s, self._now_us = interval_s, now_us
+        self._waiting: set[str] = set()
+        self._running = asyncio.Lock()
+        self._task: asyncio.Task[None] | None = None
+        self._log = logger("governance")
+        self.last_success_us = now_us()
+        runs = metrics.counter("tollkeeper_sync_runs_total", "Runs of the sync worker by result.", "result")
+        self._ok, self._failed = runs.labels("ok"), runs.labels("failed")
+        self._written = metrics.counter(
+            "tollkeeper_sync_counters_total", "Counters written to the database."
+        ).labels()
+        self._behind = metrics.counter(
+            "tollkeeper_sync_rejected_total", "Snapshots rejected because the database knew more."
+        ).labels()
+        metrics.gauge(
+            "tollkeeper_sync_age_seconds", "Time since the last complete sync.", lambda: self.age_us() / 1e6
+        )
+
+    def age_us(self) -> int:
+        """Time since the last complete run."""
+        return self._now_us() - self.last_success_us
+
+    async def start(self) -> None:
+        """Begin the rhythm; the first run takes all roots the database knows."""
+        self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        """End the rhythm with a last run. Raises `Unavailable` if that could not reach store or database."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+        await self.sync_once()
+
+    async def _run(self) -> None:
+        known = False
+        while True:
+            wait_s = self._interval_s
+            try:
+                if not known:
+                    self._waiting.update(await self._spend.roots())
+                    known = True
+                await self.sync_once()
+            except Unavailable as error:
+                self._log.warning("sync_waits", why=str(error))
+                wait_s = min(RETRY_S, self._interval_s)
+            await asyncio.sleep(wait_s)
+
+    async def sync_once(self) -> int:
+        """Write everything that has changed; returns the number of counters. Raises `Unavailable`; what is left is
+        taken by the next run."""
+        async with self._running:
+            self._waiting |= self._ledger.touched
+            self._ledger.touched.clear()
+            written = 0
+            try:
+                for root in tuple(self._waiting):
+                    written += await self._sync_root(root)
+            except (StoreUnavailable, DatabaseUnavailable):
+                self._failed.inc()
+                raise
+            self._ok.inc()
+            self.last_success_us = self._now_us()
+            return written
+
+    async def _sync_root(self, root: str) -> int:
+        snapshot = await self._store.snapshot(root)
+        if snapshot is None:
+            if self._ledger.has_uncovered(root):
+                self._ledger.recover(root)  # the store lost what the database does not have yet; the outbox has it
+            else:
+                self._waiting.discard(root)
+            return 0
+        content = snapshot.content
+        if not await self._spend.save(content, self._now_us()):
+            # The store lost something, or another worker was faster: compare marks, look again next time.
+            self._behind.inc()
+            self._ledger.recover(root)
+            return 0
+        await self._store.clear(root, snapshot.run, snapshot.versions)
+        self._ledger.covered(content)
+        self._waiting.discard(root)
+        self._written.inc(len(content.totals))
+        return len(content.totals)

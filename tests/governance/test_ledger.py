@@ -1,0 +1,293 @@
+"""Promises 3 and 4: spend is charged once, through restarts, crashes and the loss of the store; budgets hold."""
+
+import asyncio
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.governance.parts import Clock, Parts, budget, one_key
+from tests.servers.redis import RedisServer
+from tollkeeper.domain.admission import Denial, Grant, LimitKind
+from tollkeeper.domain.entries import CLOSED
+from tollkeeper.domain.errors import OutboxUnavailable, StoreUnavailable
+from tollkeeper.domain.policy import Policy
+from tollkeeper.domain.usage import Usage
+from tollkeeper.governance import outbox as outbox_module
+
+MONTH = "2026:11"
+
+
+@pytest.fixture(params=["memory", "redis"])
+def url(request: pytest.FixtureRequest) -> str | None:
+    """Every test here runs on both stores."""
+    if request.param == "memory":
+        return None
+    server: RedisServer = request.getfixturevalue("redis_server")
+    server.command("FLUSHALL")
+    return server.url
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """The real time: Redis has its own clock, and both must agree on the month."""
+    return Clock(time.time_ns() // 1000)
+
+
+@pytest.fixture
+async def parts(tmp_path: Path, url: str | None, clock: Clock) -> AsyncIterator[Parts]:
+    made = await Parts.start(tmp_path, url, clock)
+    yield made
+    await made.stop()
+
+
+def month() -> str:
+    moment = time.gmtime()
+    return f"{moment.tm_year}:{moment.tm_mon:02d}"
+
+
+async def test_spend_reaches_database_exactly(parts: Parts) -> None:
+    """Settled requests arrive in `spend` and `monthly_usage_summary`, with their tokens, once."""
+    who = one_key("org_a", budget(10**9), Policy())
+    for number in range(5):
+        await parts.spend(who, f"r{number}.1", hold=1000, cost=100 + number)
+    await parts.ledger.flush(5)
+    await parts.sync.sync_once()
+    await parts.sync.sync_once()
+    assert await parts.spent("org_a") == {f"key_1:{month()}": 510, month(): 510}
+    (row,) = await parts.database.spend.monthly_usage()
+    assert (row.key_id, row.cost_nano, row.requests) == ("key_1", 510, 5)
+    assert (row.input_tokens, row.output_tokens, row.cached_tokens) == (150, 60, 25)
+
+
+async def test_budget_counts_holds(parts: Parts) -> None:
+    """Promise 3: spent + held + this hold <= budget at every admission; a settle gives back what was not used."""
+    who = one_key("org_a", budget(1000))
+    first = await parts.admit(who, "r1.1", hold=600)
+    assert isinstance(first, Grant)
+    denied = await parts.admit(who, "r2.1", hold=401)
+    assert isinstance(denied, Denial) and denied.refusal.kind is LimitKind.BUDGET
+    assert denied.refusal.used == 600 and denied.refusal.wait_us is not None and not denied.refusal.never
+    parts.ledger.dispatched(first)
+    parts.ledger.settle(first, 50, Usage())
+    assert isinstance(await parts.admit(who, "r3.1", hold=950), Grant)
+    assert isinstance(await parts.admit(who, "r4.1", hold=1), Denial)
+
+
+async def test_hold_above_budget_never_fits(parts: Parts) -> None:
+    denied = await parts.admit(one_key("org_a", budget(1000)), "r1.1", hold=1001)
+    assert isinstance(denied, Denial) and denied.refusal.never and denied.refusal.wait_us is None
+
+
+async def test_void_returns_everything(parts: Parts) -> None:
+    """A request that was never sent leaves no trace in windows, slots, holds or spend."""
+    who = one_key("org_a", budget(1000, rpm=1, concurrency=1))
+    grant = await parts.admit(who, "r1.1", hold=1000)
+    assert isinstance(grant, Grant)
+    parts.ledger.void(grant)
+    again = await parts.admit(who, "r2.1", hold=1000)
+    assert isinstance(again, Grant)
+    assert again.reply.logs[0].requests == 1 and again.reply.slots == (1,)
+
+
+async def test_slot_is_free_for_the_next_request(parts: Parts) -> None:
+    """The settlement is sent before the answer's last byte: a client's next request finds its slot free."""
+    who = one_key("org_a", budget(10**9, concurrency=1))
+    for number in range(20):
+        await parts.spend(who, f"r{number}.1", hold=10, cost=1)
+
+
+async def test_an_attempt_ends_once(parts: Parts) -> None:
+    who = one_key("org_a", budget(1000))
+    grant = await parts.admit(who, "r1.1", hold=10)
+    assert isinstance(grant, Grant)
+    parts.ledger.void(grant)
+    with pytest.raises(ValueError, match="has ended already"):
+        parts.ledger.void(grant)
+
+
+async def test_limits_are_shown_and_reset(parts: Parts) -> None:
+    who = one_key("org_a", budget(1000, rpm=2))
+    await parts.spend(who, "r1.1", hold=10, cost=5)
+    await parts.spend(who, "r2.1", hold=10, cost=5)
+    assert isinstance(await parts.admit(who, "r3.1", hold=10), Denial)
+    shown = {state.kind: state.used for state in await parts.ledger.limits(who)}
+    assert shown == {LimitKind.REQUESTS: 2, LimitKind.TOKENS: 84, LimitKind.BUDGET: 10}
+    await parts.ledger.reset_limits(who)
+    assert isinstance(await parts.admit(who, "r4.1", hold=10), Grant)
+
+
+async def test_clean_stop_goes_on(tmp_path: Path, url: str | None, clock: Clock) -> None:
+    """A clean stop leaves an outbox that the next start goes on with: same producer, spend remembered."""
+    who, producers = one_key("org_a", budget(1000)), set()
+    for run in range(3):
+        parts = await Parts.start(tmp_path, url, clock)
+        producers.add(parts.ledger.producer)
+        await parts.spend(who, f"run{run}.1", hold=100, cost=100)
+        await parts.stop()
+    parts = await Parts.start(tmp_path, url, clock)
+    assert len(producers) == 1
+    assert (await parts.spent("org_a"))[f"key_1:{month()}"] == 300
+    assert isinstance(await parts.admit(who, "late.1", hold=701), Denial)
+    fits = await parts.admit(who, "fits.1", hold=700)
+    assert isinstance(fits, Grant)
+    parts.ledger.void(fits)
+    await parts.stop()
+
+
+async def test_full_disk_refuses_admissions_and_no_settlement(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Space is reserved at admission: when no more can be had, nothing is admitted, and what runs still settles."""
+    who = one_key("org_a", budget(10**9, rpm=10**6))
+    grant = await parts.admit(who, "r0.1", hold=10)
+    assert isinstance(grant, Grant)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    admitted = [grant]
+    with pytest.raises(OutboxUnavailable, match="No space left"):
+        for number in range(1, 5000):
+            more = await parts.admit(who, f"r{number}.1", hold=10)
+            assert isinstance(more, Grant | Denial)
+            if isinstance(more, Grant):
+                admitted.append(more)
+    assert parts.ledger.outbox_failure is not None
+    for each in admitted:
+        parts.ledger.dispatched(each)
+        parts.ledger.settle(each, 1, Usage())
+    assert await parts.ledger.flush(5)
+    await parts.sync.sync_once()
+    assert (await parts.spent("org_a"))[f"key_1:{month()}"] == len(admitted)
+
+
+async def test_outbox_is_forgotten_only_when_the_database_covers_it(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox_module, "SEGMENT_BYTES", 16_384)
+    parts = await Parts.start(tmp_path, None, clock)
+    who = one_key("org_a", budget(10**9, rpm=10**6))
+    for number in range(300):
+        await parts.spend(who, f"r{number}.1", hold=10, cost=1)
+    await parts.ledger.flush(5)
+    assert parts.ledger._outbox.bytes_kept > 80_000
+    await parts.sync.sync_once()
+    assert parts.ledger._outbox.bytes_kept < 20_000
+    assert parts.ledger._outbox.uncovered_of("org_a") == 0
+    await parts.stop()
+    assert [path.name for path in next((tmp_path / "outbox").iterdir()).glob("*.seg")] == []
+
+
+async def test_lost_redis_is_rebuilt(tmp_path: Path, own_redis: RedisServer, clock: Clock) -> None:
+    """Redis loses everything between two syncs, with requests in flight: spend is rebuilt from database and outbox,
+    holds are held again, and the budget is not overspent."""
+    parts = await Parts.start(tmp_path, own_redis.url, clock)
+    who = one_key("org_a", budget(1000), Policy())
+    await parts.spend(who, "synced.1", hold=100, cost=100)
+    await parts.ledger.flush(5)
+    await parts.sync.sync_once()
+    await parts.spend(who, "unsynced.1", hold=100, cost=70)
+    flying = await parts.admit(who, "flying.1", hold=500)
+    assert isinstance(flying, Grant)
+    parts.ledger.dispatched(flying)
+    await parts.ledger.flush(5)
+    own_redis.command("FLUSHALL")
+    assert isinstance(await parts.admit(who, "over.1", hold=331), Denial)
+    fits = await parts.admit(who, "fits.1", hold=330)
+    assert isinstance(fits, Grant)
+    parts.ledger.void(fits)
+    parts.ledger.settle(flying, 400, Usage())
+    assert await parts.ledger.flush(5)
+    await parts.stop()
+    parts = await Parts.start(tmp_path, own_redis.url, clock)
+    assert await parts.spent("org_a") == {f"key_1:{month()}": 570, month(): 570}
+    await parts.stop()
+
+
+async def test_redis_away_is_noticed_and_nothing_is_lost(
+    tmp_path: Path, own_redis: RedisServer, clock: Clock
+) -> None:
+    """Killed while a request is in flight: admissions fail at once; the settlement waits in the outbox."""
+    parts = await Parts.start(tmp_path, own_redis.url, clock)
+    who = one_key("org_a", budget(10**6))
+    grant = await parts.admit(who, "flying.1", hold=500)
+    assert isinstance(grant, Grant)
+    parts.ledger.dispatched(grant)
+    own_redis.kill()
+    with pytest.raises(StoreUnavailable):
+        await parts.admit(who, "refused.1", hold=1)
+    begun = time.monotonic()
+    with pytest.raises(StoreUnavailable):
+        await parts.admit(who, "refused.2", hold=1)
+    assert time.monotonic() - begun < 0.1
+    parts.ledger.settle(grant, 321, Usage())
+    own_redis.start()
+    assert await parts.ledger.flush(10)
+    await parts.sync.sync_once()
+    assert (await parts.spent("org_a"))[f"key_1:{month()}"] == 321
+    await parts.stop()
+
+
+async def test_frozen_redis_runs_no_abandoned_admission(tmp_path: Path, own_redis: RedisServer, clock: Clock) -> None:
+    """A frozen Redis counts as away within the deadline; woken up, it admits none of what was abandoned."""
+    parts = await Parts.start(tmp_path, own_redis.url, clock)
+    who = one_key("org_a", budget(10**6))
+    await parts.spend(who, "first.1", hold=10, cost=1)
+    own_redis.freeze()
+    begun = time.monotonic()
+    outcomes = await asyncio.gather(
+        *(parts.admit(who, f"abandoned{n}.1", hold=1000) for n in range(50)), return_exceptions=True
+    )
+    assert all(isinstance(outcome, StoreUnavailable) for outcome in outcomes)
+    assert time.monotonic() - begun < 3
+    own_redis.thaw()
+    for _ in range(200):
+        try:
+            grant = await parts.admit(who, f"woken{_}.1", hold=10)
+            break
+        except StoreUnavailable:
+            await asyncio.sleep(0.05)
+    assert isinstance(grant, Grant)
+    assert await parts.ledger.flush(10)
+    state = grant.reply.counters[0]
+    assert (state.spent, state.held) == (1, 10)
+    parts.ledger.void(grant)
+    await parts.stop()
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_killed_process_is_closed(tmp_path: Path, url: str | None, seed: int) -> None:
+    """SIGKILL at a random instant under load: the next start charges each request once: its true cost, or its hold,
+    marked presumed, if it was dispatched and never settled. No hold is left behind."""
+    rng = random.Random(seed)
+    truth: dict[str, tuple[str, int]] = {}
+    for _ in range(2):
+        child = subprocess.Popen(
+            [sys.executable, "-m", "tests.governance.crash_child", str(tmp_path), url or "", str(seed)],
+            stdout=subprocess.PIPE,
+        )
+        assert child.stdout is not None
+        assert child.stdout.readline().startswith(b"ready")
+        await asyncio.sleep(0.1 + rng.random() * 0.4)
+        child.kill()
+        for line in child.stdout.read().decode().splitlines():
+            word, attempt, nano = line.split()
+            truth[attempt] = (word, int(nano))
+        child.stdout.close()
+        child.wait()
+    parts = await Parts.start(tmp_path, url, Clock(time.time_ns() // 1000))
+    assert parts.closer.open == 0
+    (charged,) = (await parts.spent("org_crash")).values()
+    settled = sum(nano for word, nano in truth.values() if word == "settled")
+    unsure = [nano for word, nano in truth.values() if word != "settled"]
+    assert settled <= charged <= settled + 1000 * len(unsure)
+    state = {s.kind: s for s in await parts.ledger.limits(one_key("org_crash", budget(10**15)))}
+    assert state[LimitKind.BUDGET].held == 0 and state[LimitKind.BUDGET].used == charged
+    marks = (await parts.database.spend.load("org_crash")).marks
+    assert sorted(marks.values())[-2:] == [CLOSED, CLOSED]
+    await parts.stop()
