@@ -3,8 +3,8 @@
 Every change of spend is a numbered entry in the outbox of the producer (gateway process) that made it: settle, void,
 and, for a producer that died, one close that charges what it had dispatched and not settled. Redis applies the
 entries of each in order and remembers the last number (its mark); a number at or below the mark changes nothing.
-So total = sum of all entries up to the marks: any (totals, marks) that was ever true is consistent, and one state is newer than
-another exactly when its marks dominate. No epochs, no clocks, no expiry that charges by itself.
+So total = sum of all entries up to the marks: any (totals, marks) that was ever true is consistent, and one state is
+newer than another exactly when its marks dominate. No epochs, no clocks, no expiry that charges by itself.
 
 Faults: lost requests and replies, database writes that are lost, late or reordered, Redis restarted empty or rolled
 back to an older state, producers that crash with requests in flight. Checks: nothing admitted beyond the budget, and
