@@ -23,8 +23,10 @@ class Content(msgspec.Struct, frozen=True, kw_only=True):
     `text_bytes`: bytes of JSON that can hold text, base64 payload of media left out. `images`: how many.
     `extra_input_tokens`: what a provider adds beyond the text (tool preambles). `extra_output_tokens`: output paid
     for beyond the limit, per choice (rejected predictions). `cache_write`, `cache_write_1h`: whether input can be
-    charged at the rates of cache writes. `stored_context`: names the field through which a stored conversation of
-    unknown size joins the input, None if there is none. `unbounded`: why the cost has no bound at all, else None.
+    charged at the rates of cache writes. `one_context`: whether all input is one prompt, which a context window
+    limits as a whole; not so for lists of prompts or embeddings. `stored_context`: names the field through which a
+    stored conversation of unknown size joins the input, None if there is none. `unbounded`: why the cost has no
+    bound at all, else None.
     """
 
     text_bytes: int
@@ -33,6 +35,7 @@ class Content(msgspec.Struct, frozen=True, kw_only=True):
     extra_output_tokens: int = 0
     cache_write: bool = False
     cache_write_1h: bool = False
+    one_context: bool = True
     stored_context: str | None = None
     unbounded: str | None = None
 
@@ -52,21 +55,23 @@ def bound(
     choices: int,
     image_tokens_max: int,
     context_window: int | None = None,
+    stored_tokens_max: int | None = None,
     max_output_tokens: int | None = None,
 ) -> Bound:
     """The bound of a request whose every choice is limited to `max_output` tokens.
 
     `context_window` and `max_output_tokens` are the model's own limits where they are known for certain: a provider
-    refuses what is longer. `image_tokens_max` is the most that one image can be charged as.
+    refuses what is longer. `stored_tokens_max` is the most that a stored conversation and the input can be together.
+    `image_tokens_max` is the most that one image can be charged as.
     """
     tokens = content.text_bytes + content.extra_input_tokens + content.images * image_tokens_max
     reason = content.unbounded
     if content.stored_context is not None:
-        if context_window is not None:
-            tokens = context_window
+        if stored_tokens_max is not None:
+            tokens = max(tokens, stored_tokens_max)
         elif reason is None:
             reason = f"'{content.stored_context}' adds a stored conversation of unknown length"
-    if context_window is not None:
+    if context_window is not None and content.one_context:
         tokens = min(tokens, context_window)
     if max_output_tokens is not None:
         max_output = min(max_output, max_output_tokens)
