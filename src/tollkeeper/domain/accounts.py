@@ -5,10 +5,12 @@ digest key is stored, so that a stolen database opens nothing.
 """
 
 import hmac
-from typing import Final
+from collections.abc import Sequence
+from typing import Final, TypeVar
 
 import msgspec
 
+from tollkeeper.domain.errors import InvalidInput, NotFound
 from tollkeeper.domain.policy import UNLIMITED, Policy
 
 SECRET_PREFIX: Final = "tk_"  # noqa: S105 - a public prefix
@@ -41,6 +43,20 @@ class Team(msgspec.Struct, frozen=True):
     policy: Policy
     created_us: int
     deleted_us: int | None = None
+
+
+Group = TypeVar("Group", Organisation, Team)
+
+
+def one_named(groups: Sequence[Group], wanted: str, kind: str) -> Group:
+    """The group of this id or name. Raises NotFound, and InvalidInput if several have the name."""
+    found = [group for group in groups if group.id == wanted] or [group for group in groups if group.name == wanted]
+    if not found:
+        raise NotFound(f"there is no {kind} {wanted!r}")
+    if len(found) > 1:
+        ids = ", ".join(group.id for group in found)
+        raise InvalidInput(f"several {kind}s are named {wanted!r}; give the id of one: {ids}")
+    return found[0]
 
 
 class Key(msgspec.Struct, frozen=True):

@@ -1,0 +1,293 @@
+"""The admin API's requests and answers as pydantic models, and the way from a request to the domain's change.
+
+A field that a request leaves out stays as it is; null removes.
+"""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from tollkeeper.domain.accounts import UNCHANGED, Unchanged
+from tollkeeper.domain.errors import InvalidInput
+from tollkeeper.domain.money import MoneyError, nano_from_usd
+from tollkeeper.domain.periods import Period
+from tollkeeper.domain.policy import UNLIMITED, Budget, Policy
+from tollkeeper.domain.policy_change import PolicyChange, changed
+from tollkeeper.domain.words import time_us_from
+
+Usd = Annotated[str, Field(description='An amount in USD as a string, like "25.00".', examples=["25.00"])]
+Time = Annotated[str, Field(description="RFC 3339, or a date: 00:00 UTC.", examples=["2026-12-31T00:00:00Z"])]
+
+
+class Request(BaseModel):
+    """What a client sends: unknown fields are refused, numbers must be numbers."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    def given(self, field: str) -> Any:
+        """The field's value, or UNCHANGED if the request left it out."""
+        return getattr(self, field) if field in self.model_fields_set else UNCHANGED
+
+
+class LimitsChange(Request):
+    """Limits to set; null removes one, what is left out stays."""
+
+    rpm: int | None = Field(None, description="Requests in any minute.", examples=[60])
+    tpm: int | None = Field(None, description="Tokens in any minute.", examples=[100_000])
+    max_parallel: int | None = Field(None, description="Requests in flight.", examples=[10])
+    budgets: dict[str, Usd | None] | None = Field(
+        None,
+        description='Period (day, week, month, total) to amount in USD, like {"month": "25.00"}; null removes.',
+        examples=[{"month": "25.00"}],
+    )
+    cost_cap_usd: Usd | None = Field(None, description="The most that one request may cost.")
+    models: list[str] | None = Field(None, description="Allowed models; `*` is a wildcard.", examples=[["gpt-*"]])
+
+    def applied(self, policy: Policy) -> Policy:
+        """The policy with this change made. Raises InvalidInput."""
+        models = self.given("models")
+        policy = changed(
+            policy,
+            PolicyChange(
+                rpm=self.given("rpm"),
+                tpm=self.given("tpm"),
+                max_parallel=self.given("max_parallel"),
+                cost_cap_nano=_nano(self.given("cost_cap_usd"), "cost_cap_usd"),
+                models=tuple(models) if isinstance(models, list) else models,
+            ),
+        )
+        budgets = self.given("budgets")
+        if isinstance(budgets, Unchanged):
+            return policy
+        return _with_budgets(policy, budgets)
+
+
+def _with_budgets(policy: Policy, budgets: dict[str, str | None] | None) -> Policy:
+    if budgets is None:
+        none: tuple[Budget, ...] = ()
+        return Policy(policy.windows, policy.concurrency, none, policy.cost_cap_nano, policy.models)
+    for name, amount in budgets.items():
+        if name not in tuple(Period):
+            raise InvalidInput(f"limits.budgets: {name!r} is not a period; known are {', '.join(Period)}")
+        nano = _nano(amount, f"limits.budgets.{name}")
+        policy = changed(policy, PolicyChange(budget_nano=nano, period=Period(name)))
+    return policy
+
+
+def _nano(amount: str | Unchanged | None, what: str) -> int | Unchanged | None:
+    if amount is None or isinstance(amount, Unchanged):
+        return amount
+    try:
+        return nano_from_usd(amount, what=what)
+    except MoneyError as error:
+        raise InvalidInput(str(error)) from None
+
+
+class WithLimits(Request):
+    """A request that may carry limits."""
+
+    limits: LimitsChange | None = None
+
+    def policy(self, before: Policy = UNLIMITED) -> Policy:
+        """The policy after this request. Raises InvalidInput."""
+        return before if self.limits is None else self.limits.applied(before)
+
+
+class NewKeyRequest(WithLimits):
+    """A key to create. Without an organisation or team it gets an organisation of its own."""
+
+    name: str
+    organisation: str | None = Field(None, description="Name or id.")
+    team: str | None = Field(None, description="Name or id.")
+    expires_at: Time | None = None
+
+    def expires_us(self) -> int | None:
+        """Raises InvalidInput."""
+        return None if self.expires_at is None else time_us_from(self.expires_at, what="expires_at")
+
+
+class KeyUpdateRequest(WithLimits):
+    """Only what is named changes; null takes the key out of its team, or removes its expiry."""
+
+    name: str | None = None
+    team: str | None = Field(None, description="Name or id of a team of the same organisation.")
+    expires_at: Time | None = None
+
+    def expires_us(self) -> int | None | Unchanged:
+        """Raises InvalidInput."""
+        given = self.given("expires_at")
+        return time_us_from(given, what="expires_at") if isinstance(given, str) else given
+
+
+class NewTeamRequest(WithLimits):
+    """A team to create. Without an organisation it gets one of its own, of the same name."""
+
+    name: str
+    organisation: str | None = Field(None, description="Name or id.")
+
+
+class NewOrganisationRequest(WithLimits):
+    """An organisation to create."""
+
+    name: str
+
+
+class LimitsUpdateRequest(WithLimits):
+    """Limits of a team or organisation to change."""
+
+
+class Window(BaseModel):
+    """A limit whose window is not a minute."""
+
+    unit: str
+    limit: int
+    window_s: float
+
+
+class Limits(BaseModel):
+    """The limits in force; null and empty mean that there is none."""
+
+    rpm: int | None
+    tpm: int | None
+    max_parallel: int | None
+    budgets: dict[str, Usd]
+    cost_cap_usd: Usd | None
+    models: list[str] | None
+    windows: list[Window]
+
+
+class Key(BaseModel):
+    """A key without its secret; `hint` is the secret's end."""
+
+    id: str
+    name: str
+    state: str = Field(description="`active`, `expired` or `revoked`.")
+    hint: str
+    organisation_id: str
+    team_id: str | None
+    created_at: Time
+    expires_at: Time | None
+    revoked_at: Time | None
+    limits: Limits
+
+
+class KeyWithSecret(Key):
+    """The answer to create and rotate: the only place where the secret is ever shown."""
+
+    secret: str
+
+
+class Team(BaseModel):
+    """A group of keys inside one organisation."""
+
+    id: str
+    name: str
+    organisation_id: str
+    created_at: Time
+    limits: Limits
+
+
+class Organisation(BaseModel):
+    """The outermost scope."""
+
+    id: str
+    name: str
+    created_at: Time
+    limits: Limits
+
+
+class MonthlyUsage(BaseModel):
+    """One month of one key, as of `updated_at`."""
+
+    key_id: str
+    key_name: str | None
+    month: str
+    requests: int
+    input_tokens: int
+    output_tokens: int
+    cached_tokens: int
+    cost_usd: Usd
+    cost_nano: int
+    updated_at: Time
+
+
+class LimitState(BaseModel):
+    """One limit now; amounts are strings, of USD for budgets, of whole numbers for the others."""
+
+    limit_kind: str
+    scope: str
+    period: str | None
+    window_s: float | None
+    unit: str
+    limit: str
+    used: str
+    held: str
+    remaining: str
+    reset_s: float | None = Field(description="Until it is wholly free again, if time alone does that.")
+
+
+class Keys(BaseModel):
+    """All keys asked for."""
+
+    keys: list[Key]
+
+
+class Teams(BaseModel):
+    """All teams."""
+
+    teams: list[Team]
+
+
+class Organisations(BaseModel):
+    """All organisations but those that single keys have of their own."""
+
+    organisations: list[Organisation]
+
+
+class Usage(BaseModel):
+    """Months, newest first."""
+
+    usage: list[MonthlyUsage]
+
+
+class LimitStates(BaseModel):
+    """Every limit that a key's requests are checked against."""
+
+    key_id: str
+    limits: list[LimitState]
+
+
+class Synced(BaseModel):
+    """The spend known to the store is in the database."""
+
+    synced_at: Time
+
+
+class PartState(BaseModel):
+    """A dependency."""
+
+    ok: bool
+    detail: str
+
+
+class Health(BaseModel):
+    """The gateway's state and version."""
+
+    version: str
+    ready: bool
+    started_at: Time
+    checks: dict[str, PartState]
+
+
+class ErrorDetail(BaseModel):
+    """`param` names the field at fault, if one is."""
+
+    type: str
+    message: str
+    param: str | None
+
+
+class Error(BaseModel):
+    """Every error of this API."""
+
+    error: ErrorDetail

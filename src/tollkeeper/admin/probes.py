@@ -1,0 +1,101 @@
+"""What anyone may ask without a token: `/`, `/healthz`, `/readyz`, `/metrics`. Plain ASGI.
+
+Readiness asks every dependency, with a deadline, and tells what each said; the answer is kept for a moment so that
+nobody can wear the database out by asking. Which dependencies there are, the composition root says.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final
+
+import msgspec
+
+from tollkeeper.admin.asgi import Receive, Scope, Send, answer, answer_error
+from tollkeeper.domain.errors import TollkeeperError
+from tollkeeper.observability.metrics import Metrics
+
+Probe = Callable[[], Awaitable[str | None]]
+"""Answers with a remark or None, or raises a TollkeeperError whose message says what is wrong."""
+PROBE_TIMEOUT_S: Final = 2.0
+KEPT_S: Final = 0.5
+
+INDEX: Final = """Tollkeeper {version}: an LLM gateway.
+
+Point an OpenAI SDK at <this address>/v1 and an Anthropic SDK at <this address>, with a Tollkeeper key.
+
+  /docs         the API
+  /openapi.json the API, for machines
+  /healthz      alive
+  /readyz       each dependency with its state
+  /metrics      Prometheus
+"""
+
+
+class Check(msgspec.Struct, frozen=True):
+    """What one dependency said."""
+
+    ok: bool
+    detail: str
+
+
+class Readiness:
+    """Asks all dependencies at once."""
+
+    def __init__(self, probes: Mapping[str, Probe]) -> None:
+        self._probes = probes
+        self._answer: dict[str, Check] = {}
+        self._asked_s = float("-inf")
+        self._lock = asyncio.Lock()
+
+    async def checks(self) -> dict[str, Check]:
+        """Every dependency's state, at most half a second old."""
+        async with self._lock:
+            now_s = asyncio.get_running_loop().time()
+            if now_s - self._asked_s > KEPT_S:
+                states = await asyncio.gather(*(_ask(probe) for probe in self._probes.values()))
+                self._answer = dict(zip(self._probes, states, strict=True))
+                self._asked_s = asyncio.get_running_loop().time()
+        return self._answer
+
+
+async def _ask(probe: Probe) -> Check:
+    try:
+        async with asyncio.timeout(PROBE_TIMEOUT_S):
+            return Check(True, await probe() or "ok")
+    except TimeoutError:
+        return Check(False, f"no answer within {PROBE_TIMEOUT_S:g} s")
+    except TollkeeperError as error:
+        return Check(False, str(error))
+
+
+class Probes:
+    """An ASGI application for the paths in `PATHS`."""
+
+    PATHS: Final = frozenset({"/", "/healthz", "/readyz", "/metrics"})
+
+    def __init__(self, *, readiness: Readiness, metrics: Metrics, version: str) -> None:
+        self._readiness = readiness
+        self._metrics = metrics
+        self._index = INDEX.format(version=version).encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["method"] not in ("GET", "HEAD"):
+            allow = ((b"allow", b"GET, HEAD"),)
+            await answer_error(send, 405, "method_not_allowed", "Only GET is served here.", allow)
+            return
+        match scope["path"]:
+            case "/healthz":
+                await answer(send, 200, b'{"alive":true}', "application/json")
+            case "/readyz":
+                await self._ready(send)
+            case "/metrics":
+                await answer(send, 200, self._metrics.exposition(), "text/plain; version=0.0.4; charset=utf-8")
+            case _:
+                await answer(send, 200, self._index, "text/plain; charset=utf-8")
+
+    async def _ready(self, send: Send) -> None:
+        checks = await self._readiness.checks()
+        ready = all(check.ok for check in checks.values())
+        body = msgspec.json.encode({"ready": ready, "checks": checks})
+        await answer(send, 200 if ready else 503, body, "application/json")

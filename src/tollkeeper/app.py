@@ -1,1 +1,0 @@
-"""The composition root: puts real parts behind the ports."""

@@ -1,0 +1,218 @@
+"""The gateway process: builds every part from the settings, starts them in order, stops them in the reverse.
+
+This is where the rooms meet. Each line of `_build` says which part stands behind which port; nothing is decided here
+but the order, and what a part needs to be called ready.
+"""
+
+import secrets
+import time
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from typing import Any, Final
+
+from tollkeeper import __version__
+from tollkeeper.admin import Probe, Readiness, create_admin
+from tollkeeper.app.data_dir import DataDir, admin_token, digest_key
+from tollkeeper.domain.errors import ConfigurationError, DatabaseUnavailable, OutboxUnavailable, Unavailable
+from tollkeeper.domain.ports import Accounts
+from tollkeeper.gateway import DataPlane
+from tollkeeper.governance import Closer, Ledger, SyncWorker, open_store
+from tollkeeper.logs.pipeline import LogPipeline
+from tollkeeper.observability.logging import logger
+from tollkeeper.observability.metrics import Metrics
+from tollkeeper.settings import Settings, provider_key
+from tollkeeper.storage.database import Database
+
+KEYS_STALE_S: Final = 30.0
+"""Older than this the table of keys makes the gateway not ready; it goes on serving the keys it knows."""
+DATA_PLANE_PREFIX: Final = "/v1/"
+
+
+def now_us() -> int:
+    """Unix microseconds: the one clock of the process."""
+    return time.time_ns() // 1000
+
+
+class Gateway:
+    """One gateway process as an ASGI application. `start` before the first request, `stop` after the last.
+
+    `start` raises ConfigurationError or Unavailable, with everything stopped again; then nothing was served.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self.data_dir = DataDir(settings.data_dir)
+        self.accounts: Accounts
+        self._readiness: Readiness
+        self._plane: DataPlane
+        self._admin: Any
+        self._parts = AsyncExitStack()
+        self._log = logger("app")
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """The data plane for `/v1/`, the control plane for everything else."""
+        if scope["type"] == "http" and scope["path"].startswith(DATA_PLANE_PREFIX):
+            await self._plane(scope, receive, send)
+        else:
+            await self._admin(scope, receive, send)
+
+    async def start(self) -> None:
+        """Start every part, in the order in which they need each other."""
+        try:
+            await self._build()
+        except BaseException:
+            await self._parts.aclose()
+            raise
+
+    async def stop(self) -> None:
+        """Drain requests, settle, ship the logs, sync a last time, let go: the reverse of the start."""
+        await self._parts.aclose()
+
+    async def _build(self) -> None:
+        settings, parts, metrics = self.settings, self._parts, self.metrics
+        self.data_dir.create()
+        if settings.embedded:
+            self.data_dir.lock()
+            parts.callback(self.data_dir.unlock)
+
+        database = await open_database(settings)
+        parts.push_async_callback(database.close)
+        key = digest_key(settings)
+        self.accounts = database.accounts(key, now_us)
+
+        store = open_store(settings, now_us)
+        parts.push_async_callback(store.stop)
+        await store.start()
+
+        ledger = Ledger(
+            store=store,
+            spend=database.spend,
+            outbox_dir=settings.data_dir / "outbox",
+            metrics=metrics,
+            now_us=now_us,
+            admission_timeout_s=settings.store.admission_timeout_s,
+        )
+        parts.push_async_callback(ledger.stop)
+        await ledger.start()
+
+        sync = SyncWorker(
+            store=store,
+            spend=database.spend,
+            ledger=ledger,
+            interval_s=settings.billing.sync_interval_s,
+            metrics=metrics,
+            now_us=now_us,
+        )
+        parts.push_async_callback(self._last_sync, ledger, sync)
+        closer = Closer(store=store, spend=database.spend, ledger=ledger, sync=sync, metrics=metrics, now_us=now_us)
+        parts.push_async_callback(closer.stop)
+        await closer.start()
+        await sync.start()
+
+        records = LogPipeline(
+            settings=settings.logs,
+            url=settings.logs_url,
+            producer=f"gw-{secrets.token_hex(8)}",  # the numbers of records begin anew at every start
+            metrics=metrics,
+            now_us=now_us,
+        )
+        parts.push_async_callback(records.stop)
+        await records.start()
+
+        self._plane = DataPlane(
+            settings=settings,
+            provider_keys=provider_keys(settings),
+            digest_key=key,
+            directory=database.directory,
+            governor=ledger,
+            records=records,
+            metrics=metrics,
+            now_us=now_us,
+        )
+        parts.push_async_callback(self._plane.stop)
+        await self._plane.start()
+
+        self._readiness = Readiness(
+            {
+                "database": _probe(database.ping),
+                "store": _probe(store.ping),
+                "log_store": _probe(records.ping),
+                "outbox": _outbox_probe(ledger),
+                "keys": _keys_probe(self._plane),
+            }
+        )
+        self._admin = create_admin(
+            accounts=self.accounts,
+            spend=database.spend,
+            governor=ledger,
+            sync=sync.sync_once,
+            readiness=self._readiness,
+            metrics=metrics,
+            admin_token=admin_token(settings),
+            version=__version__,
+            now_us=now_us,
+        )
+
+    async def _last_sync(self, ledger: Ledger, sync: SyncWorker) -> None:
+        if not await ledger.flush(self.settings.server.drain_timeout_s):
+            self._log.warning("stopped_unsettled", entries=ledger.unacknowledged, why="they wait in the outbox")
+        try:
+            await sync.stop()
+        except Unavailable as error:
+            self._log.warning("last_sync_failed", why=str(error), then="the outbox keeps it for the next start")
+
+
+async def open_database(settings: Settings) -> Database:
+    """The database with a schema this program works on. An embedded one is migrated; a shared one must have been.
+
+    Raises ConfigurationError, DatabaseUnavailable.
+    """
+    database = await Database.open(
+        settings.database_url, pool_size=settings.database.pool_size, timeout_s=settings.database.timeout_s
+    )
+    try:
+        if not await database.schema_is_current():
+            if not settings.database_url.startswith("sqlite"):
+                raise ConfigurationError(
+                    "the database's schema is not current; run `tollkeeper migrate` once, then start again"
+                )
+            await database.migrate()
+    except BaseException:
+        await database.close()
+        raise
+    return database
+
+
+def provider_keys(settings: Settings) -> Mapping[str, str | None]:
+    """Every provider's API key; None for one that needs none. Raises ConfigurationError."""
+    return {name: provider_key(name, provider) for name, provider in settings.providers.items()}
+
+
+def _probe(ping: Any) -> Probe:
+    async def ask() -> str | None:
+        await ping()
+        return None
+
+    return ask
+
+
+def _outbox_probe(ledger: Ledger) -> Probe:
+    async def ask() -> str | None:
+        if ledger.outbox_failure is not None:
+            raise OutboxUnavailable(ledger.outbox_failure)
+        return f"{ledger.unacknowledged} entries unconfirmed"
+
+    return ask
+
+
+def _keys_probe(plane: DataPlane) -> Probe:
+    async def ask() -> str | None:
+        stale_s = plane.keys.stale_s()
+        if stale_s is None:
+            raise DatabaseUnavailable("the table of keys was never loaded")
+        if stale_s > KEYS_STALE_S:
+            raise DatabaseUnavailable(f"the table of keys is {stale_s:.0f} s old")
+        return f"{len(plane.keys)} keys, {stale_s:.1f} s old"
+
+    return ask

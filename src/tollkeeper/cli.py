@@ -1,5 +1,0 @@
-"""The `tollkeeper` command."""
-
-
-def main() -> None:
-    """Entry point."""

@@ -1,0 +1,56 @@
+"""The `tollkeeper` command: what operators type. Parses, calls a room or a running gateway, prints.
+
+Exit codes: 0 done, 1 refused or failed (one line on standard error), 2 used wrongly.
+"""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from tollkeeper import __version__
+from tollkeeper.cli import configuration, groups, keys, limits, serve, usage
+from tollkeeper.domain.errors import TollkeeperError
+
+app = typer.Typer(
+    help="An LLM gateway with exact rate limits, hard budgets and proven logs.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(serve.serve)
+app.add_typer(keys.app, name="keys")
+app.add_typer(groups.teams, name="teams")
+app.add_typer(groups.organisations, name="orgs")
+app.command()(usage.usage)
+app.add_typer(limits.app, name="limits")
+app.add_typer(configuration.app, name="config")
+app.command()(configuration.migrate)
+app.command()(configuration.doctor)
+app.command()(serve.simulate)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"tollkeeper {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point."""
+    try:
+        app()
+    except TollkeeperError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(1)

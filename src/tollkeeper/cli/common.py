@@ -1,0 +1,123 @@
+"""What the commands share: their common options, opening the accounts, and printing.
+
+Data goes to standard output, as an aligned table or with `--json` as JSON; everything else to standard error.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+import typer
+
+from tollkeeper.domain.errors import ConfigurationError
+from tollkeeper.domain.ports import Accounts, SpendLedger
+from tollkeeper.domain.words import Words
+from tollkeeper.settings import Settings, load
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", help="The configuration; default: tollkeeper.toml here, if it exists.", dir_okay=False),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+Result = TypeVar("Result")
+SHOWN_KEYS_HINT = "The secret is shown this once; keep it."
+
+
+def now_us() -> int:
+    """Unix microseconds."""
+    return time.time_ns() // 1000
+
+
+def run(work: Coroutine[Any, Any, Result]) -> Result:
+    """Run a command's work to its end."""
+    return asyncio.run(work)
+
+
+@asynccontextmanager
+async def open_accounts(config: Path | None) -> AsyncIterator[tuple[Accounts, SpendLedger]]:
+    """The accounts and the spend in the configured database. An embedded one is made or brought up to date first.
+
+    Raises ConfigurationError for a shared database whose schema is not current.
+    """
+    from tollkeeper.app.data_dir import DataDir, digest_key
+    from tollkeeper.storage.database import Database
+
+    settings = load(config)
+    DataDir(settings.data_dir).create()
+    database = await Database.open(settings.database_url, pool_size=1, timeout_s=settings.database.timeout_s)
+    try:
+        await prepare_schema(database, settings)
+        yield database.accounts(digest_key(settings), now_us), database.spend
+    finally:
+        await database.close()
+
+
+async def prepare_schema(database: Any, settings: Settings) -> None:
+    """Migrate an embedded database; refuse a shared one that is behind. Raises ConfigurationError."""
+    if await database.schema_is_current():
+        return
+    if not settings.database_url.startswith("sqlite"):
+        raise ConfigurationError(
+            "the database's schema is not current; run `tollkeeper migrate` once, then try again"
+        )
+    await database.migrate()
+
+
+def note(text: str) -> None:
+    """Tell the operator something that is not data."""
+    typer.echo(text, err=True)
+
+
+def print_json(value: Any) -> None:
+    """Print a value as indented JSON."""
+    typer.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+
+
+def print_table(head: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[str] = ()) -> None:
+    """Columns aligned with two spaces between them; those named in `right` to the right. None is shown as `-`."""
+    table = [list(head), *([_cell(value) for value in row] for row in rows)]
+    widths = [max(len(row[column]) for row in table) for column in range(len(head))]
+    for row in table:
+        cells = [
+            value.rjust(width) if name in right else value.ljust(width)
+            for name, value, width in zip(head, row, widths, strict=True)
+        ]
+        typer.echo("  ".join(cells).rstrip())
+
+
+def print_facts(facts: Words) -> None:
+    """One thing, a line a fact."""
+    width = max(len(name) for name in facts)
+    for name, value in facts.items():
+        typer.echo(f"{name.ljust(width)}  {_cell(value)}")
+
+
+def _cell(value: object) -> str:
+    if value is None or value == "":
+        return "-"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return str(value)
+
+
+def limits_text(limits: Words) -> str:
+    """A policy in one line, in the words of the options: `60 rpm, 25.00 USD a month`."""
+    parts = [f"{limits[name]:,} {name}" for name in ("rpm", "tpm") if limits[name] is not None]
+    parts += [f"{w['limit']:,} {w['unit']} in {w['window_s']:g} s" for w in limits["windows"]]
+    if limits["max_parallel"] is not None:
+        parts.append(f"{limits['max_parallel']:,} parallel")
+    parts += [f"{amount} USD {_each(period)}" for period, amount in limits["budgets"].items()]
+    if limits["cost_cap_usd"] is not None:
+        parts.append(f"{limits['cost_cap_usd']} USD a request")
+    if limits["models"] is not None:
+        parts.append("models " + " ".join(limits["models"]))
+    return ", ".join(parts) or "none"
+
+
+def _each(period: str) -> str:
+    return "in total" if period == "total" else f"a {period}"

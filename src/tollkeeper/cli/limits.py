@@ -1,0 +1,56 @@
+"""`tollkeeper limits`: a key's limits as the running gateway counts them."""
+
+from typing import Annotated
+from urllib.parse import quote
+
+import typer
+
+from tollkeeper.cli.common import ConfigOption, JsonOption, print_json, print_table
+from tollkeeper.cli.remote import RemoteGateway
+from tollkeeper.domain.words import Words
+from tollkeeper.settings import load
+
+app = typer.Typer(help="Limits of a key in the running gateway: show, reset.", no_args_is_help=True)
+
+KeyArgument = Annotated[str, typer.Argument(metavar="KEY", help="Name or id.")]
+
+
+@app.command()
+def show(key: KeyArgument, config: ConfigOption = None, json: JsonOption = False) -> None:
+    """Show every limit that the key's requests are checked against, with what is used and left."""
+    found = RemoteGateway(load(config)).call("GET", f"/admin/v1/limits/{quote(key, safe='')}")
+    if json:
+        print_json(found)
+        return
+    rows = [
+        (_name(limit), limit["scope"], limit["limit"], limit["used"], limit["remaining"], _reset(limit["reset_s"]))
+        for limit in found["limits"]
+    ]
+    print_table(
+        ("LIMIT", "SCOPE", "ALLOWED", "USED", "LEFT", "FREE IN"), rows, right=("ALLOWED", "USED", "LEFT", "FREE IN")
+    )
+
+
+@app.command()
+def reset(key: KeyArgument, config: ConfigOption = None, json: JsonOption = False) -> None:
+    """Empty the key's own windows and free its slots. Its team, its organisation and its spend stay as they are."""
+    RemoteGateway(load(config)).call("POST", f"/admin/v1/limits/{quote(key, safe='')}/reset")
+    if json:
+        print_json({"key": key, "reset": True})
+    else:
+        typer.echo(f"limits of {key} are reset")
+
+
+def _name(limit: Words) -> str:
+    if limit["period"] is not None:
+        return f"USD {'in total' if limit['period'] == 'total' else 'a ' + limit['period']}"
+    if limit["window_s"] is None:
+        return str(limit["limit_kind"])
+    return f"{limit['limit_kind']} in {limit['window_s']:g} s"
+
+
+def _reset(seconds: float | None) -> str | None:
+    if seconds is None:
+        return None
+    days, rest = divmod(round(seconds), 86_400)
+    return f"{days} d {rest // 3600} h" if days else f"{seconds:.1f} s"

@@ -1,0 +1,101 @@
+"""The limit options that keys, teams and organisations have in common, and how their values are read.
+
+A value that cannot be read is wrong use (exit 2); what it means for a policy is decided in `domain/policy_change.py`.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Annotated, Final, TypeVar
+
+import typer
+
+from tollkeeper.domain.accounts import UNCHANGED, Unchanged
+from tollkeeper.domain.errors import InvalidInput
+from tollkeeper.domain.money import MoneyError, nano_from_usd
+from tollkeeper.domain.periods import US_PER_S, Period
+from tollkeeper.domain.policy_change import PolicyChange
+from tollkeeper.domain.words import month_from, time_us_from
+
+NONE: Final = "none"
+_AGE: Final = re.compile(r"(\d{1,5})([mhdw])")
+_SECONDS: Final = {"m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
+
+Rpm = Annotated[str | None, typer.Option("--rpm", metavar="N", help="Requests in any minute.")]
+Tpm = Annotated[str | None, typer.Option("--tpm", metavar="N", help="Tokens in any minute.")]
+MaxParallel = Annotated[str | None, typer.Option("--max-parallel", metavar="N", help="Requests in flight.")]
+BudgetAmount = Annotated[str | None, typer.Option("--budget", metavar="USD", help="Hard budget, like 25.00.")]
+BudgetPeriod = Annotated[
+    Period | None, typer.Option("--period", help="When the budget starts anew, in UTC; default: month.")
+]
+CostCap = Annotated[str | None, typer.Option("--cost-cap", metavar="USD", help="The most one request may cost.")]
+Models = Annotated[
+    list[str] | None,
+    typer.Option("--model", metavar="NAME", help="Allowed model; * is a wildcard; may be repeated."),
+]
+Expires = Annotated[
+    str | None, typer.Option("--expires", metavar="WHEN", help="30d, 12h, 2026-12-31 or 2026-12-31T12:00:00Z.")
+]
+
+Value = TypeVar("Value")
+
+
+def policy_change(
+    rpm: str | None,
+    tpm: str | None,
+    max_parallel: str | None,
+    budget: str | None,
+    period: Period | None,
+    cost_cap: str | None,
+    models: list[str] | None,
+) -> PolicyChange:
+    """The change that the options ask for; `none` removes."""
+    return PolicyChange(
+        rpm=_read(rpm, "--rpm", _whole),
+        tpm=_read(tpm, "--tpm", _whole),
+        max_parallel=_read(max_parallel, "--max-parallel", _whole),
+        budget_nano=_read(budget, "--budget", nano_from_usd),
+        period=period,
+        cost_cap_nano=_read(cost_cap, "--cost-cap", nano_from_usd),
+        models=UNCHANGED if not models else None if models == [NONE] else tuple(models),
+    )
+
+
+def expiry_us(text: str | None, now_us: int) -> int | None | Unchanged:
+    """When a key expires: an age from now, or a moment."""
+
+    def moment(text: str) -> int:
+        age = _AGE.fullmatch(text)
+        if age:
+            return now_us + int(age[1]) * _SECONDS[age[2]] * US_PER_S
+        return time_us_from(text, what="expires")
+
+    return _read(text, "--expires", moment)
+
+
+def named(text: str | None) -> str | None | Unchanged:
+    """A name; `none` removes, nothing leaves it as it is."""
+    return _read(text, "", str)
+
+
+def month(text: str | None) -> tuple[int, int] | None:
+    """`2026-11`."""
+    found = _read(text, "--month", month_from)
+    return None if isinstance(found, Unchanged) else found
+
+
+def _read(text: str | None, option: str, reader: Callable[[str], Value]) -> Value | None | Unchanged:
+    if text is None:
+        return UNCHANGED
+    if text.lower() == NONE:
+        return None
+    try:
+        return reader(text)
+    except (MoneyError, InvalidInput) as error:
+        raise typer.BadParameter(str(error), param_hint=option) from None
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text.replace(",", "").replace("_", ""))
+    except ValueError:
+        raise InvalidInput(f'{text!r} is not a whole number, nor "none"') from None

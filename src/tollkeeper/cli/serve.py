@@ -1,0 +1,139 @@
+"""`tollkeeper serve` and `tollkeeper simulate`: the long-running commands."""
+
+import asyncio
+import signal
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from tollkeeper import __version__
+from tollkeeper.cli.common import ConfigOption
+from tollkeeper.cli.configuration import require_providers
+from tollkeeper.observability.logging import configure
+from tollkeeper.settings import Settings, check, duration_s, load
+
+
+def serve(
+    demo: Annotated[bool, typer.Option("--demo", help="With a simulated provider and a demo key.")] = False,
+    config: ConfigOption = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on; default: as configured.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; default: as configured.")] = None,
+) -> None:
+    """Run the gateway until Ctrl-C or SIGTERM."""
+    settings = _with_address(load(config), host, port)
+    if not demo:
+        require_providers(settings)
+    style = settings.log_format
+    # in the demo the terminal belongs to the examples: only what goes wrong is logged there
+    configure("warning" if demo and settings.log_level == "info" else settings.log_level, style)
+    _run(_demo(settings) if demo else _serve(settings))
+
+
+def _with_address(settings: Settings, host: str | None, port: int | None) -> Settings:
+    server = msgspec.structs.replace(
+        settings.server,
+        host=settings.server.host if host is None else host,
+        port=settings.server.port if port is None else port,
+    )
+    settings = msgspec.structs.replace(settings, server=server)
+    check(settings)
+    return settings
+
+
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    import uvloop
+
+    uvloop.run(work)
+
+
+async def _demo(settings: Settings) -> None:
+    from tollkeeper.app.demo import demo_settings
+    from tollkeeper.simulator import Simulator
+
+    simulator = Simulator(host="127.0.0.1", port=0)
+    await simulator.start()
+    try:
+        await _serve(demo_settings(settings, simulator.port), demo=True)
+    finally:
+        await simulator.stop()
+
+
+async def _serve(settings: Settings, *, demo: bool = False) -> None:
+    from tollkeeper.app import server
+    from tollkeeper.app.demo import demo_secret
+    from tollkeeper.app.gateway import Gateway
+
+    bound = server.bind(settings.server.host, settings.server.port)
+    try:
+        url = server.url_of(bound)
+        gateway = Gateway(settings)
+        await gateway.start()
+        try:
+            secret = await demo_secret(gateway.accounts) if demo else None
+            gateway.data_dir.write_address(url)
+            await server.run(gateway, bound, settings.server, lambda: _greet(settings, url, secret))
+            typer.echo("stopping: settling, writing spend to the database, shipping logs")
+        finally:
+            gateway.data_dir.remove_address(url)
+            await gateway.stop()
+        typer.echo("stopped cleanly")
+    finally:
+        bound.close()
+
+
+def _greet(settings: Settings, url: str, demo_secret: str | None) -> None:
+    from tollkeeper.app.demo import KEY_NAME, POLICY_TEXT, examples
+
+    typer.echo(f"Tollkeeper {__version__} listens on {url}")
+    typer.echo(f"  API docs  {url}/docs")
+    typer.echo(f"  metrics   {url}/metrics")
+    typer.echo(f"  health    {url}/readyz")
+    typer.echo(f"  data      {settings.data_dir.absolute()}")
+    if demo_secret is not None:
+        typer.echo(
+            f"\nThe provider is simulated: answers are made up, prices are real. The key `{KEY_NAME}` may make"
+        )
+        typer.echo(f"{POLICY_TEXT}; it gets a new secret at every start:\n\n  {demo_secret}")
+        for title, command in examples(url, demo_secret):
+            typer.echo(f"\n{title}:\n\n  {command}")
+        typer.echo("\nThen: tollkeeper usage. Ctrl-C stops.")
+
+
+def simulate(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)] = 8081,
+    first_byte_delay: Annotated[str, typer.Option(help="Time until the answer begins, like 300ms.")] = "0s",
+    chunk_delay: Annotated[str, typer.Option(help="Time between two chunks of a stream.")] = "0s",
+    journal: Annotated[
+        Path | None, typer.Option(help="Write what was served to this file, a JSON line a request.", dir_okay=False)
+    ] = None,
+) -> None:
+    """Run the simulated provider alone, for tests and benchmarks, until Ctrl-C or SIGTERM."""
+    delays_s = [
+        duration_s(text, what=option)
+        for option, text in (("--first-byte-delay", first_byte_delay), ("--chunk-delay", chunk_delay))
+    ]
+    _run(_simulate(host, port, delays_s[0], delays_s[1], journal))
+
+
+async def _simulate(
+    host: str, port: int, first_byte_delay_s: float, chunk_delay_s: float, journal: Path | None
+) -> None:
+    from tollkeeper.simulator import Simulator
+
+    simulator = Simulator(
+        host=host, port=port, first_byte_delay_s=first_byte_delay_s, chunk_delay_s=chunk_delay_s, journal=journal
+    )
+    stopping = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    await simulator.start()
+    try:
+        typer.echo(f"the simulated provider listens on http://{host}:{simulator.port}/v1")
+        await stopping.wait()
+    finally:
+        await simulator.stop()
+    typer.echo("stopped cleanly")

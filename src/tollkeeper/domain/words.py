@@ -1,0 +1,135 @@
+"""Accounts, limits and usage as plain values: the one form in which the admin API and the command line print them.
+
+Money is a string in USD, time is RFC 3339 in UTC, durations are seconds. Nothing secret passes through here.
+"""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from tollkeeper.domain.accounts import Key, MonthlyUsage, Organisation, Team
+from tollkeeper.domain.admission import LimitKind, LimitState
+from tollkeeper.domain.errors import InvalidInput
+from tollkeeper.domain.money import usd
+from tollkeeper.domain.periods import US_PER_S
+from tollkeeper.domain.policy import MINUTE_US, Policy, Unit
+from tollkeeper.domain.policy_change import per_minute
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+Words = dict[str, Any]
+
+
+def instant(time_us: int | None) -> str | None:
+    """Unix µs → `2026-11-23T19:34:41Z`, rounded down to the second."""
+    if time_us is None:
+        return None
+    return (_EPOCH + timedelta(seconds=time_us // US_PER_S)).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def time_us_from(text: str, *, what: str) -> int:
+    """RFC 3339 or a date (00:00 UTC) → Unix µs. Raises InvalidInput; a time without its zone is refused."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise InvalidInput(f'{what}: {text!r} is not a date; write "2026-12-31" or "2026-12-31T12:00:00Z"') from None
+    if moment.tzinfo is None:
+        if len(text) > len("2026-12-31"):
+            raise InvalidInput(f"{what}: {text!r} does not say its zone; add Z for UTC")
+        moment = moment.replace(tzinfo=UTC)
+    return (moment - _EPOCH) // timedelta(microseconds=1)
+
+
+def month_from(text: str) -> tuple[int, int]:
+    """`2026-11` → (2026, 11). Raises InvalidInput."""
+    year, _, month = text.partition("-")
+    if len(year) != 4 or not year.isdecimal() or not month.isdecimal() or not 1 <= int(month) <= 12:
+        raise InvalidInput(f'month: {text!r} is not a month; write it like "2026-11"')
+    return int(year), int(month)
+
+
+def policy_words(policy: Policy) -> Words:
+    """Limits in the words of `PolicyChange`; `windows` are those that are not a minute long."""
+    return {
+        "rpm": per_minute(policy, Unit.REQUESTS),
+        "tpm": per_minute(policy, Unit.TOKENS),
+        "max_parallel": policy.concurrency,
+        "budgets": {b.period.value: usd(b.limit_nano) for b in policy.budgets},
+        "cost_cap_usd": None if policy.cost_cap_nano is None else usd(policy.cost_cap_nano),
+        "models": None if policy.models is None else list(policy.models),
+        "windows": [
+            {"unit": w.unit.value, "limit": w.limit, "window_s": w.window_us / US_PER_S}
+            for w in policy.windows
+            if w.window_us != MINUTE_US
+        ],
+    }
+
+
+def key_words(key: Key, now_us: int) -> Words:
+    """A key; `hint` is the end of its secret."""
+    return {
+        "id": key.id,
+        "name": key.name,
+        "state": key.state(now_us),
+        "hint": key.hint,
+        "organisation_id": key.organisation_id,
+        "team_id": key.team_id,
+        "created_at": instant(key.created_us),
+        "expires_at": instant(key.expires_us),
+        "revoked_at": instant(key.revoked_us),
+        "limits": policy_words(key.policy),
+    }
+
+
+def team_words(team: Team) -> Words:
+    """A team."""
+    return {
+        "id": team.id,
+        "name": team.name,
+        "organisation_id": team.organisation_id,
+        "created_at": instant(team.created_us),
+        "limits": policy_words(team.policy),
+    }
+
+
+def organisation_words(organisation: Organisation) -> Words:
+    """An organisation."""
+    return {
+        "id": organisation.id,
+        "name": organisation.name,
+        "created_at": instant(organisation.created_us),
+        "limits": policy_words(organisation.policy),
+    }
+
+
+def usage_words(row: MonthlyUsage, key_name: str | None) -> Words:
+    """One month of one key. Money exact, in USD and in nano-dollars."""
+    return {
+        "key_id": row.key_id,
+        "key_name": key_name,
+        "month": f"{row.year}-{row.month:02d}",
+        "requests": row.requests,
+        "input_tokens": row.input_tokens,
+        "output_tokens": row.output_tokens,
+        "cached_tokens": row.cached_tokens,
+        "cost_usd": usd(row.cost_nano),
+        "cost_nano": row.cost_nano,
+        "updated_at": instant(row.updated_us),
+    }
+
+
+def limit_words(state: LimitState) -> Words:
+    """One limit now. Budgets are in USD and count what is held; the others are whole numbers."""
+    money = state.kind is LimitKind.BUDGET
+    amount = usd if money else int
+    return {
+        "limit_kind": state.kind.value,
+        "scope": state.scope.value,
+        "period": None if state.period is None else state.period.value,
+        "window_s": None if state.window_us is None else state.window_us / US_PER_S,
+        "unit": "usd" if money else state.kind.value,
+        "limit": str(amount(state.limit)),
+        "used": str(amount(state.used)),
+        "held": str(amount(state.held)),
+        "remaining": str(amount(state.remaining)),
+        "reset_s": None if state.reset_us is None else state.reset_us / US_PER_S,
+    }

@@ -1,0 +1,124 @@
+"""The control plane over real parts: SQLite in a temporary directory, the memory store, the ledger."""
+
+import json
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from tollkeeper.admin import Readiness, create_admin
+from tollkeeper.domain.errors import DatabaseUnavailable
+from tollkeeper.governance import Ledger, MemoryStore, SyncWorker
+from tollkeeper.observability.metrics import Metrics
+from tollkeeper.storage.database import Database
+
+TOKEN = "t" * 40
+
+
+def now_us() -> int:
+    return time.time_ns() // 1000
+
+
+class Answer(msgspec.Struct):
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class Control:
+    """The control plane as a client sees it, with the real parts behind it."""
+
+    def __init__(self, database: Database, ledger: Ledger, sync: SyncWorker, metrics: Metrics) -> None:
+        self.database, self.ledger, self.sync, self.metrics = database, ledger, sync, metrics
+        self.database_away = False
+        self.application = self.make(database)
+
+    def make(self, database: Database) -> Any:
+        """A control plane on this database."""
+        return create_admin(
+            accounts=database.accounts(b"d" * 64, now_us),
+            spend=database.spend,
+            governor=self.ledger,
+            sync=self.sync.sync_once,
+            readiness=Readiness({"database": self.ping, "store": _ready}),
+            metrics=self.metrics,
+            admin_token=TOKEN,
+            version="1.2.3",
+            now_us=now_us,
+        )
+
+    async def ping(self) -> str | None:
+        if self.database_away:
+            raise DatabaseUnavailable("the database does not answer")
+        await self.database.ping()
+        return None
+
+    async def __call__(
+        self, method: str, path: str, json_body: Any = None, *, body: bytes | None = None, token: str | None = TOKEN
+    ) -> Answer:
+        """One request, over ASGI as uvicorn speaks it."""
+        if body is None:
+            body = b"" if json_body is None else json.dumps(json_body).encode()
+        headers = [(b"content-type", b"application/json"), (b"host", b"test")]
+        if token is not None:
+            headers.append((b"authorization", f"Bearer {token}".encode()))
+        path, _, query = path.partition("?")
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+            "method": method,
+            "scheme": "http",
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": query.encode(),
+            "root_path": "",
+            "headers": headers,
+            "server": ("test", 80),
+            "client": ("test", 1),
+        }
+        chunks = [body[i : i + 65536] for i in range(0, len(body), 65536)] or [b""]
+        sent: list[Any] = []
+
+        async def receive() -> Any:
+            if not chunks:
+                return {"type": "http.disconnect"}
+            chunk = chunks.pop(0)
+            return {"type": "http.request", "body": chunk, "more_body": bool(chunks)}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        await self.application(scope, receive, send)
+        head = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
+        return Answer(sent[0]["status"], head, b"".join(m.get("body", b"") for m in sent[1:]))
+
+
+@pytest.fixture
+async def control(tmp_path: Path) -> AsyncIterator[Control]:
+    """A started control plane."""
+    metrics = Metrics()
+    database = await Database.open(f"sqlite:///{tmp_path / 'tollkeeper.db'}", pool_size=2, timeout_s=5.0)
+    await database.migrate()
+    store = MemoryStore(now_us)
+    await store.start()
+    ledger = Ledger(store=store, spend=database.spend, outbox_dir=tmp_path / "outbox", metrics=metrics, now_us=now_us)
+    await ledger.start()
+    sync = SyncWorker(
+        store=store, spend=database.spend, ledger=ledger, interval_s=300, metrics=metrics, now_us=now_us
+    )
+    yield Control(database, ledger, sync, metrics)
+    await ledger.stop()
+    await store.stop()
+    await database.close()
+
+
+async def _ready() -> str | None:
+    return "memory"
