@@ -1,0 +1,114 @@
+"""The full-duplex connection: order, pairing of replies, honest failure."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+
+from tests.servers.redis import RedisServer
+from tollkeeper.domain.errors import ConfigurationError, StoreUnavailable
+from tollkeeper.governance import redis_connection
+from tollkeeper.governance.redis_connection import RedisConnection, ReplyError
+
+
+@pytest.fixture
+async def connection(redis_server: RedisServer) -> AsyncIterator[RedisConnection]:
+    made = RedisConnection(redis_server.url, dial_timeout_s=2, reply_timeout_s=1)
+    await made.start()
+    yield made
+    await made.stop()
+
+
+async def test_replies_come_in_order(connection: RedisConnection) -> None:
+    replies = await asyncio.gather(*(connection.send("ECHO", str(n)) for n in range(2000)))
+    assert replies == [str(n).encode() for n in range(2000)]
+
+
+async def test_a_tick_shares_one_write(connection: RedisConnection) -> None:
+    """Concurrent calls of one event-loop tick go out in one write."""
+    writer, writes = connection._writer, []
+    assert writer is not None
+    original = writer.write
+
+    def spy(data: bytes) -> None:
+        writes.append(len(data))
+        original(data)
+
+    writer.write = spy  # type: ignore[method-assign, assignment]
+    await asyncio.gather(*(connection.send("PING") for _ in range(100)))
+    assert len(writes) == 1
+
+
+async def test_cancelling_a_waiter_keeps_replies_paired(connection: RedisConnection) -> None:
+    """A cancelled command runs all the same, and the replies after it reach their own callers."""
+    first, second = connection.send("ECHO", "first"), connection.send("ECHO", "second")
+    first.cancel()
+    assert await second == b"second"
+    assert await connection.send("ECHO", "third") == b"third"
+
+
+async def test_error_replies_are_their_callers_alone(connection: RedisConnection) -> None:
+    bad, good = connection.send("NOSUCHCOMMAND"), connection.send("PING")
+    with pytest.raises(ReplyError) as caught:
+        await bad
+    assert caught.value.code == "ERR" and await good == b"PONG"
+
+
+async def test_queue_is_bounded(connection: RedisConnection, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redis_connection, "PENDING_MAX", 10)
+    futures = [connection.send("PING") for _ in range(10)]
+    with pytest.raises(StoreUnavailable, match="10 commands unanswered") as caught:
+        connection.send("PING")
+    assert not caught.value.sent
+    await asyncio.gather(*futures)
+
+
+async def test_killed_server_fails_what_waits_and_comes_back(own_redis: RedisServer) -> None:
+    connection = RedisConnection(own_redis.url, dial_timeout_s=2, reply_timeout_s=1)
+    await connection.start()
+    own_redis.freeze()
+    waiting = connection.send("PING")
+    await asyncio.sleep(0)
+    own_redis.thaw()
+    assert await waiting == b"PONG"
+    own_redis.freeze()
+    waiting = connection.send("PING")
+    await asyncio.sleep(0.01)
+    own_redis.kill()
+    with pytest.raises(StoreUnavailable) as caught:
+        await waiting
+    assert caught.value.sent
+    while connection.state != "away":
+        await asyncio.sleep(0.01)
+    with pytest.raises(StoreUnavailable, match="is away"):
+        connection.send("PING")
+    own_redis.start()
+    while connection.state != "up":
+        await asyncio.sleep(0.01)
+    assert await connection.send("PING") == b"PONG" and connection.reconnects == 1
+    await connection.stop()
+
+
+async def test_frozen_server_counts_as_away_within_the_deadline(own_redis: RedisServer) -> None:
+    connection = RedisConnection(own_redis.url, dial_timeout_s=0.3, reply_timeout_s=0.3)
+    await connection.start()
+    own_redis.freeze()
+    begun = time.monotonic()
+    with pytest.raises(StoreUnavailable, match="no answer within"):
+        await connection.send("PING")
+    assert time.monotonic() - begun < 1.5
+    own_redis.thaw()
+    await connection.stop()
+
+
+async def test_first_connection_that_fails_says_where(tmp_path: object) -> None:
+    connection = RedisConnection("redis://user:hush@127.0.0.1:1/0", dial_timeout_s=0.5, reply_timeout_s=0.5)
+    with pytest.raises(StoreUnavailable, match=r"cannot connect to Redis at redis://user:\*\*\*@127.0.0.1:1/0"):
+        await connection.start()
+    await connection.stop()
+
+
+def test_bad_url_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="REDIS_URL"):
+        RedisConnection("http://localhost", dial_timeout_s=1, reply_timeout_s=1)
