@@ -11,7 +11,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from tests.servers.redis import redis_server
 from tollkeeper.cli import main
+
+__all__ = ["redis_server"]
 
 COMMAND = (sys.executable, "-m", "tollkeeper")
 OWN_VARIABLES = ("TOLLKEEPER_", "OPENAI_", "ANTHROPIC_", "REDIS_URL", "DATABASE_URL", "LOG_STORE_URL", "BILLING_")

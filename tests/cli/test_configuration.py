@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Command
+from tests.servers.redis import RedisServer
 
 PROVIDER = '[providers.mine]\nbase_url = "http://127.0.0.1:1/v1"\ndialect = "openai"\napi_key_env = "MY_KEY"\n'
 
@@ -118,3 +119,17 @@ def test_serve_without_a_provider_is_refused(process: Command, workdir: Path) ->
     assert refused.out == ""
     assert "set OPENAI_API_KEY or ANTHROPIC_API_KEY in the environment, or write a [providers.<name>]" in refused.err
     assert not (workdir / "tollkeeper-data").exists()
+
+
+def test_doctor_examines_redis(command: Command, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Redis that would lose money is found: version, eviction, persistence, role and clock, each with a line."""
+    monkeypatch.setenv("REDIS_URL", redis_server.url)
+    findings = {f["part"]: f["state"] for f in command("doctor", "--json").json["findings"]}
+    assert findings["redis"] == "ok"
+    assert findings["redis eviction"] == "ok"
+    assert findings["redis persistence"] == "warn"
+    assert findings["redis clock"] == "ok"
+    monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:9")
+    refused = command("doctor")
+    assert refused.code == 1
+    assert "check REDIS_URL and that the server runs" in refused.out

@@ -15,7 +15,7 @@ from tollkeeper.admin import Probe, Readiness, create_admin
 from tollkeeper.app.data_dir import DataDir, admin_token, digest_key
 from tollkeeper.domain.errors import ConfigurationError, DatabaseUnavailable, OutboxUnavailable, Unavailable
 from tollkeeper.domain.ports import Accounts
-from tollkeeper.gateway import DataPlane
+from tollkeeper.gateway.server import DataPlane
 from tollkeeper.governance import Closer, Ledger, SyncWorker, open_store
 from tollkeeper.logs.pipeline import LogPipeline
 from tollkeeper.observability.logging import logger
@@ -208,11 +208,12 @@ def _outbox_probe(ledger: Ledger) -> Probe:
 
 def _keys_probe(plane: DataPlane) -> Probe:
     async def ask() -> str | None:
-        stale_s = plane.keys.stale_s()
+        health = plane.health()
+        stale_s = health["keys_stale_s"]
         if stale_s is None:
             raise DatabaseUnavailable("the table of keys was never loaded")
         if stale_s > KEYS_STALE_S:
             raise DatabaseUnavailable(f"the table of keys is {stale_s:.0f} s old")
-        return f"{len(plane.keys)} keys, {stale_s:.1f} s old"
+        return f"{health['keys']} keys, {stale_s:.1f} s old"
 
     return ask

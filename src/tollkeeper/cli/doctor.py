@@ -5,27 +5,15 @@ import shutil
 import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Final, Literal
-
-import msgspec
+from typing import Final
 
 from tollkeeper.domain.errors import ConfigurationError, TollkeeperError
+from tollkeeper.domain.findings import Finding, State
 from tollkeeper.observability.metrics import Metrics
 from tollkeeper.settings import DEFAULT_FILE, Settings, load, mask_url, provider_key
 
 FREE_BYTES_WARN: Final = 2**30
 FREE_BYTES_FAIL: Final = 64 * 2**20
-
-State = Literal["ok", "warn", "fail"]
-
-
-class Finding(msgspec.Struct, frozen=True):
-    """`remedy` says what to do; empty when all is well."""
-
-    part: str
-    state: State
-    text: str
-    remedy: str = ""
 
 
 async def examine(config: Path | None) -> list[Finding]:
@@ -111,6 +99,12 @@ def _exists(path: str) -> bool:
 async def _store(settings: Settings) -> AsyncIterator[Finding]:
     if settings.embedded:
         yield Finding("store", "ok", "this process's memory: for one gateway process (set REDIS_URL for more)")
+        return
+    from tollkeeper.cli.common import now_us
+    from tollkeeper.governance.doctor import inspect
+
+    for finding in await inspect(settings, now_us):
+        yield finding
 
 
 async def _log_store(settings: Settings) -> AsyncIterator[Finding]:
