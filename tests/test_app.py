@@ -1,6 +1,7 @@
 """The composition root: the data directory, the listener's bounds, and the whole gateway on its own parts."""
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -12,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from tollkeeper.app import server
 from tollkeeper.app.data_dir import ADMIN_TOKEN_FILE, DIGEST_KEY_FILE, DataDir, admin_token, digest_key
 from tollkeeper.domain.errors import ConfigurationError
+from tollkeeper.observability.logging import configure
 from tollkeeper.settings import SecretSettings, ServerSettings, Settings
 
 
@@ -113,6 +116,8 @@ class Listener:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         self.asked.set()
+        if scope["path"] == "/broken":
+            raise ValueError("broken on purpose")
         if scope["path"] == "/slow":
             await self.release.wait()
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
@@ -207,3 +212,20 @@ async def test_connections_above_the_limit_get_a_503() -> None:
 
     listener = Listener()
     await run_listener(listener, ServerSettings(connections_max=2), work)
+
+
+async def test_what_breaks_is_told_in_our_own_log(capfd: pytest.CaptureFixture[str]) -> None:
+    """An application that raises is a 500, and one event with the traceback, in the format that was configured."""
+
+    async def work(port: int) -> None:
+        assert (await ask(port, GET % b"/broken")).startswith(b"HTTP/1.1 500")
+
+    configure("info", "json")
+    try:
+        await run_listener(Listener(), ServerSettings(), work)
+    finally:
+        structlog.reset_defaults()
+    (line,) = capfd.readouterr().err.strip().splitlines()
+    event = json.loads(line)
+    assert (event["event"], event["room"]) == ("listener_error", "server")
+    assert "ValueError: broken on purpose" in event["trace"]

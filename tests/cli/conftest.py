@@ -11,10 +11,11 @@ from typing import Any
 import msgspec
 import pytest
 
+from tests.servers.postgres import postgres
 from tests.servers.redis import redis_server
 from tollkeeper.cli import main
 
-__all__ = ["redis_server"]
+__all__ = ["postgres", "redis_server"]
 
 COMMAND = (sys.executable, "-m", "tollkeeper")
 OWN_VARIABLES = ("TOLLKEEPER_", "OPENAI_", "ANTHROPIC_", "REDIS_URL", "DATABASE_URL", "LOG_STORE_URL", "BILLING_")

@@ -5,6 +5,7 @@ Knows nothing of what the application does.
 
 import asyncio
 import errno
+import logging
 import signal
 import socket
 from collections.abc import Callable, Generator
@@ -15,6 +16,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from tollkeeper.domain.errors import ConfigurationError
+from tollkeeper.observability.logging import logger
 from tollkeeper.settings import ServerSettings
 
 HEADER_BYTES_MAX: Final = 65_536
@@ -86,6 +88,14 @@ class Server(uvicorn.Server):
         yield
 
 
+class LogBridge(logging.Handler):
+    """Brings what uvicorn reports, tracebacks of the application included, into our own log."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        trace = self.format(record).partition("\n")[2] or None
+        logger("server").error("listener_error", message=record.getMessage(), trace=trace)
+
+
 def bind(host: str, port: int) -> socket.socket:
     """A socket bound to the address, before anything else is started. Raises ConfigurationError saying why not."""
     try:
@@ -143,6 +153,8 @@ async def run(
         timeout_graceful_shutdown=max(1, round(settings.drain_timeout_s)),
     )
     server = Server(config, on_listening)
+    bridge = LogBridge()
+    logging.getLogger("uvicorn.error").addHandler(bridge)
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
@@ -158,5 +170,6 @@ async def run(
             raise
         raise _refusal(error, *bound.getsockname()[:2]) from None
     finally:
+        logging.getLogger("uvicorn.error").removeHandler(bridge)
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)

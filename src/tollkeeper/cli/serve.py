@@ -1,6 +1,7 @@
 """`tollkeeper serve` and `tollkeeper simulate`: the long-running commands."""
 
 import asyncio
+import os
 import signal
 from collections.abc import Coroutine
 from pathlib import Path
@@ -12,6 +13,7 @@ import typer
 from tollkeeper import __version__
 from tollkeeper.cli.common import ConfigOption
 from tollkeeper.cli.configuration import require_providers
+from tollkeeper.domain.errors import ConfigurationError
 from tollkeeper.observability.logging import configure
 from tollkeeper.settings import Settings, check, duration_s, load
 
@@ -112,11 +114,11 @@ def simulate(
     ] = None,
 ) -> None:
     """Run the simulated provider alone, for tests and benchmarks, until Ctrl-C or SIGTERM."""
-    delays_s = [
-        duration_s(text, what=option)
-        for option, text in (("--first-byte-delay", first_byte_delay), ("--chunk-delay", chunk_delay))
-    ]
-    _run(_simulate(host, port, delays_s[0], delays_s[1], journal))
+    try:
+        first_byte_delay_s, chunk_delay_s = duration_s(first_byte_delay), duration_s(chunk_delay)
+    except ConfigurationError as error:
+        raise typer.BadParameter(str(error)) from None
+    _run(_simulate(host, port, first_byte_delay_s, chunk_delay_s, journal))
 
 
 async def _simulate(
@@ -130,7 +132,13 @@ async def _simulate(
     stopping = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-    await simulator.start()
+    try:
+        await simulator.start()
+    except OSError as error:
+        reason = os.strerror(error.errno or 0)
+        raise ConfigurationError(
+            f"cannot listen on {host}:{port}: {reason}; choose another with --host and --port"
+        ) from None
     try:
         typer.echo(f"the simulated provider listens on http://{host}:{simulator.port}/v1")
         await stopping.wait()
