@@ -21,6 +21,7 @@ EMBEDDING_DIMENSIONS: Final = 1536
 LEGACY_OUTPUT_MAX: Final = 16
 """OpenAI's default maximum for /v1/completions."""
 _NESTING_MAX: Final = 8
+_NO_TOOLS: Final = msgspec.Raw(b"")
 _TEXT_FIELDS: Final = ("text", "content", "output", "arguments", "input", "function")
 
 
@@ -85,7 +86,7 @@ class _Chat(msgspec.Struct):
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     n: int | None = None
-    tools: msgspec.Raw | None = None
+    tools: msgspec.Raw = _NO_TOOLS
 
 
 class _Completion(msgspec.Struct):
@@ -113,7 +114,7 @@ class _Response(msgspec.Struct):
     user: str | None = None
     stream: bool | None = None
     max_output_tokens: int | None = None
-    tools: msgspec.Raw | None = None
+    tools: msgspec.Raw = _NO_TOOLS
 
 
 class _Messages(msgspec.Struct):
@@ -123,7 +124,7 @@ class _Messages(msgspec.Struct):
     system: str | list[Any] | None = None
     metadata: _Metadata | None = None
     stream: bool | None = None
-    tools: msgspec.Raw | None = None
+    tools: msgspec.Raw = _NO_TOOLS
 
 
 def parse_ask(endpoint: Endpoint, body: bytes) -> Ask | Refusal:
@@ -280,9 +281,7 @@ def _checked(ask: Ask) -> Ask | Refusal:
     return ask
 
 
-def _tools(raw: msgspec.Raw | None) -> bytes:
-    if raw is None:
-        return b""
+def _tools(raw: msgspec.Raw) -> bytes:
     tools = bytes(raw)
     return b"" if tools in (b"null", b"[]") else tools
 
