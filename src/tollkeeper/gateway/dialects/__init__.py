@@ -1,15 +1,35 @@
-"""The wire formats of the data plane, without any IO.
+"""The wire formats of the data plane, without any IO: what clients and providers write, read and rewritten."""
 
-request.py   parse(endpoint, body: bytes) -> Call                                raises RequestError
-             upstream_body(call, *, model: str, output_limit: tuple[str, int] | None = None) -> bytes
-answer.py    read_answer(endpoint, body: bytes) -> Answer                        usage and the model echoed
-             read_usage(endpoint, body: bytes) -> Usage | None
-stream.py    StreamMeter(endpoint, *, keep_usage_chunk: bool)                    .feed(chunk) .finish() .usage .model .complete .error
-fault.py     error_status(fault) -> int
-             error_body(dialect, fault, message, param=None, request_id=None) -> bytes
-             error_event(dialect, fault, message, param=None, request_id=None) -> bytes
-             refusal_fault(refusal) -> Fault, refusal_message(refusal) -> str
-headers.py   limit_headers(dialect, states, now_us) -> list[tuple[bytes, bytes]]
-             refusal_headers(refusal) -> list[tuple[bytes, bytes]]
-             money_headers(cost_nano: int | None, states) -> list[tuple[bytes, bytes]]
-"""
+from tollkeeper.gateway.dialects.answer import Answer, read_answer, read_usage
+from tollkeeper.gateway.dialects.base import ENDPOINTS, Call, Dialect, Endpoint
+from tollkeeper.gateway.dialects.fault import (
+    error_body,
+    error_event,
+    error_status,
+    refusal_fault,
+    refusal_message,
+)
+from tollkeeper.gateway.dialects.headers import limit_headers, money_headers, refusal_headers
+from tollkeeper.gateway.dialects.request import parse, upstream_body
+from tollkeeper.gateway.dialects.stream import StreamMeter
+
+__all__ = [
+    "ENDPOINTS",
+    "Answer",
+    "Call",
+    "Dialect",
+    "Endpoint",
+    "StreamMeter",
+    "error_body",
+    "error_event",
+    "error_status",
+    "limit_headers",
+    "money_headers",
+    "parse",
+    "read_answer",
+    "read_usage",
+    "refusal_fault",
+    "refusal_headers",
+    "refusal_message",
+    "upstream_body",
+]
