@@ -1,0 +1,68 @@
+"""Changing a policy: what is named changes, everything else stays, also what the words cannot say."""
+
+import pytest
+
+from tollkeeper.domain.errors import InvalidInput
+from tollkeeper.domain.periods import Period
+from tollkeeper.domain.policy import UNLIMITED, Budget, Policy, Unit, Window
+from tollkeeper.domain.policy_change import PolicyChange, changed, per_minute
+
+HOUR = Window(Unit.REQUESTS, 1000, 3_600_000_000)
+FULL = Policy((HOUR, Window(Unit.TOKENS, 5)), 3, (Budget(7), Budget(9, Period.DAY)), 11, ("gpt-*",))
+
+
+def test_a_change_that_names_nothing_changes_nothing() -> None:
+    """For the fullest and the emptiest policy."""
+    assert changed(FULL, PolicyChange()) == FULL
+    assert changed(UNLIMITED, PolicyChange()) == UNLIMITED
+    assert PolicyChange().changes_nothing
+    assert not PolicyChange(rpm=None).changes_nothing
+
+
+def test_windows_of_other_lengths_stay() -> None:
+    """rpm and tpm mean a minute; a window of an hour is neither changed nor removed by them."""
+    policy = changed(FULL, PolicyChange(rpm=60, tpm=None))
+    assert policy.windows == (HOUR, Window(Unit.REQUESTS, 60))
+    assert (per_minute(policy, Unit.REQUESTS), per_minute(policy, Unit.TOKENS)) == (60, None)
+    assert changed(policy, PolicyChange(rpm=None)).windows == (HOUR,)
+
+
+def test_budgets_by_period() -> None:
+    """One a period. Without a period the only one is meant, else the month; of several one must be named."""
+    assert changed(UNLIMITED, PolicyChange(budget_nano=1)).budgets == (Budget(1, Period.MONTH),)
+    daily = Policy(budgets=(Budget(9, Period.DAY),))
+    assert changed(daily, PolicyChange(budget_nano=1)).budgets == (Budget(1, Period.DAY),)
+    assert changed(daily, PolicyChange(budget_nano=None)).budgets == ()
+    assert changed(FULL, PolicyChange(budget_nano=None, period=Period.DAY)).budgets == (Budget(7),)
+    assert changed(FULL, PolicyChange(budget_nano=1, period=Period.TOTAL)).budgets == (
+        *FULL.budgets,
+        Budget(1, Period.TOTAL),
+    )
+    with pytest.raises(InvalidInput, match="there are budgets for day and month; say which one is meant"):
+        changed(FULL, PolicyChange(budget_nano=1))
+    with pytest.raises(InvalidInput, match="give the budget too"):
+        changed(FULL, PolicyChange(period=Period.DAY))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (PolicyChange(rpm=0), "rpm: must be from 1"),
+        (PolicyChange(tpm=2**40), "tpm: must be from 1 to 1099511627775"),
+        (PolicyChange(max_parallel=-1), "max_parallel: must be from 1"),
+        (PolicyChange(budget_nano=2**53), "budget: must be from 0"),
+        (PolicyChange(cost_cap_nano=0), "cost_cap: must be from 1"),
+        (PolicyChange(models=()), "models: give 1 to 100 names"),
+        (PolicyChange(models=("",)), "models: a name is 1 to 200"),
+        (PolicyChange(models=("a\n",)), "models: a name is 1 to 200"),
+    ],
+)
+def test_values_that_cannot_be_taken(change: PolicyChange, message: str) -> None:
+    """The message begins with the field's name and says the bounds."""
+    with pytest.raises(InvalidInput, match=message):
+        changed(UNLIMITED, change)
+
+
+def test_a_budget_of_nothing_is_a_budget() -> None:
+    """Zero allows only what costs nothing; it is not the same as no budget."""
+    assert changed(UNLIMITED, PolicyChange(budget_nano=0)).budgets == (Budget(0),)
