@@ -6,6 +6,7 @@ certainly did not run. What the scripts decide is specified by their twin, domai
 
 import asyncio
 import hashlib
+import struct
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
@@ -123,19 +124,17 @@ class RedisStore:
 
     async def admit(self, checks: Checks, demand: Demand) -> Reply:
         plan = self._plan(checks)
-        meta = f"{demand.producer}\n{plan.meta}"
-        arguments = (
+        moving = _MOVING(
             self.time_us,
             checks.valid_from_us,
             min(checks.valid_until_us, demand.not_after_us),
-            demand.attempt,
             demand.requests,
             demand.tokens,
             demand.hold_nano,
-            meta,
             SLOT_LEASE_US,
         )
-        raw = await self._run("admit", plan.keys, *arguments, *plan.arguments)
+        meta = f"{demand.producer}\n{plan.meta}"
+        raw = await self._run("admit", plan.keys, moving, plan.numbers, demand.attempt, meta)
         if not self.time_us:
             self._learn_clock(raw[1])
         return _reply(checks, raw)
@@ -169,25 +168,21 @@ class RedisStore:
         keys += [counter_key(root, c.name) for c in entry.counters]
         keys += [log_key(root, r.name) for r in entry.runs]
         keys += [slot_key(root, s) for s in entry.slots]
-        arguments: list[Any] = [
+        numbers: list[int] = [
             self.time_us,
-            producer,
             entry.number,
-            entry.attempt,
             int(entry.kind is not EntryKind.VOID),
-            entry.cost_nano,
-            entry.requests,
-            entry.input_tokens,
-            entry.output_tokens,
-            entry.cached_tokens,
             len(entry.counters),
             len(entry.runs),
             len(entry.slots),
+            len(counter_key(root, "")),
         ]
         for counter in entry.counters:
-            arguments += (counter.name, counter.ends_us, counter.expires_us)
+            numbers += (counter.ends_us, counter.expires_us)
         for run in entry.runs:
-            arguments += (run.generation, run.index, run.requests, run.tokens)
+            numbers += (run.generation, run.index, run.requests, run.tokens)
+        tokens = (entry.input_tokens, entry.output_tokens, entry.cached_tokens)
+        arguments = [_doubles(numbers), producer, entry.attempt, entry.cost_nano, entry.requests, *tokens]
         return "apply", keys, arguments
 
     async def marks(self, root: str) -> Mapping[str, int] | None:
@@ -283,7 +278,7 @@ CLEAR_MAX: Final = 2_000
 class _Plan:
     """Keys and arguments of `admit` that depend on the checks alone."""
 
-    __slots__ = ("arguments", "keys", "meta")
+    __slots__ = ("keys", "meta", "numbers")
 
     def __init__(self, checks: Checks) -> None:
         root = checks.root
@@ -296,14 +291,22 @@ class _Plan:
         )
         counters = ",".join([c.name for c in checks.counters])
         self.meta = f"{counters}\n{','.join([s.name or ROOT_SLOT for s in checks.slots])}"
-        arguments: list[int] = [len(checks.logs), len(checks.slots), len(checks.counters)]
+        numbers: list[int] = [len(checks.logs), len(checks.slots), len(checks.counters)]
         for log in checks.logs:
-            arguments += (log.window_us, log.tick_us, _or(log.requests_limit, -1), _or(log.tokens_limit, -1))
-        arguments += [s.limit for s in checks.slots]
+            numbers += (log.window_us, log.tick_us, _or(log.requests_limit, -1), _or(log.tokens_limit, -1))
+        numbers += [s.limit for s in checks.slots]
         for counter in checks.counters:
             span = counter.span
-            arguments += (_or(counter.budget_nano, -1), span.ends_us or 0, span.expires_us or 0)
-        self.arguments = tuple(arguments)
+            numbers += (_or(counter.budget_nano, -1), span.ends_us or 0, span.expires_us or 0)
+        self.numbers = _doubles(numbers)
+
+
+_MOVING: Final = struct.Struct("<7d").pack
+
+
+def _doubles(numbers: Sequence[int]) -> bytes:
+    """Scripts read many numbers from one argument; integers below 2^53 are exact as doubles."""
+    return struct.pack(f"<{len(numbers)}d", *numbers)
 
 
 def _or(value: int | None, default: int) -> int:

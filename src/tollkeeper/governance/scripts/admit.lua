@@ -1,20 +1,22 @@
 -- Decide over all limits and budgets of one request at once: the twin of Tree.admit in domain/tree.py.
 --
 -- KEYS  1 marks:{root}  2 hold:{root}  then one per log, one per slot set, one per counter
--- ARGV  now (µs, 0: TIME), valid_from, valid_until (µs), attempt ('' asks for the state only), requests, tokens,
---       hold (nano-dollars), meta (what `close` needs: producer LF counter names LF slot names),
---       lease (µs), number of logs, slots, counters; then
---       per log: window (µs), tick (µs), request limit, token limit (-1: none)
---       per slot set: limit
---       per counter: budget (nano-dollars, -1: none), end of its period, its expiry (µs, 0: never)
+-- ARGV  1 doubles: now (µs, 0: TIME), valid_from, valid_until (µs), requests, tokens, hold (nano-dollars), lease (µs)
+--       2 doubles: number of logs, slot sets, counters; then
+--           per log: window (µs), tick (µs), request limit, token limit (-1: none)
+--           per slot set: limit
+--           per counter: budget (nano-dollars, -1: none), end of its period, its expiry (µs, 0: never)
+--       3 attempt ('' asks for the state only)
+--       4 what `close` needs: producer LF counter names LF slot names
 -- Reply {status, now, …}. status 1 admitted, 0 refused, -1 late, -2 cold. A refusal goes on with
 --       {check, unit, used, asked, wait (µs, -1: none), never (0|1)}: check counts logs, slots, counters from 1; unit 1
 --       requests, 2 tokens. Then, refused or admitted, per log {generation, run index (-1: none), requests, tokens,
 --       µs until empty}, per slot set {in flight}, per counter {spent, held}.
--- include: arguments.lua
+-- include: clock.lua
 -- include: window.lua
-local now = time_us()
-local valid_from, valid_until = number(), number()
+-- include: sliding.lua
+local given, valid_from, valid_until, requests, tokens, hold, lease = struct.unpack('<ddddddd', ARGV[1])
+local now = clock(given)
 if now < valid_from or now >= valid_until then
   return {-1, now}
 end
@@ -22,67 +24,53 @@ if redis.call('EXISTS', KEYS[1]) == 0 then
   return {-2, now}
 end
 
-local attempt, requests, tokens, hold, meta, lease = text(), number(), number(), number(), text(), number()
-local log_count, slot_count, counter_count = number(), number(), number()
+local plan, attempt = ARGV[2], ARGV[3]
+local log_count, slot_count, counter_count, at = struct.unpack('<ddd', plan)
 local logs, slots, counters = {}, {}, {}
 
 for i = 1, log_count do
-  local window, tick = number(), number()
+  local window, tick, limit_requests, limit_tokens
+  window, tick, limit_requests, limit_tokens, at = struct.unpack('<dddd', plan, at)
   local log = log_open(KEYS[2 + i], window, now)
-  log.tick, log.limit_requests, log.limit_tokens, log.index = tick, number(), number(), -1
+  log.tick, log.limit_requests, log.limit_tokens = tick, limit_requests, limit_tokens
   log_advance(log, now, tick)
   logs[i] = log
 end
 for i = 1, slot_count do
-  local key = KEYS[2 + log_count + i]
+  local key, limit = KEYS[2 + log_count + i], nil
+  limit, at = struct.unpack('<d', plan, at)
   redis.call('ZREMRANGEBYSCORE', key, '-inf', now)
-  slots[i] = {key = key, limit = number(), used = redis.call('ZCARD', key)}
+  slots[i] = {key = key, limit = limit, used = redis.call('ZCARD', key)}
 end
 for i = 1, counter_count do
   local key = KEYS[2 + log_count + slot_count + i]
+  local budget, ends, expires
+  budget, ends, expires, at = struct.unpack('<ddd', plan, at)
   local state = redis.call('HMGET', key, 'cost', 'held')
   counters[i] = {
-    key = key, budget = number(), ends = number(), expires = number(),
-    new = not state[1] and not state[2], cost = tonumber(state[1] or 0), held = tonumber(state[2] or 0),
+    key = key, budget = budget, ends = ends, expires = expires, new = not state[1] and not state[2],
+    cost = tonumber(state[1] or 0), held = tonumber(state[2] or 0),
   }
 end
 
--- The refusal with the longest wait: never (3), then no known time (budget 2, concurrency 1), then the latest; the first
--- of equals.
-local worst
-local function refuse(severity, wait, check, unit, used, asked)
-  if not worst or severity > worst.severity or (severity == worst.severity and wait > worst.wait) then
-    worst = {severity = severity, wait = wait, check = check, unit = unit, used = used, asked = asked}
-  end
-end
-
-local function judge_log(i, log, unit, limit, used, asked)
-  if limit < 0 or used + asked <= limit then
-    return
-  end
-  if asked > limit then
-    refuse(3, 0, i, unit, used, asked)
-  else
-    refuse(0, log_wait(log, now, unit, used + asked - limit), i, unit, used, asked)
-  end
-end
-
-local function reply(answer)
+local function reply(answer, filled)
   for i = 1, log_count do
     local log = logs[i]
-    local known = not log.fresh
-    answer[#answer + 1] = known and log.generation or 0
-    answer[#answer + 1] = log.index
-    answer[#answer + 1] = log.requests
-    answer[#answer + 1] = log.tokens
-    answer[#answer + 1] = log.tail > log.head and log.last + log.window - now or 0
+    answer[filled + 1] = log.fresh and 0 or log.generation
+    answer[filled + 2] = log.index
+    answer[filled + 3] = log.requests
+    answer[filled + 4] = log.tokens
+    answer[filled + 5] = log.tail > log.head and log.last + log.window - now or 0
+    filled = filled + 5
   end
   for i = 1, slot_count do
-    answer[#answer + 1] = slots[i].used
+    filled = filled + 1
+    answer[filled] = slots[i].used
   end
   for i = 1, counter_count do
-    answer[#answer + 1] = counters[i].cost
-    answer[#answer + 1] = counters[i].held
+    answer[filled + 1] = counters[i].cost
+    answer[filled + 2] = counters[i].held
+    filled = filled + 2
   end
   return answer
 end
@@ -97,7 +85,7 @@ end
 
 if attempt == '' then
   save_logs()
-  return reply({1, now})
+  return reply({1, now}, 2)
 end
 local earlier = redis.call('HGET', KEYS[2], attempt)
 if earlier then
@@ -109,13 +97,34 @@ if earlier then
       logs[i].index = tonumber(index)
     end
   end
-  return reply({1, now})
+  return reply({1, now}, 2)
+end
+
+-- The refusal with the longest wait: never (3), then no known time (budget 2, concurrency 1), then the latest; the first
+-- of equals.
+local worst, worst_wait, check, unit, worst_used, worst_asked = -1, 0, 0, 0, 0, 0
+local function refuse(severity, wait, at_check, at_unit, used, asked)
+  if severity > worst or (severity == worst and wait > worst_wait) then
+    worst, worst_wait, check, unit, worst_used, worst_asked = severity, wait, at_check, at_unit, used, asked
+  end
+end
+
+local function refuse_log(i, log, at_unit, limit, used, asked)
+  if asked > limit then
+    refuse(3, 0, i, at_unit, used, asked)
+  else
+    refuse(0, log_wait(log, now, at_unit, used + asked - limit), i, at_unit, used, asked)
+  end
 end
 
 for i = 1, log_count do
   local log = logs[i]
-  judge_log(i, log, 1, log.limit_requests, log.requests, requests)
-  judge_log(i, log, 2, log.limit_tokens, log.tokens, tokens)
+  if log.limit_requests >= 0 and log.requests + requests > log.limit_requests then
+    refuse_log(i, log, 1, log.limit_requests, log.requests, requests)
+  end
+  if log.limit_tokens >= 0 and log.tokens + tokens > log.limit_tokens then
+    refuse_log(i, log, 2, log.limit_tokens, log.tokens, tokens)
+  end
 end
 for i = 1, slot_count do
   if slots[i].used >= slots[i].limit then
@@ -126,29 +135,29 @@ for i = 1, counter_count do
   local counter = counters[i]
   local used = counter.cost + counter.held
   if counter.budget >= 0 and used + hold > counter.budget then
-    local check = log_count + slot_count + i
+    local place = log_count + slot_count + i
     if hold > counter.budget then
-      refuse(3, 0, check, 0, used, hold)
+      refuse(3, 0, place, 0, used, hold)
     elseif counter.ends == 0 then
-      refuse(2, 0, check, 0, used, hold)
+      refuse(2, 0, place, 0, used, hold)
     else
-      refuse(0, counter.ends - now, check, 0, used, hold)
+      refuse(0, counter.ends - now, place, 0, used, hold)
     end
   end
 end
-if worst then
+if worst >= 0 then
   save_logs()
-  local wait = worst.severity == 0 and worst.wait or -1
-  return reply({0, now, worst.check, worst.unit, worst.used, worst.asked, wait, worst.severity == 3 and 1 or 0})
+  local wait = worst == 0 and worst_wait or -1
+  return reply({0, now, check, unit, worst_used, worst_asked, wait, worst == 3 and 1 or 0}, 8)
 end
 
 -- Nothing below can fail: validate first, write last.
-local runs = {}
+local amount, runs = string.format('%.0f', hold), ''
 for i = 1, log_count do
   local log = logs[i]
   log.index = log_add(log, now, log.tick, requests, tokens)
   log.fresh = false
-  runs[i] = string.format('%.0f:%.0f', log.generation, log.index)
+  runs = string.format('%s%s%.0f:%.0f', runs, i > 1 and ',' or '', log.generation, log.index)
 end
 for i = 1, slot_count do
   redis.call('ZADD', slots[i].key, now + lease, attempt)
@@ -157,10 +166,10 @@ for i = 1, slot_count do
 end
 for i = 1, counter_count do
   local counter = counters[i]
-  counter.held = redis.call('HINCRBY', counter.key, 'held', string.format('%.0f', hold))
+  counter.held = redis.call('HINCRBY', counter.key, 'held', amount)
   if counter.new and counter.expires > 0 then
     redis.call('PEXPIREAT', counter.key, math.ceil(counter.expires / 1000))
   end
 end
-redis.call('HSET', KEYS[2], attempt, string.format('%.0f', hold) .. '\n' .. meta .. '\n' .. table.concat(runs, ','))
-return reply({1, now})
+redis.call('HSET', KEYS[2], attempt, amount .. '\n' .. ARGV[4] .. '\n' .. runs)
+return reply({1, now}, 2)

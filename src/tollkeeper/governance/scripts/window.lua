@@ -1,4 +1,5 @@
--- The exact sliding window on a packed string: the twin of domain/windows.py.
+-- The exact sliding window on a packed string: the twin of domain/windows.py. This part reads and writes a log; what
+-- admission and settlement do with it is in admit.lua and correct.lua.
 --
 -- A log is one Redis string: a header of 12 little-endian doubles, then runs of 17 bytes. Run i lies at
 -- HEADER_BYTES + (i - first) * RUN_BYTES. A run's stamp is stored less `offset`, so that all stamps move at once when
@@ -15,29 +16,23 @@ local HEADER = '<dddddddddddd'
 local HEADER_BYTES = 96
 local RUN = '<I7I5I5'
 local RUN_BYTES = 17
-local CHUNK_RUNS = 64
-local CLOCK_JUMP_US = 1000000
-local WEIGHT_MAX = 1099511627775
-local COMPACT_RUNS = 1024
-
-local function ceiling(now, tick)
-  local over = math.fmod(now, tick)
-  return over == 0 and now or now - over + tick
-end
 
 -- Reads the header. A missing key is an empty log that begins now.
 local function log_open(key, window, now)
   local raw = redis.call('GETRANGE', key, 0, HEADER_BYTES - 1)
-  local log = {key = key, window = window, fresh = #raw == 0, dirty = false, cut = false}
-  if log.fresh then
-    log.generation, log.offset, log.first, log.head, log.tail = now, 0, 0, 0, 0
-    log.requests, log.tokens, log.last, log.last_requests, log.last_tokens = 0, 0, 0, 0, 0
-    log.oldest, log.expires = 0, 0
-  else
-    log.generation, log.offset, log.first, log.head, log.tail, log.requests, log.tokens, log.last,
-      log.last_requests, log.last_tokens, log.oldest, log.expires = struct.unpack(HEADER, raw)
+  local fresh = #raw == 0
+  local generation, offset, first, head, tail, requests, tokens = now, 0, 0, 0, 0, 0, 0
+  local last, last_requests, last_tokens, oldest, expires = 0, 0, 0, 0, 0
+  if not fresh then
+    generation, offset, first, head, tail, requests, tokens, last, last_requests, last_tokens, oldest, expires =
+      struct.unpack(HEADER, raw)
   end
-  return log
+  return {
+    key = key, window = window, fresh = fresh, dirty = false, cut = false, index = -1, tick = 0,
+    limit_requests = -1, limit_tokens = -1, generation = generation, offset = offset, first = first, head = head,
+    tail = tail, requests = requests, tokens = tokens, last = last, last_requests = last_requests,
+    last_tokens = last_tokens, oldest = oldest, expires = expires,
+  }
 end
 
 local function log_header(log)
@@ -47,125 +42,4 @@ end
 
 local function log_position(log, index)
   return HEADER_BYTES + (index - log.first) * RUN_BYTES
-end
-
--- Calls visit(stamp, requests, tokens) for the runs from the head on until it returns true. Stamps as stored.
-local function log_walk(log, visit)
-  local index = log.head
-  while index < log.tail do
-    local count = math.min(CHUNK_RUNS, log.tail - index)
-    local at = log_position(log, index)
-    local chunk = redis.call('GETRANGE', log.key, at, at + count * RUN_BYTES - 1)
-    for i = 0, count - 1 do
-      if visit(struct.unpack(RUN, chunk, i * RUN_BYTES + 1)) then
-        return
-      end
-    end
-    index = index + count
-  end
-end
-
--- Forgets what has left the window; pulls stamps back if the clock was set back by more than a second.
-local function log_advance(log, now, tick)
-  if log.tail == log.head then
-    return
-  end
-  local top = ceiling(now, tick)
-  if log.last > top + CLOCK_JUMP_US then
-    log.offset = log.offset - (log.last - top)
-    log.last = top
-    log.dirty = true
-  end
-  local horizon = now - log.window - log.offset
-  if log.oldest > horizon then
-    return
-  end
-  log.dirty = true
-  if log.last - log.offset <= horizon then
-    log.head, log.requests, log.tokens, log.cut = log.tail, 0, 0, true
-    return
-  end
-  log_walk(log, function(stamp, requests, tokens)
-    if stamp > horizon then
-      log.oldest = stamp
-      return true
-    end
-    log.requests, log.tokens, log.head = log.requests - requests, log.tokens - tokens, log.head + 1
-  end)
-end
-
--- Time until runs worth `excess` (unit 1: requests, 2: tokens) have left the window.
-local function log_wait(log, now, unit, excess)
-  local wait = log.window
-  log_walk(log, function(stamp, requests, tokens)
-    excess = excess - (unit == 1 and requests or tokens)
-    if excess <= 0 then
-      wait = stamp + log.offset + log.window - now
-      return true
-    end
-  end)
-  return wait
-end
-
--- Writes the header, and `run` (packed) as the newest run if given.
-local function log_write(log, now, run)
-  local live_ms = math.ceil(log.window / 500)
-  if log.fresh or log.cut then
-    log.first = run and log.tail - 1 or log.tail
-    log.expires = now + 2 * log.window
-    redis.call('SET', log.key, log_header(log) .. (run or ''), 'PX', live_ms)
-    return
-  end
-  if log.head - log.first >= COMPACT_RUNS and log.head - log.first > log.tail - log.head then
-    local live = redis.call('GETRANGE', log.key, log_position(log, log.head), -1)
-    log.first = log.head
-    redis.call('SET', log.key, log_header(log) .. live, 'KEEPTTL')
-  end
-  if now + log.window > log.expires then
-    log.expires = now + 2 * log.window
-    redis.call('PEXPIRE', log.key, live_ms)
-  end
-  redis.call('SETRANGE', log.key, 0, log_header(log))
-  if run then
-    redis.call('SETRANGE', log.key, log_position(log, log.tail - 1), run)
-  end
-end
-
--- Records weights now; returns the run's index.
-local function log_add(log, now, tick, requests, tokens)
-  local stamp = ceiling(now, tick)
-  local empty = log.tail == log.head
-  if not empty and log.last > stamp then
-    stamp = log.last
-  end
-  if not empty and log.last == stamp then
-    log.last_requests, log.last_tokens = log.last_requests + requests, log.last_tokens + tokens
-  else
-    log.last, log.last_requests, log.last_tokens = stamp, requests, tokens
-    log.tail = log.tail + 1
-    if empty then
-      log.oldest = stamp - log.offset
-    end
-  end
-  log.requests, log.tokens = log.requests + requests, log.tokens + tokens
-  log_write(log, now, struct.pack(RUN, log.last - log.offset, log.last_requests, log.last_tokens))
-  return log.tail - 1
-end
-
--- Adds to a run that is still in the log; one that has left changes nothing.
-local function log_correct(key, generation, index, requests, tokens)
-  local log = log_open(key, 0, 0)
-  if log.fresh or log.generation ~= generation or index < log.head or index >= log.tail then
-    return
-  end
-  local at = log_position(log, index)
-  local stamp, had_requests, had_tokens = struct.unpack(RUN, redis.call('GETRANGE', key, at, at + RUN_BYTES - 1))
-  requests = math.min(math.max(requests, -had_requests), WEIGHT_MAX - had_requests)
-  tokens = math.min(math.max(tokens, -had_tokens), WEIGHT_MAX - had_tokens)
-  log.requests, log.tokens = log.requests + requests, log.tokens + tokens
-  if index == log.tail - 1 then
-    log.last_requests, log.last_tokens = log.last_requests + requests, log.last_tokens + tokens
-  end
-  redis.call('SETRANGE', key, at, struct.pack(RUN, stamp, had_requests + requests, had_tokens + tokens))
-  redis.call('SETRANGE', key, 0, log_header(log))
 end

@@ -1,0 +1,127 @@
+"""What does a decision cost? The public ledger on memory and Redis, and the scripts inside Redis."""
+
+import asyncio
+import re
+import tempfile
+import time
+from pathlib import Path
+
+import uvloop
+from tests.governance.parts import Clock, Parts
+from tests.servers.redis import RedisServer
+
+from benchmarks.table import table
+from tollkeeper.domain.admission import Demand, Grant, checks_for
+from tollkeeper.domain.entries import dispatch_of, settle_entry
+from tollkeeper.domain.policy import Budget, Policy, Principal, Scope, ScopeKind, Unit, Window
+from tollkeeper.domain.usage import Usage
+from tollkeeper.governance import RedisStore
+from tollkeeper.observability.logging import configure
+from tollkeeper.settings import StoreSettings
+
+QUESTION = "One admission with its settlement: requests and tokens per minute, a budget, a hold"
+NOTES = (
+    "*Ledger*: admit, dispatch line, settle, outbox written, 64 tasks in flight, one process with Redis on the same "
+    "machine. *Redis time*: what `INFO commandstats` counts for a script call, arguments and replies included; a "
+    "script that does nothing is given for scale."
+)
+REQUESTS, TASKS = 30_000, 64
+SCRIPT_CALLS = 20_000
+PRODUCER = "p_1234567890abcdef"
+
+
+def policy() -> Policy:
+    """Never reached."""
+    return Policy(windows=(Window(Unit.REQUESTS, 10**9), Window(Unit.TOKENS, 10**9)), budgets=(Budget(10**15),))
+
+
+def principal(scopes: int) -> Principal:
+    """A key, and with three scopes its team and organisation, all under limits."""
+    all_scopes = (
+        Scope(ScopeKind.KEY, "key_bench", policy()),
+        Scope(ScopeKind.TEAM, "team_bench", policy()),
+        Scope(ScopeKind.ORGANISATION, "org_bench", policy()),
+    )
+    return Principal("key_bench", "bench", "org_bench", all_scopes[:scopes])
+
+
+async def ledger(folder: Path, url: str | None, scopes: int) -> tuple[float, float]:
+    """Requests a second, and CPU µs of this process for each."""
+    parts = await Parts.start(folder, url, Clock(time.time_ns() // 1000))
+    who = principal(scopes)
+    await parts.spend(who, "warm.1", hold=10, cost=1)
+
+    async def worker(number: int) -> None:
+        for i in range(REQUESTS // TASKS):
+            await parts.spend(who, f"req_{number:016x}{i:016x}.1", hold=1000, cost=500)
+
+    begun, cpu = time.perf_counter(), time.process_time()
+    await asyncio.gather(*(worker(n) for n in range(TASKS)))
+    elapsed, used = time.perf_counter() - begun, time.process_time() - cpu
+    await parts.stop()
+    return REQUESTS / elapsed, used / REQUESTS * 1e6
+
+
+def _redis_us(server: RedisServer) -> float:
+    match = re.search(
+        rb"cmdstat_evalsha:calls=\d+,usec=\d+,usec_per_call=([\d.]+)", server.command("INFO", "commandstats")
+    )
+    assert match is not None
+    return float(match[1])
+
+
+async def scripts(server: RedisServer, scopes: int) -> tuple[float, float, float]:
+    """Redis time in µs of a call: nothing, admission, settlement."""
+    store = RedisStore(StoreSettings(redis_url=server.url, admission_timeout_s=60))
+    await store.start()
+    nothing = await store.connection.send("SCRIPT", "LOAD", "return 0")
+    server.command("CONFIG", "RESETSTAT")
+    for _ in range(SCRIPT_CALLS // 100):
+        await asyncio.gather(*(store.connection.send("EVALSHA", nothing, "1", "x") for _ in range(100)))
+    empty = _redis_us(server)
+    await store.seed("org_bench", "run", {}, {})
+    checks = checks_for(principal(scopes), store.now_us())
+    server.command("CONFIG", "RESETSTAT")
+    grants: list[Grant] = []
+    for start in range(0, SCRIPT_CALLS, 100):
+        demands = [
+            Demand(f"req_{n:032x}.1", PRODUCER, 100, 1000, store.now_us() + 10**8) for n in range(start, start + 100)
+        ]
+        replies = await asyncio.gather(*(store.admit(checks, demand) for demand in demands))
+        grants += [Grant(demand, checks, reply) for demand, reply in zip(demands, replies, strict=True)]
+    admission = _redis_us(server)
+    server.command("CONFIG", "RESETSTAT")
+    done: list[object] = []
+    for number, grant in enumerate(grants, 1):
+        store.apply(
+            "org_bench", PRODUCER, settle_entry(number, dispatch_of(grant), 500, Usage(30, 12), -58), done.append
+        )
+        while number % 100 == 0 and len(done) < number:
+            await asyncio.sleep(0)
+    settlement = _redis_us(server)
+    await store.stop()
+    return empty, admission, settlement
+
+
+def run() -> str:
+    """The table."""
+    configure("error", "json")
+    rows: list[tuple[str, ...]] = []
+    for scopes in (1, 3):
+        with tempfile.TemporaryDirectory() as name:
+            rate, cpu = uvloop.run(ledger(Path(name), None, scopes))
+            rows.append((f"memory, {scopes} scope{'s' * (scopes > 1)}", f"{rate:,.0f}", f"{cpu:.1f}", "", "", ""))
+    for scopes in (1, 3):
+        with tempfile.TemporaryDirectory() as name:
+            server = RedisServer(Path(name))
+            server.start()
+            try:
+                rate, cpu = uvloop.run(ledger(Path(name), server.url, scopes))
+                server.command("FLUSHALL")
+                times = uvloop.run(scripts(server, scopes))
+            finally:
+                server.stop()
+            cells = (f"{rate:,.0f}", f"{cpu:.1f}", *(f"{value:.1f}" for value in times))
+            rows.append((f"Redis, {scopes} scope{'s' * (scopes > 1)}", *cells))
+    head = ("", "ledger requests/s", "CPU µs each", "Redis µs: nothing", "admission", "settlement")
+    return table(head, rows)
