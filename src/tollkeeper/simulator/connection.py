@@ -75,7 +75,7 @@ class Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            self._last_answer(Refusal(400, "Upgrades of the protocol are not supported."))
+            self._deaf = True  # refused when its head was complete: the parser skips the body of such a request
         except httptools.HttpParserCallbackError as error:
             if error.__context__ is not None:
                 raise error.__context__ from None
@@ -130,6 +130,8 @@ class Connection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         """Called by the parser."""
+        if self._parser.should_upgrade():
+            self._last_answer(Refusal(400, "Upgrades of the protocol are not supported."))
         if self._expects and not self._deaf:
             if self.task is None:
                 self.write(b"HTTP/1.1 100 Continue\r\n\r\n")

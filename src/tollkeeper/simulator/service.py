@@ -23,7 +23,7 @@ MODELS_SHOWN: Final = (
     "gpt-4.1",
     "o4-mini",
     "text-embedding-3-small",
-    "claude-sonnet-4-5",
+    "claude-sonnet-5",
     "claude-haiku-4-5",
 )
 """What GET /v1/models lists if the simulator was given no models of its own: then every name is served."""
