@@ -1,10 +1,16 @@
 """Honest, small versions of the ports that other rooms stand behind."""
 
-from tollkeeper.domain.accounts import digest_secret
-from tollkeeper.domain.errors import DatabaseUnavailable
+from collections.abc import Sequence
+
+import msgspec
+
+from tollkeeper.domain.accounts import MonthlyUsage, digest_secret
+from tollkeeper.domain.admission import Denial, Grant, LimitState
+from tollkeeper.domain.errors import DatabaseUnavailable, OutboxUnavailable, StoreUnavailable
 from tollkeeper.domain.policy import UNLIMITED, Policy, Principal, Scope, ScopeKind
-from tollkeeper.domain.ports import ActiveKey, KeyChanges
+from tollkeeper.domain.ports import ActiveKey, Governor, KeyChanges, RootSnapshot
 from tollkeeper.domain.record import RequestRecord
+from tollkeeper.domain.usage import NO_USAGE, Usage
 
 DIGEST_KEY = b"0123456789abcdef0123456789abcdef"
 
@@ -72,3 +78,77 @@ class Records:
 
     def put(self, record: RequestRecord) -> None:
         self.all.append(record)
+
+
+class NothingDurable:
+    """A SpendLedger that knows nothing and keeps nothing: the accounts of a test end with it."""
+
+    async def load(self, root: str) -> RootSnapshot:
+        return RootSnapshot(root, {}, {})
+
+    async def save(self, snapshot: RootSnapshot, now_us: int) -> bool:
+        return True
+
+    async def roots(self) -> list[str]:
+        return []
+
+    async def monthly_usage(
+        self, *, key: str | None = None, year: int | None = None, month: int | None = None
+    ) -> Sequence[MonthlyUsage]:
+        return []
+
+    async def enrol_producer(self, producer: str, now_us: int) -> None: ...
+
+    async def retire_producer(self, producer: str, now_us: int) -> None: ...
+
+
+class End(msgspec.Struct):
+    """How one attempt ended."""
+
+    attempt: str
+    kind: str
+    cost_nano: int
+    usage: Usage
+
+
+class WatchedGovernor:
+    """The real ledger, with every end of an attempt written down and faults on request."""
+
+    def __init__(self, ledger: Governor) -> None:
+        self._ledger = ledger
+        self.granted: list[Grant] = []
+        self.dispatches = 0
+        self.ends: list[End] = []
+        self.away = False
+        self.outbox_full = False
+        self.broken = False
+
+    async def admit(self, principal: Principal, *, attempt: str, tokens: int, hold_nano: int) -> Grant | Denial:
+        if self.away:
+            raise StoreUnavailable("the store did not answer in time")
+        if self.broken:
+            raise ZeroDivisionError("a defect")
+        decision = await self._ledger.admit(principal, attempt=attempt, tokens=tokens, hold_nano=hold_nano)
+        if isinstance(decision, Grant):
+            self.granted.append(decision)
+        return decision
+
+    def dispatched(self, grant: Grant) -> None:
+        if self.outbox_full:
+            raise OutboxUnavailable("the outbox is full")
+        self._ledger.dispatched(grant)
+        self.dispatches += 1
+
+    def settle(self, grant: Grant, cost_nano: int, usage: Usage, *, presumed: bool = False) -> None:
+        self._ledger.settle(grant, cost_nano, usage, presumed=presumed)
+        self.ends.append(End(grant.demand.attempt, "presumed" if presumed else "settled", cost_nano, usage))
+
+    def void(self, grant: Grant) -> None:
+        self._ledger.void(grant)
+        self.ends.append(End(grant.demand.attempt, "voided", 0, NO_USAGE))
+
+    async def limits(self, principal: Principal) -> list[LimitState]:
+        return await self._ledger.limits(principal)
+
+    async def reset_limits(self, principal: Principal) -> None:
+        await self._ledger.reset_limits(principal)

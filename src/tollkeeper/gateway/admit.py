@@ -1,0 +1,48 @@
+"""Step 3: ask the governor for admission, once more with a smaller output if that is what would pass.
+
+Request ids are made here and never taken from a client, because attempts are settled by them. A refusal is a value.
+"""
+
+import os
+from typing import Final
+
+from tollkeeper.domain.admission import Denial, Grant
+from tollkeeper.domain.policy import Principal
+from tollkeeper.domain.ports import Governor
+from tollkeeper.gateway.bound import Plan, shrink
+
+ID_BYTES: Final = 16
+BLOCK_BYTES: Final = 4096
+"""Random bytes are taken from the system in blocks: one call makes 256 ids."""
+
+
+class RequestIds:
+    """Makes `req_` and 32 hexadecimal digits, 128 random bits each."""
+
+    def __init__(self) -> None:
+        self._block = b""
+        self._used = 0
+
+    def next(self) -> str:
+        """A new id."""
+        if self._used >= len(self._block):
+            self._block, self._used = os.urandom(BLOCK_BYTES), 0
+        start = self._used
+        self._used = start + ID_BYTES
+        return "req_" + self._block[start : self._used].hex()
+
+
+async def admit(governor: Governor, principal: Principal, request_id: str, plan: Plan) -> Grant | Denial:
+    """The decision over all limits and budgets of a request.
+
+    A refused request whose output limit is ours is asked once more, under a fresh attempt id, with the largest
+    output that would pass. Raises `Unavailable`.
+    """
+    decision = await governor.admit(
+        principal, attempt=f"{request_id}.1", tokens=plan.tokens, hold_nano=plan.hold_nano
+    )
+    if isinstance(decision, Denial) and shrink(plan, decision):
+        decision = await governor.admit(
+            principal, attempt=f"{request_id}.2", tokens=plan.tokens, hold_nano=plan.hold_nano
+        )
+    return decision

@@ -1,0 +1,141 @@
+"""The client's side of one exchange, as the ASGI server gives it: headers, body, hang-up, and the way back.
+
+Deadlines and size limits of reading are here; what a request or an error means is not. A client that has hung up
+is no error: what is sent to it is dropped, and `gone` tells.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import Any, Final
+
+from tollkeeper.domain.errors import Fault, RequestError
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Header = tuple[bytes, bytes]
+
+WATCH_AFTER_S: Final = 0.1
+"""Requests that take less are not watched for hang-ups: a watcher is a task, and most requests need none."""
+CLIENT_REQUEST_ID_BYTES_MAX: Final = 128
+
+
+class HttpError(RequestError):
+    """A request that is wrong by HTTP's own rules, with the status or headers that these ask for."""
+
+    def __init__(
+        self, fault: Fault, message: str, *, status: int | None = None, headers: tuple[Header, ...] = ()
+    ) -> None:
+        super().__init__(fault, message)
+        self.status, self.headers = status, headers
+
+
+class Client:
+    """One request's client. `gone`: it hung up. `started`: the response's status is out."""
+
+    __slots__ = ("_on_gone", "_receive", "_send", "_watch", "gone", "headers", "method", "path", "started")
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._receive, self._send = receive, send
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        self.headers: dict[bytes, bytes] = {}
+        for name, value in scope["headers"]:
+            self.headers.setdefault(name, value)
+        self.gone = self.started = False
+        self._on_gone: Callable[[], None] | None = None
+        self._watch: asyncio.TimerHandle | asyncio.Task[None] | None = None
+
+    def header(self, name: bytes) -> bytes:
+        """A header by its lower-case name; empty if absent. The first of several counts."""
+        return self.headers.get(name, b"")
+
+    @property
+    def request_id(self) -> str | None:
+        """The client's own id for the request, only ever recorded."""
+        value = self.header(b"x-request-id")[:CLIENT_REQUEST_ID_BYTES_MAX]
+        return value.decode("ascii", "replace") or None
+
+    async def body(self, bytes_max: int, timeout_s: float) -> bytes | None:
+        """The whole body, or None if the client hung up.
+
+        Raises RequestError: TOO_LARGE (before reading, if the length is stated), or a 408.
+        """
+        stated = self.header(b"content-length")
+        if stated.isdigit() and int(stated) > bytes_max:
+            raise _too_large(bytes_max)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._read(bytes_max)
+        except TimeoutError:
+            message = f"The request's body did not arrive within {timeout_s:g} s."
+            raise HttpError(Fault.INVALID, message, status=408) from None
+
+    async def _read(self, bytes_max: int) -> bytes | None:
+        chunks: list[bytes] = []
+        size = 0
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                self._left()
+                return None
+            chunk = message.get("body", b"")
+            size += len(chunk)
+            if size > bytes_max:
+                raise _too_large(bytes_max)
+            if not message.get("more_body", False):
+                return chunk if not chunks else b"".join((*chunks, chunk))
+            chunks.append(chunk)
+
+    def watch(self, on_gone: Callable[[], None]) -> None:
+        """Call back once if the client hangs up before `unwatch`. Only after the body was read."""
+        self._on_gone = on_gone
+        self._watch = asyncio.get_running_loop().call_later(WATCH_AFTER_S, self._begin_watch)
+
+    def unwatch(self) -> None:
+        """Stop watching."""
+        self._on_gone = None
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+
+    def _begin_watch(self) -> None:
+        self._watch = asyncio.get_running_loop().create_task(self._wait_for_hangup())
+
+    async def _wait_for_hangup(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._left()
+
+    def _left(self) -> None:
+        self.gone = True
+        on_gone, self._on_gone = self._on_gone, None
+        if on_gone is not None:
+            on_gone()
+
+    async def respond(self, status: int, headers: Iterable[Header], body: bytes) -> None:
+        """A whole response at once."""
+        await self.start(status, (*headers, (b"content-length", b"%d" % len(body))))
+        await self.send(body, last=True)
+
+    async def start(self, status: int, headers: Iterable[Header]) -> None:
+        """Status and headers."""
+        self.started = True
+        await self._out({"type": "http.response.start", "status": status, "headers": list(headers)})
+
+    async def send(self, body: bytes, *, last: bool = False) -> None:
+        """Part of the body; waits while the client reads more slowly than we send."""
+        await self._out({"type": "http.response.body", "body": body, "more_body": not last})
+
+    async def _out(self, message: Message) -> None:
+        if self.gone:
+            return
+        try:
+            await self._send(message)
+        except OSError:
+            self._left()
+
+
+def _too_large(bytes_max: int) -> RequestError:
+    return RequestError(Fault.TOO_LARGE, f"The request's body is larger than {bytes_max} bytes.")

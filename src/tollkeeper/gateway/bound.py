@@ -1,0 +1,173 @@
+"""Step 2: how much can this request cost, how many tokens will it likely be, and which output limit makes that true?
+
+A request without an output limit gets one if a budget, cost cap or token limit stands above it: the model's own cap
+first, and after a refusal the most that the limit that refused can still afford. It knows nothing of HTTP; what is
+refused here is refused before any counter is touched.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+from tollkeeper.domain.admission import Denial, LimitKind, limit_states
+from tollkeeper.domain.bound import Bound, TokenEstimator
+from tollkeeper.domain.errors import Fault, RequestError
+from tollkeeper.domain.money import usd
+from tollkeeper.domain.policy import Principal
+from tollkeeper.domain.pricing import cost_nano
+from tollkeeper.domain.usage import Usage
+from tollkeeper.gateway.catalog import Catalog, ModelInfo, output_limit_field
+from tollkeeper.gateway.dialects import Call
+from tollkeeper.gateway.routing import Route
+from tollkeeper.settings import Settings
+
+OUTPUT_MIN: Final = 16
+"""The smallest limit that is injected: OpenAI's Responses API takes no less."""
+
+
+class Plan:
+    """A request with its bounds. `injected` is the output limit we set, None if the client's stands."""
+
+    __slots__ = ("_estimator", "call", "hold_nano", "info", "injected", "route", "tokens")
+
+    def __init__(self, call: Call, route: Route, info: ModelInfo, estimator: TokenEstimator) -> None:
+        self.call, self.route, self.info, self._estimator = call, route, info, estimator
+        self.injected: int | None = None
+        self.tokens, self.hold_nano = 1, 0
+
+    def limit_to(self, output: int) -> None:
+        """Set token weight and hold for at most so many tokens per choice."""
+        self.tokens, self.hold_nano = self.tokens_at(output), self.hold_at(output)
+
+    def inject(self, output: int) -> None:
+        """The same, and put the limit into the request."""
+        self.injected = output
+        self.limit_to(output)
+
+    def tokens_at(self, output: int) -> int:
+        """The estimated weight."""
+        call = self.call
+        return self._estimator.estimate_tokens(
+            self._learned_as, input_bytes=call.content.text_bytes, max_output=output, choices=call.choices
+        )
+
+    def hold_at(self, output: int) -> int:
+        """The strict bound of the cost in nano-dollars; 0 without a price."""
+        return self.info.hold_nano(self.call.content, self.bound_at(output)) or 0
+
+    def bound_at(self, output: int) -> Bound:
+        """The strict bound of the tokens."""
+        return self.info.bound(self.call.content, max_output=output, choices=self.call.choices)
+
+    def cost_of(self, usage: Usage) -> int:
+        """The exact cost in nano-dollars; 0 without a price."""
+        return 0 if self.info.price is None else cost_nano(self.info.price, usage)
+
+    def learn(self, usage: Usage) -> None:
+        """Teach the estimator what the request truly had."""
+        self._estimator.learn(
+            self._learned_as,
+            input_bytes=self.call.content.text_bytes,
+            input_tokens=usage.input_tokens,
+            output_tokens=usage.output_tokens,
+        )
+
+    @property
+    def _learned_as(self) -> str:
+        return f"{self.route.provider}/{self.route.upstream_model}"
+
+
+class Bounder:
+    """Plans requests. One estimator learns for all of them."""
+
+    def __init__(self, settings: Settings, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self._estimator = TokenEstimator()
+        self._require_price = settings.billing.require_price
+        self._providers = settings.providers
+
+    def plan(self, call: Call, route: Route, principal: Principal, now_us: int) -> Plan:
+        """The bounds of a request before admission.
+
+        Raises RequestError: UNPRICED, UNBOUNDED, COST_CAP.
+        """
+        info = self._catalog.info(route.provider, route.model, route.upstream_model, now_us)
+        self._check_price(info, route, principal)
+        plan = Plan(call, route, info, self._estimator)
+        output = info.output_default if call.max_output is None else call.max_output
+        if principal.has_budget and (reason := plan.bound_at(output).unbounded) is not None:
+            raise RequestError(
+                Fault.UNBOUNDED, f"The cost of this request cannot be bounded, which its budget needs: {reason}."
+            )
+        if call.max_output is None and (principal.has_budget or principal.has_token_limit):
+            plan.inject(output)
+        else:
+            plan.limit_to(output)
+        _check_cap(plan, principal)
+        return plan
+
+    def output_limit(self, plan: Plan) -> tuple[str, int] | None:
+        """Field and value to write into the body, if the gateway set the limit."""
+        field = output_limit_field(plan.call.endpoint.name, self._providers[plan.route.provider])
+        return None if field is None or plan.injected is None else (field, plan.injected)
+
+    def _check_price(self, info: ModelInfo, route: Route, principal: Principal) -> None:
+        if info.price is None and (principal.has_budget or self._require_price):
+            raise RequestError(
+                Fault.UNPRICED,
+                f"The price of '{route.model}' is not known ({info.unpriced}), so its cost cannot be bounded. An "
+                f'operator can set input_usd and output_usd under models."{route.model}" in tollkeeper.toml.',
+                param="model",
+            )
+
+
+def shrink(plan: Plan, denial: Denial) -> bool:
+    """After a refusal: inject the largest output that budgets and token windows still afford. False: none would pass.
+
+    Only where the gateway set the limit itself; a hold that a client's own limit asks for is never shrunk to fit.
+    """
+    if plan.injected is None or denial.refusal.kind not in (LimitKind.BUDGET, LimitKind.TOKENS):
+        return False
+    states = limit_states(denial.checks, denial.reply)
+    money = min((s.remaining for s in states if s.kind is LimitKind.BUDGET), default=None)
+    tokens = min((s.remaining for s in states if s.kind is LimitKind.TOKENS), default=None)
+
+    def fits(output: int) -> bool:
+        return (money is None or plan.hold_at(output) <= money) and (
+            tokens is None or plan.tokens_at(output) <= tokens
+        )
+
+    output = _largest(plan.injected - 1, fits)
+    if output is None:
+        return False
+    plan.inject(output)
+    return True
+
+
+def _check_cap(plan: Plan, principal: Principal) -> None:
+    """Keep the hold below the smallest cost cap, by a smaller output if the limit is ours. Raises COST_CAP."""
+    caps = [s.policy.cost_cap_nano for s in principal.scopes if s.policy.cost_cap_nano is not None]
+    if not caps or plan.hold_nano <= min(caps):
+        return
+    cap = min(caps)
+    output = _largest(plan.injected, lambda n: plan.hold_at(n) <= cap) if plan.injected is not None else None
+    if output is None:
+        raise RequestError(
+            Fault.COST_CAP,
+            f"This request could cost up to {usd(plan.hold_nano)} USD; at most {usd(cap)} USD are allowed for one. "
+            "Send less input or state a smaller limit of output tokens.",
+        )
+    plan.inject(output)
+
+
+def _largest(high: int, fits: Callable[[int], bool]) -> int | None:
+    """The largest n in `OUTPUT_MIN..high` that fits, or None. What fits must fit for every smaller n too."""
+    if high < OUTPUT_MIN or not fits(OUTPUT_MIN):
+        return None
+    low = OUTPUT_MIN
+    while low < high:
+        middle = (low + high + 1) // 2
+        if fits(middle):
+            low = middle
+        else:
+            high = middle - 1
+    return low

@@ -1,0 +1,49 @@
+"""Step 4: the request as the provider gets it. Headers are built from an allow-list, the address is the settings'.
+
+Nothing of the client's but the listed headers reaches a provider: no key, cookie, host, address or organisation.
+"""
+
+from collections.abc import Mapping
+from typing import Final
+
+from tollkeeper.gateway.asgi import Client
+from tollkeeper.gateway.dialects import Endpoint
+
+PASSED_ON: Final[Mapping[str, tuple[bytes, ...]]] = {
+    "openai": (b"openai-beta",),
+    "anthropic": (b"anthropic-version", b"anthropic-beta"),
+}
+"""Client headers that change what the provider does, by dialect."""
+ANTHROPIC_VERSION: Final = "2023-06-01"
+HEADER_BYTES_MAX: Final = 1024
+USER_AGENT: Final = "tollkeeper"
+
+
+def upstream_headers(
+    client: Client, endpoint: Endpoint, *, key: str | None, request_id: str, stream: bool
+) -> dict[str, str]:
+    """All headers of the upstream request, but Host and Content-Length."""
+    headers = {
+        "content-type": "application/json",
+        "accept": "text/event-stream" if stream else "application/json",
+        "accept-encoding": "identity",
+        "user-agent": USER_AGENT,
+        "x-request-id": request_id,
+    }
+    if endpoint.dialect == "anthropic":
+        headers["anthropic-version"] = ANTHROPIC_VERSION
+    for name in PASSED_ON[endpoint.dialect]:
+        value = client.header(name)
+        if value and len(value) <= HEADER_BYTES_MAX and value.isascii():
+            headers[name.decode()] = value.decode()
+    if key is not None:
+        if endpoint.dialect == "anthropic":
+            headers["x-api-key"] = key
+        else:
+            headers["authorization"] = f"Bearer {key}"
+    return headers
+
+
+def upstream_path(endpoint: Endpoint) -> str:
+    """The endpoint below a provider's base URL, which ends with the version."""
+    return endpoint.path.removeprefix("/v1")

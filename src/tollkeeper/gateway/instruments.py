@@ -1,0 +1,70 @@
+"""What the data plane counts, declared once and bound at start, so that a request only adds to plain integers."""
+
+from collections.abc import Callable
+
+from tollkeeper.domain.admission import LimitKind
+from tollkeeper.domain.errors import Fault
+from tollkeeper.domain.policy import ScopeKind
+from tollkeeper.observability.metrics import CounterChild, Family, HistogramChild, Metrics
+
+
+class Instruments:
+    """The data plane's metrics. `active` counts the requests being served, drains included."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self.active = 0
+        self.draining = 0
+        self.requests: Family[CounterChild] = metrics.counter(
+            "tollkeeper_requests_total", "Requests by endpoint and class of status.", "endpoint", "status"
+        )
+        self.refusals: Family[CounterChild] = metrics.counter(
+            "tollkeeper_refusals_total", "Requests refused by a limit or budget.", "kind", "scope"
+        )
+        self.errors: Family[CounterChild] = metrics.counter(
+            "tollkeeper_request_errors_total", "Requests answered with an error of the gateway's own.", "fault"
+        )
+        self.upstream_errors: Family[CounterChild] = metrics.counter(
+            "tollkeeper_upstream_errors_total", "Exchanges with a provider that failed.", "provider", "fault"
+        )
+        self.total: HistogramChild = metrics.histogram(
+            "tollkeeper_request_seconds", "From the request's arrival to the last byte of its answer."
+        ).labels()
+        self.admission: HistogramChild = metrics.histogram(
+            "tollkeeper_admission_seconds", "Waiting for the decision over limits and budgets."
+        ).labels()
+        self.first_byte: HistogramChild = metrics.histogram(
+            "tollkeeper_first_byte_seconds", "From the request's arrival to the first byte of its answer's body."
+        ).labels()
+        self.overhead: HistogramChild = metrics.histogram(
+            "tollkeeper_gateway_overhead_seconds", "Time to the first byte, without that waited for the provider."
+        ).labels()
+        plain = metrics.counter
+        self.presumed = plain("tollkeeper_presumed_total", "Holds charged because the cost is not known.").labels()
+        self.voided = plain("tollkeeper_voids_total", "Admissions released unsent.").labels()
+        self.excess = plain("tollkeeper_over_hold_total", "Settlements above their hold.").labels()
+        self.excess_nano = plain(
+            "tollkeeper_over_hold_nanodollars_total", "Cost above the holds, in nano-dollars."
+        ).labels()
+        self.hangups = plain("tollkeeper_client_hangups_total", "Clients that hung up early.").labels()
+        self.drains = plain("tollkeeper_drains_total", "Answers read on after the client hung up.").labels()
+        self.injected = plain("tollkeeper_injected_limits_total", "Output limits set by the gateway.").labels()
+        metrics.gauge("tollkeeper_active_requests", "Requests being served.", lambda: self.active)
+        metrics.gauge("tollkeeper_draining_requests", "Answers read on for clients gone.", lambda: self.draining)
+        self._by_status: dict[tuple[str, int], Callable[[], None]] = {}
+
+    def count(self, endpoint: str, status: int) -> None:
+        """One finished request. 499: its client hung up before the answer began."""
+        key = (endpoint, 0 if status == 499 else status // 100)
+        inc = self._by_status.get(key)
+        if inc is None:
+            label = f"{key[1]}xx" if key[1] else "hangup"
+            inc = self._by_status[key] = self.requests.labels(endpoint, label).inc
+        inc()
+
+    def refused(self, kind: LimitKind, scope: ScopeKind) -> None:
+        """One refusal."""
+        self.refusals.labels(kind, scope).inc()
+
+    def upstream_failed(self, provider: str, fault: Fault) -> None:
+        """One failed exchange."""
+        self.upstream_errors.labels(provider, fault).inc()

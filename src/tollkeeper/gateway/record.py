@@ -1,0 +1,156 @@
+"""Step 7: what becomes known of one request on its way, and the log record made of it at the end.
+
+`Exchange` is filled by the steps in their order and read by nobody else. Durations come from a monotonic clock.
+"""
+
+import time
+from typing import Final
+
+from tollkeeper.domain.admission import LimitKind, LimitState, limit_states
+from tollkeeper.domain.policy import Principal
+from tollkeeper.domain.record import RequestRecord
+from tollkeeper.domain.usage import Usage
+from tollkeeper.gateway.asgi import Client, Header
+from tollkeeper.gateway.bound import Plan
+from tollkeeper.gateway.dialects import ENDPOINTS, Dialect, Endpoint
+from tollkeeper.gateway.settle import Attempt
+
+HUNG_UP: Final = 499
+"""Status of a request whose client left before an answer began, as in nginx' logs."""
+USER_CHARS_MAX: Final = 256
+
+
+class Exchange:
+    """One request as it goes. Times are seconds of `time.perf_counter`, but for `time_us` (Unix)."""
+
+    __slots__ = (
+        "admission_s",
+        "arrived",
+        "attempt",
+        "client",
+        "dialect",
+        "endpoint",
+        "error",
+        "first_byte_s",
+        "plan",
+        "principal",
+        "request_id",
+        "status",
+        "time_us",
+        "upstream_request_id",
+        "upstream_s",
+    )
+
+    def __init__(self, client: Client, request_id: str, time_us: int) -> None:
+        self.client, self.request_id, self.time_us = client, request_id, time_us
+        self.arrived = time.perf_counter()
+        self.endpoint: Endpoint | None = ENDPOINTS.get(client.path)
+        self.dialect: Dialect = _dialect(client, self.endpoint)
+        self.principal: Principal | None = None
+        self.plan: Plan | None = None
+        self.attempt: Attempt | None = None
+        self.status = 0
+        self.error: str | None = None
+        self.upstream_request_id: str | None = None
+        self.admission_s = self.upstream_s = 0.0
+        self.first_byte_s: float | None = None
+
+    @property
+    def age_s(self) -> float:
+        """Since the request arrived."""
+        return time.perf_counter() - self.arrived
+
+    def mark_first_byte(self) -> None:
+        """The first byte of the answer's body is out."""
+        if self.first_byte_s is None:
+            self.first_byte_s = self.age_s
+
+    def id_headers(self) -> list[Header]:
+        """The request's id as the dialect's SDK looks for it."""
+        request_id = self.request_id.encode()
+        if self.dialect == "anthropic":
+            return [(b"x-request-id", request_id), (b"request-id", request_id)]
+        return [(b"x-request-id", request_id)]
+
+    def charge(self, usage: Usage | None) -> None:
+        """Settle by the usage the provider told, or charge the hold if it told none. Only the first call counts."""
+        attempt, plan = self.attempt, self.plan
+        assert attempt is not None and plan is not None
+        if usage is None:
+            attempt.presume()
+        elif not attempt.ended:
+            attempt.settle(usage, plan.cost_of(usage))
+            plan.learn(usage)
+
+    def limits(self) -> list[LimitState]:
+        """The limits above the request, as they stand with its settlement if it is settled."""
+        attempt = self.attempt
+        if attempt is None:
+            return []
+        states = limit_states(attempt.grant.checks, attempt.grant.reply)
+        if not attempt.ended or not states:
+            return states
+        demand = attempt.grant.demand
+        money = attempt.cost_nano - demand.hold_nano
+        tokens = 0 if attempt.presumed else attempt.usage.total_tokens - demand.tokens
+        return [_after(state, money, tokens, demand.hold_nano) for state in states]
+
+
+def _dialect(client: Client, endpoint: Endpoint | None) -> Dialect:
+    """The dialect of errors: by path, else by the header that only Anthropic's clients send."""
+    if endpoint is not None:
+        return endpoint.dialect
+    anthropic = client.path.startswith("/v1/messages") or b"anthropic-version" in client.headers
+    return "anthropic" if anthropic else "openai"
+
+
+def _after(state: LimitState, money: int, tokens: int, hold_nano: int) -> LimitState:
+    if state.kind is LimitKind.BUDGET:
+        used, held = state.used + money, state.held - hold_nano
+    elif state.kind is LimitKind.TOKENS:
+        used, held = state.used + tokens, 0
+    else:
+        return state
+    return LimitState(
+        state.kind, state.scope, state.limit, used, state.reset_us, state.window_us, state.period, max(0, held)
+    )
+
+
+def record_of(exchange: Exchange) -> RequestRecord:
+    """The record of an admitted request that has come to its end."""
+    attempt, plan, principal, endpoint = exchange.attempt, exchange.plan, exchange.principal, exchange.endpoint
+    assert attempt is not None and plan is not None and principal is not None and endpoint is not None
+    usage, client, call = attempt.usage, exchange.client, plan.call
+    first_byte_s = exchange.first_byte_s
+    return RequestRecord(
+        request_id=exchange.request_id,
+        client_request_id=client.request_id,
+        time_us=exchange.time_us,
+        key_id=principal.key_id,
+        key_name=principal.key_name,
+        team_id=principal.team_id,
+        organisation_id=principal.root,
+        endpoint=endpoint.path,
+        dialect=endpoint.dialect,
+        provider=plan.route.provider,
+        model=plan.route.model,
+        upstream_model=plan.route.upstream_model,
+        streaming=call.stream,
+        status=exchange.status,
+        error=exchange.error,
+        client_disconnected=client.gone,
+        admission_us=int(exchange.admission_s * 1e6),
+        first_byte_us=None if first_byte_s is None else int(first_byte_s * 1e6),
+        total_us=int(exchange.age_s * 1e6),
+        tokens_input=usage.input_tokens,
+        tokens_output=usage.output_tokens,
+        tokens_cached=usage.cached_tokens,
+        tokens_cache_write=usage.cache_write_tokens,
+        tokens_reasoning=usage.reasoning_tokens,
+        cost_nano=attempt.cost_nano,
+        hold_nano=attempt.grant.demand.hold_nano,
+        presumed=attempt.presumed,
+        price_version=None if plan.info.price is None else plan.info.price.version,
+        upstream_request_id=exchange.upstream_request_id,
+        user=None if call.user is None else call.user[:USER_CHARS_MAX],
+    )

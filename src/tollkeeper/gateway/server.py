@@ -1,0 +1,312 @@
+"""The data plane: an ASGI callable for `/v1/*` that takes each request through the steps, one file each.
+
+authenticate → bound → admit → dispatch → stream → settle → record. This file is their order, the deadlines around
+them and the one place where an exception becomes HTTP. It knows no wire format and no rule of money.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
+
+from tollkeeper.domain.admission import Denial, limit_states
+from tollkeeper.domain.errors import Fault, RequestError, Unavailable, UpstreamError
+from tollkeeper.domain.policy import Principal
+from tollkeeper.domain.ports import Governor, KeyDirectory, RecordSink
+from tollkeeper.gateway.admit import RequestIds, admit
+from tollkeeper.gateway.asgi import Client, Header, HttpError, Receive, Scope, Send
+from tollkeeper.gateway.authenticate import KeyTable, secret_of
+from tollkeeper.gateway.bound import Bounder
+from tollkeeper.gateway.catalog import Catalog
+from tollkeeper.gateway.dialects import (
+    ENDPOINTS,
+    Endpoint,
+    error_body,
+    error_event,
+    error_status,
+    limit_headers,
+    parse,
+    refusal_fault,
+    refusal_headers,
+    refusal_message,
+    upstream_body,
+)
+from tollkeeper.gateway.dispatch import upstream_headers, upstream_path
+from tollkeeper.gateway.instruments import Instruments
+from tollkeeper.gateway.models import ModelList
+from tollkeeper.gateway.record import HUNG_UP, Exchange, record_of
+from tollkeeper.gateway.routing import Router, check_allowed
+from tollkeeper.gateway.settle import Attempt
+from tollkeeper.gateway.stream import JSON, answer, headers_of
+from tollkeeper.gateway.upstream import AiohttpUpstream, Upstream
+from tollkeeper.observability.logging import logger
+from tollkeeper.observability.metrics import Metrics
+from tollkeeper.settings import Settings
+
+MODELS_PATH: Final = "/v1/models"
+RETRY_AFTER: Final[Header] = (b"retry-after", b"1")
+"""With a 503 of ours: the part that is away is asked again every second or so."""
+ALLOW_POST: Final[Header] = (b"allow", b"POST")
+ALLOW_GET: Final[Header] = (b"allow", b"GET, HEAD")
+SERVED: Final = ", ".join((*ENDPOINTS, MODELS_PATH))
+
+
+class DataPlane:
+    """ASGI 3 for `/v1/*`. `start` before the first request, `stop` after the listener takes no more.
+
+    `provider_keys` maps each configured provider to its API key, or None if it needs none. `now_us` is Unix time in
+    microseconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        provider_keys: Mapping[str, str | None],
+        digest_key: bytes,
+        directory: KeyDirectory,
+        governor: Governor,
+        records: RecordSink,
+        metrics: Metrics,
+        now_us: Callable[[], int],
+    ) -> None:
+        self._settings, self._provider_keys = settings, provider_keys
+        self._governor, self._records, self._now_us = governor, records, now_us
+        self._keys = KeyTable(directory, digest_key, metrics)
+        self._router = Router(settings)
+        catalog = Catalog(settings)
+        self._bounder = Bounder(settings, catalog)
+        self._models = ModelList(settings, catalog, self._router)
+        self._instruments = Instruments(metrics)
+        self._ids = RequestIds()
+        self._upstream: Upstream | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._idle = asyncio.Event()
+        self._log = logger("gateway")
+
+    def __repr__(self) -> str:
+        return f"<DataPlane active={self._instruments.active} draining={self._instruments.draining} {self._keys!r}>"
+
+    async def start(self) -> None:
+        """Load the keys and open the pools. A database that is away is no failure: see `health`."""
+        self._upstream = AiohttpUpstream(self._settings.providers)
+        await self._keys.start()
+
+    async def stop(self) -> None:
+        """Let requests in flight and drains end by themselves up to `drain_timeout_s`, then end and charge them."""
+        if self._tasks:
+            self._idle.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.server.drain_timeout_s):
+                    await self._idle.wait()
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._keys.stop()
+        if self._upstream is not None:
+            await self._upstream.close()
+
+    def health(self) -> dict[str, Any]:
+        """For readiness: the table of keys and its age in seconds (None: never loaded), and what is in flight."""
+        return {
+            "keys": len(self._keys),
+            "keys_stale_s": self._keys.stale_s(),
+            "keys_degraded": self._keys.degraded,
+            "active_requests": self._instruments.active,
+            "draining_requests": self._instruments.draining,
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        client = Client(scope, receive, send)
+        exchange = Exchange(client, self._ids.next(), self._now_us())
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        self._instruments.active += 1
+        try:
+            await self._serve(exchange)
+        finally:
+            self._instruments.active -= 1
+            self._tasks.discard(task)
+            if not self._tasks:
+                self._idle.set()
+            self._close(exchange)
+
+    async def _serve(self, exchange: Exchange) -> None:
+        """Everything that can go wrong becomes HTTP here."""
+        try:
+            await self._route(exchange)
+        except HttpError as error:
+            await self._fail(exchange, error.fault, error.message, status=error.status, headers=error.headers)
+        except RequestError as error:
+            await self._fail(exchange, error.fault, error.message, param=error.param)
+        except UpstreamError as error:
+            plan = exchange.plan
+            self._instruments.upstream_failed("" if plan is None else plan.route.provider, error.fault)
+            await self._fail(exchange, error.fault, str(error))
+        except Unavailable as error:
+            await self._fail(exchange, Fault.STORE_AWAY, str(error), headers=(RETRY_AFTER,))
+        except Exception:  # noqa: BLE001 - the last resort: logged, answered, and settled in any case
+            self._log.exception("request_failed", request_id=exchange.request_id, path=exchange.client.path)
+            message = f"The gateway failed. Quote the request id {exchange.request_id} to its operator."
+            await self._fail(exchange, Fault.INTERNAL, message)
+
+    async def _route(self, exchange: Exchange) -> None:
+        client, endpoint = exchange.client, exchange.endpoint
+        if endpoint is not None:
+            if client.method != "POST":
+                raise HttpError(Fault.WRONG_METHOD, f"{client.path} takes POST.", headers=(ALLOW_POST,))
+            await self._generate(exchange, endpoint)
+        elif client.path == MODELS_PATH or client.path.startswith(f"{MODELS_PATH}/"):
+            if client.method not in ("GET", "HEAD"):
+                raise HttpError(Fault.WRONG_METHOD, f"{client.path} takes GET.", headers=(ALLOW_GET,))
+            await self._list_models(exchange, client.path[len(MODELS_PATH) + 1 :])
+        else:
+            raise RequestError(Fault.UNKNOWN_ROUTE, f"There is no {client.path} here. Served are {SERVED}.")
+
+    async def _list_models(self, exchange: Exchange, name: str) -> None:
+        principal = await self._authenticate(exchange)
+        dialect = exchange.dialect
+        body = self._models.one(principal, name, dialect) if name else self._models.all(principal, dialect)
+        exchange.status = 200
+        await exchange.client.respond(200, [*exchange.id_headers(), JSON], body)
+
+    async def _authenticate(self, exchange: Exchange) -> Principal:
+        client = exchange.client
+        secret = secret_of(client.header(b"authorization"), client.header(b"x-api-key"))
+        principal = exchange.principal = await self._keys.principal(secret, exchange.time_us)
+        return principal
+
+    async def _generate(self, exchange: Exchange, endpoint: Endpoint) -> None:
+        client, server = exchange.client, self._settings.server
+        principal = await self._authenticate(exchange)
+        if client.header(b"content-encoding") not in (b"", b"identity"):
+            raise HttpError(Fault.INVALID, "Send the body uncompressed, without content-encoding.", status=415)
+        body = await client.body(server.body_bytes_max, server.body_timeout_s)
+        if body is None:
+            return
+        call = parse(endpoint, body)
+        route = self._router.resolve(call.model, endpoint.dialect)
+        check_allowed(principal, call.model, route.model)
+        plan = exchange.plan = self._bounder.plan(call, route, principal, exchange.time_us)
+        asked_at = time.perf_counter()
+        decision = await admit(self._governor, principal, exchange.request_id, plan)
+        exchange.admission_s = time.perf_counter() - asked_at
+        self._instruments.admission.observe(exchange.admission_s)
+        if isinstance(decision, Denial):
+            await self._refuse(exchange, decision)
+            return
+        exchange.attempt = Attempt(decision, self._governor, self._instruments)
+        if plan.injected is not None:
+            self._instruments.injected.inc()
+        await self._forward(exchange, endpoint)
+
+    async def _forward(self, exchange: Exchange, endpoint: Endpoint) -> None:
+        """Dispatch and pass the answer on, until the total deadline, or the drain's once the client has hung up."""
+        attempt, plan, client = exchange.attempt, exchange.plan, exchange.client
+        assert attempt is not None and plan is not None and self._upstream is not None
+        route, call = plan.route, plan.call
+        body = upstream_body(call, model=route.upstream_model, output_limit=self._bounder.output_limit(plan))
+        headers = upstream_headers(
+            client,
+            endpoint,
+            key=self._provider_keys.get(route.provider),
+            request_id=exchange.request_id,
+            stream=call.stream,
+        )
+        provider = self._settings.providers[route.provider]
+        attempt.dispatch()
+        drained = False
+        try:
+            async with asyncio.timeout(provider.connect_timeout_s + provider.total_timeout_s) as deadline:
+
+                def drain() -> None:
+                    nonlocal drained
+                    drained = True
+                    self._instruments.draining += 1
+                    deadline.reschedule(asyncio.get_running_loop().time() + self._settings.server.drain_timeout_s)
+
+                client.watch(drain)
+                try:
+                    await self._exchange_with(exchange, route.provider, upstream_path(endpoint), headers, body)
+                finally:
+                    client.unwatch()
+        except TimeoutError:
+            if not client.gone:
+                message = "The answer was not finished in time."
+                raise UpstreamError(Fault.UPSTREAM_TIMEOUT, message, sent=True) from None
+        finally:
+            if drained:
+                self._instruments.draining -= 1
+                self._instruments.drains.inc()
+
+    async def _exchange_with(
+        self, exchange: Exchange, provider: str, path: str, headers: Mapping[str, str], body: bytes
+    ) -> None:
+        assert exchange.attempt is not None and self._upstream is not None
+        asked_at = time.perf_counter()
+        try:
+            response = await self._upstream.send(provider, path, headers, body)
+        except UpstreamError as error:
+            if not error.sent:
+                exchange.attempt.void()
+            raise
+        finally:
+            exchange.upstream_s += time.perf_counter() - asked_at
+        try:
+            await answer(exchange, response)
+        finally:
+            response.close()
+
+    async def _refuse(self, exchange: Exchange, denial: Denial) -> None:
+        refusal = denial.refusal
+        self._instruments.refused(refusal.kind, refusal.scope)
+        states = limit_states(denial.checks, denial.reply)
+        headers = [
+            *limit_headers(exchange.dialect, states, denial.reply.now_us),
+            *refusal_headers(refusal),
+        ]
+        await self._fail(exchange, refusal_fault(refusal), refusal_message(refusal), headers=headers)
+
+    async def _fail(
+        self,
+        exchange: Exchange,
+        fault: Fault,
+        message: str,
+        *,
+        param: str | None = None,
+        status: int | None = None,
+        headers: Iterable[Header] = (),
+    ) -> None:
+        """Tell the client, after the end of what it may have cost. In the middle of a stream: as an event."""
+        client, dialect, request_id = exchange.client, exchange.dialect, exchange.request_id
+        exchange.error = fault.value
+        if exchange.attempt is not None:
+            exchange.attempt.finish()
+        self._instruments.errors.labels(fault).inc()
+        if client.started:
+            await client.send(error_event(dialect, fault, message, param, request_id), last=True)
+            return
+        exchange.status = status or error_status(fault)
+        body = error_body(dialect, fault, message, param, request_id)
+        await client.respond(exchange.status, [*headers_of(exchange), JSON, *headers], body)
+
+    def _close(self, exchange: Exchange) -> None:
+        """The end of every request, also of a cancelled one: nothing stays unsettled, one record, the numbers."""
+        client, instruments = exchange.client, self._instruments
+        if client.gone:
+            instruments.hangups.inc()
+        if exchange.status == 0 or (client.gone and not client.started):
+            exchange.status = HUNG_UP
+        attempt = exchange.attempt
+        if attempt is not None:
+            try:
+                attempt.finish()
+            finally:
+                self._records.put(record_of(exchange))
+        instruments.count("other" if exchange.endpoint is None else exchange.endpoint.name, exchange.status)
+        instruments.total.observe(exchange.age_s)
+        if exchange.first_byte_s is not None:
+            instruments.first_byte.observe(exchange.first_byte_s)
+            instruments.overhead.observe(max(0.0, exchange.first_byte_s - exchange.upstream_s))

@@ -1,0 +1,153 @@
+"""Step 5: the provider's answer on its way to the client, whole or chunk by chunk, and the usage read from it.
+
+The charge is made before the last bytes go out, so that a client's next request finds the hold released. A client
+that has hung up changes nothing here: what is sent to it is dropped while reading goes on, until the deadline that
+`server.py` sets. Which errors become which response is not decided here.
+"""
+
+import time
+from typing import Final
+
+import msgspec
+
+from tollkeeper.domain.errors import Fault, UpstreamError
+from tollkeeper.domain.usage import NO_USAGE
+from tollkeeper.gateway.asgi import Header
+from tollkeeper.gateway.dialects import StreamMeter, error_body, limit_headers, money_headers, read_usage
+from tollkeeper.gateway.record import Exchange
+from tollkeeper.gateway.upstream import RESPONSE_BYTES_MAX, UpstreamResponse
+
+ERROR_BYTES_MAX: Final = 2**20
+UPSTREAM_ID_CHARS_MAX: Final = 128
+PASSED_BACK: Final = ("retry-after", "retry-after-ms", "x-should-retry")
+"""A provider's headers that tell the client how to go on after an error."""
+STREAM_ERROR: Final = "upstream_stream_error"
+"""In the record: the provider told an error in the middle of a stream."""
+ENDS_WITHOUT_MARK: Final = ("chat", "completions")
+"""Where usage comes in the last event: some compatible providers leave out `[DONE]` after it."""
+JSON: Final[Header] = (b"content-type", b"application/json")
+EVENTS: Final[Header] = (b"content-type", b"text/event-stream; charset=utf-8")
+NO_CACHE: Final[Header] = (b"cache-control", b"no-cache")
+
+
+async def answer(exchange: Exchange, response: UpstreamResponse) -> None:
+    """Pass a response on and charge for it.
+
+    Raises UpstreamError if there is nothing to pass on, or no more of it; then what was dispatched and not yet
+    charged is the caller's to presume.
+    """
+    upstream_id = response.headers.get("x-request-id") or response.headers.get("request-id")
+    exchange.upstream_request_id = None if upstream_id is None else upstream_id[:UPSTREAM_ID_CHARS_MAX]
+    plan = exchange.plan
+    assert plan is not None
+    if not 200 <= response.status < 300:
+        await _pass_error(exchange, response)
+    elif plan.call.stream and response.headers.get("content-type", "").startswith("text/event-stream"):
+        await _pass_stream(exchange, response)
+    else:
+        await _pass_whole(exchange, response)
+
+
+async def _pass_error(exchange: Exchange, response: UpstreamResponse) -> None:
+    """An error status costs nothing, unless its body tells usage; its body is the client's to read."""
+    status = response.status
+    endpoint = exchange.endpoint
+    assert endpoint is not None
+    try:
+        body = await _read(exchange, response, ERROR_BYTES_MAX)
+    except UpstreamError:
+        body = b""
+    exchange.charge(read_usage(endpoint, body) or NO_USAGE)
+    if status in (401, 403):
+        message = "The provider refused the gateway's own credentials. An operator must look at the provider's key."
+        raise UpstreamError(Fault.UPSTREAM_REFUSED_US, message, sent=True)
+    if status < 400:
+        raise UpstreamError(Fault.UPSTREAM_BROKEN, f"The provider answered with status {status}.", sent=True)
+    if not _is_json_object(body):
+        message = f"The provider answered with status {status} and no readable error."
+        body = error_body(endpoint.dialect, Fault.UPSTREAM_BROKEN, message, request_id=exchange.request_id)
+    passed = [(n.encode(), v.encode("latin-1")) for n in PASSED_BACK if (v := response.headers.get(n)) is not None]
+    exchange.status, exchange.error = status, f"upstream_{status}"
+    await exchange.client.respond(status, [*headers_of(exchange), JSON, *passed], body)
+
+
+async def _pass_whole(exchange: Exchange, response: UpstreamResponse) -> None:
+    endpoint = exchange.endpoint
+    assert endpoint is not None
+    body = await _read(exchange, response, RESPONSE_BYTES_MAX)
+    usage = read_usage(endpoint, body)
+    if usage is None and not _is_json_object(body):
+        raise UpstreamError(Fault.UPSTREAM_BROKEN, "The provider's answer is not readable.", sent=True)
+    exchange.charge(usage)
+    exchange.status = response.status
+    await exchange.client.respond(response.status, [*headers_of(exchange), JSON], body)
+    exchange.mark_first_byte()
+
+
+async def _pass_stream(exchange: Exchange, response: UpstreamResponse) -> None:
+    plan, endpoint, client = exchange.plan, exchange.endpoint, exchange.client
+    assert plan is not None and endpoint is not None
+    meter = StreamMeter(endpoint, keep_usage_chunk=plan.call.wants_usage_chunk)
+    exchange.status = response.status
+    ended = False
+    while not ended:
+        chunk = await _next_chunk(exchange, response)
+        ended = not chunk
+        out = meter.finish() if ended else meter.feed(chunk)
+        if meter.complete:
+            exchange.charge(meter.usage)
+        if out:
+            if not client.started:
+                await client.start(response.status, [*headers_of(exchange), EVENTS, NO_CACHE])
+            await client.send(out)
+            exchange.mark_first_byte()
+    exchange.error = None if meter.error is None else STREAM_ERROR
+    if not meter.complete and meter.error is None:
+        if endpoint.name not in ENDS_WITHOUT_MARK or meter.usage is None:
+            raise UpstreamError(Fault.UPSTREAM_BROKEN, "The provider's stream ended too early.", sent=True)
+        exchange.charge(meter.usage)
+    else:
+        exchange.charge(None)
+    await client.send(b"", last=True)
+
+
+async def _next_chunk(exchange: Exchange, response: UpstreamResponse) -> bytes:
+    if exchange.first_byte_s is not None:
+        return await response.next_chunk()
+    waited_since = time.perf_counter()
+    try:
+        return await response.next_chunk()
+    finally:
+        exchange.upstream_s += time.perf_counter() - waited_since
+
+
+async def _read(exchange: Exchange, response: UpstreamResponse, bytes_max: int) -> bytes:
+    waited_since = time.perf_counter()
+    try:
+        return await response.read(bytes_max)
+    finally:
+        exchange.upstream_s += time.perf_counter() - waited_since
+
+
+def headers_of(exchange: Exchange) -> list[Header]:
+    """What every answer to an admitted request carries: ids, limits, money, and the output limit if we set it."""
+    attempt, endpoint, plan = exchange.attempt, exchange.endpoint, exchange.plan
+    headers = exchange.id_headers()
+    if attempt is None or endpoint is None or plan is None:
+        return headers
+    states = exchange.limits()
+    headers += limit_headers(endpoint.dialect, states, attempt.grant.reply.now_us)
+    headers += money_headers(attempt.cost_nano if attempt.ended else None, states)
+    if plan.injected is not None:
+        headers.append((b"x-tollkeeper-max-tokens", b"%d" % plan.injected))
+    if exchange.upstream_request_id is not None:
+        headers.append((b"x-upstream-request-id", exchange.upstream_request_id.encode("ascii", "replace")))
+    return headers
+
+
+def _is_json_object(body: bytes) -> bool:
+    try:
+        msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
+    return True
