@@ -1,6 +1,7 @@
 """Makes SQLAlchemy's engine for an address: drivers, pool, and what each new connection is told. Opens nothing."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -77,9 +78,14 @@ def _sqlite(path: Path, pool_size: int, timeout_s: float) -> AsyncEngine:
 
 
 def prepare_file(path: Path) -> None:
-    """Make the file and its folder for their owner alone, if they are missing. Raises DatabaseUnavailable."""
+    """Make the file and its folder for their owner alone, if they are missing. Raises DatabaseUnavailable.
+
+    An existing file is never opened here: closing any descriptor of it drops the POSIX locks of every connection of
+    this process, and another process would then delete the write-ahead log under us.
+    """
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        with suppress(FileExistsError):
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     except OSError as error:
         raise DatabaseUnavailable(f"cannot open the SQLite file {path}: {error.strerror}") from None
