@@ -110,11 +110,12 @@ class Connection(asyncio.Protocol):
     def on_url(self, url: bytes) -> None:
         """Called by the parser, with all or a part of the target."""
         self._url += url
-        self._count_head(len(url))
+        self._head_bytes += len(url)
+        self._check_head()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Called by the parser."""
-        self._count_head(len(name) + len(value))
+        self._head_bytes += len(name) + len(value)
         name = name.lower()
         if name in _HEADERS_KEPT:
             self._headers[name] = value
@@ -122,9 +123,10 @@ class Connection(asyncio.Protocol):
             self._expects = value.lower() == b"100-continue"
         elif name == b"content-length" and value.isdigit() and int(value) > BODY_BYTES_MAX:
             self._too_large()
+        if self._head_bytes > HEAD_BYTES_MAX:
+            self._check_head()
 
-    def _count_head(self, size: int) -> None:
-        self._head_bytes += size
+    def _check_head(self) -> None:
         if self._head_bytes > HEAD_BYTES_MAX:
             self._last_answer(Refusal(431, "The head of the request is too large."))
 

