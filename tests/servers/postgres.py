@@ -57,6 +57,7 @@ class PostgresServer:
         if self._owner is not None:
             os.chown(self.folder, self._owner.pw_uid, self._owner.pw_gid)
         self.data = self.folder / "data"
+        self.databases: list[str] = []
         self._process: subprocess.Popen[bytes] | None = None
         try:
             self._run(
@@ -94,6 +95,7 @@ class PostgresServer:
     def create_database(self, name: str, *, template: str = "template0") -> str:
         """A new database; gives its URL."""
         self._run("createdb", "-h", str(self.folder), "-U", USER, "-T", template, name)
+        self.databases.append(name)
         return self.url(name)
 
     def schema_of(self, database: str) -> str:

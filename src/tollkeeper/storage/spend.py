@@ -34,22 +34,21 @@ def dominates(newer: Mapping[str, int], older: Mapping[str, int]) -> bool:
 
 
 def _upsert(table: Table, dialect: Dialect, changed: tuple[str, ...]) -> Insert:
-    if dialect is Dialect.POSTGRESQL:
-        statement = postgresql.insert(table)
-        upsert = statement.on_conflict_do_update(
-            index_elements=list(table.primary_key.columns),
-            set_={name: statement.excluded[name] for name in changed},
-        )
-        # A batch is one statement over one array a column: half the time of a statement a row.
-        arrays = [bindparam(column.name, type_=postgresql.ARRAY(column.type)) for column in table.columns]
-        names = [column.name for column in table.columns]
-        incoming = func.unnest(*arrays).table_valued(*names, name="incoming").render_derived()
-        return upsert.from_select(names, select(*(incoming.c[name] for name in names)))
-    embedded = sqlite.insert(table)
-    return embedded.on_conflict_do_update(
-        index_elements=list(table.primary_key.columns),
-        set_={name: embedded.excluded[name] for name in changed},
-    )
+    """Inserts rows; of those that exist, the columns of `changed` are written (none: they stay as they are)."""
+    statement = postgresql.insert(table) if dialect is Dialect.POSTGRESQL else sqlite.insert(table)
+    identity = list(table.primary_key.columns)
+    if changed:
+        values = {name: statement.excluded[name] for name in changed}
+        upsert: Insert = statement.on_conflict_do_update(index_elements=identity, set_=values)
+    else:
+        upsert = statement.on_conflict_do_nothing(index_elements=identity)
+    if dialect is Dialect.SQLITE:
+        return upsert
+    # A batch is one statement over one array a column: half the time of a statement a row.
+    arrays = [bindparam(column.name, type_=postgresql.ARRAY(column.type)) for column in table.columns]
+    names = [column.name for column in table.columns]
+    incoming = func.unnest(*arrays).table_valued(*names, name="incoming").render_derived()
+    return upsert.from_select(names, select(*(incoming.c[name] for name in names)))
 
 
 async def _write(transaction: Transaction, statements: Mapping[Dialect, Insert], rows: Rows) -> None:
@@ -70,7 +69,8 @@ _TOTALS: Final = (*SpendTotals.__struct_fields__, "updated_us")
 _SAVE_MARKS: Final = {dialect: _upsert(marks, dialect, ("number",)) for dialect in Dialect}
 _SAVE_SPEND: Final = {dialect: _upsert(spend, dialect, _TOTALS) for dialect in Dialect}
 _SAVE_MONTHS: Final = {dialect: _upsert(monthly_usage_summary, dialect, _TOTALS) for dialect in Dialect}
-_ENROL: Final = {dialect: _upsert(producers, dialect, ("seen_us",)) for dialect in Dialect}
+_ENROL: Final = {dialect: _upsert(producers, dialect, ()) for dialect in Dialect}
+_OPEN: Final = producers.update().where(producers.c.closed_us.is_(None))
 _LOCK_ROOT: Final = text("SELECT pg_advisory_xact_lock(:lock)")
 _MARKS: Final = select(marks.c.producer, marks.c.number)
 
@@ -142,18 +142,19 @@ class StoredSpend:
         return [MonthlyUsage(**row._mapping) for row in rows]
 
     async def enrol_producer(self, producer: str, now_us: int) -> None:
-        """See `ports.SpendLedger`. A closed producer stays closed."""
-        async with self._transactions.write() as transaction:
-            await _write(transaction, _ENROL, [_producer_row(producer, now_us)])
-
-    async def retire_producer(self, producer: str, now_us: int) -> None:
-        """See `ports.SpendLedger`. The first time it was closed stays."""
+        """See `ports.SpendLedger`. A heartbeat never moves back; a closed producer stays as it is."""
         async with self._transactions.write() as transaction:
             await _write(transaction, _ENROL, [_producer_row(producer, now_us)])
             await transaction.execute(
-                producers.update()
-                .where(producers.c.id == producer, producers.c.closed_us.is_(None))
-                .values(closed_us=now_us)
+                _OPEN.where(producers.c.id == producer, producers.c.seen_us < now_us).values(seen_us=now_us)
+            )
+
+    async def retire_producer(self, producer: str, now_us: int) -> None:
+        """See `ports.SpendLedger`. A producer is closed once: the first time stays."""
+        async with self._transactions.write() as transaction:
+            await _write(transaction, _ENROL, [_producer_row(producer, now_us)])
+            await transaction.execute(
+                _OPEN.where(producers.c.id == producer).values(seen_us=now_us, closed_us=now_us)
             )
 
 
