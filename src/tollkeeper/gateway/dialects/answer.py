@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from tollkeeper.domain.usage import Usage
-from tollkeeper.gateway.dialects.base import Endpoint
+from tollkeeper.gateway.dialects.base import ABSENT, Endpoint
 
 TOKENS_MAX: Final = 2**40
 """A larger number is garbage."""
@@ -61,8 +61,8 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class _Envelope(msgspec.Struct):
-    usage: msgspec.Raw | None = None
-    model: msgspec.Raw | None = None
+    usage: msgspec.Raw = ABSENT
+    model: msgspec.Raw = ABSENT
 
 
 _decode_envelope = msgspec.json.Decoder(_Envelope).decode
@@ -78,8 +78,7 @@ def read_answer(endpoint: Endpoint, body: bytes) -> Answer:
         envelope = _decode_envelope(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return Answer()
-    usage = None if envelope.usage is None else usage_of(endpoint, parse_usage(envelope.usage))
-    return Answer(usage, parse_model(envelope.model))
+    return Answer(usage_of(endpoint, parse_usage(envelope.usage)), parse_model(envelope.model))
 
 
 def read_usage(endpoint: Endpoint, body: bytes) -> Usage | None:
@@ -88,7 +87,7 @@ def read_usage(endpoint: Endpoint, body: bytes) -> Usage | None:
 
 
 def parse_usage(raw: msgspec.Raw) -> ReportedUsage | None:
-    """A `usage` object as it is spelled; None if it is not one. Never raises."""
+    """A `usage` object as it is spelled; None if it is absent or not one. Never raises."""
     try:
         reported: ReportedUsage | None = _decode_usage(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -96,12 +95,13 @@ def parse_usage(raw: msgspec.Raw) -> ReportedUsage | None:
     return reported
 
 
-def parse_model(raw: msgspec.Raw | None) -> str | None:
+def parse_model(raw: msgspec.Raw) -> str | None:
     """A `model` field, if it is a string. Never raises."""
     try:
-        return None if raw is None else _decode_model(raw)
+        model: str | None = _decode_model(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
+    return model
 
 
 def merged(earlier: ReportedUsage | None, later: ReportedUsage | None) -> ReportedUsage | None:

@@ -56,3 +56,7 @@ class Call(msgspec.Struct, frozen=True):
     wants_usage_chunk: bool
     content: Content
     fields: dict[str, msgspec.Raw]
+
+
+ABSENT: Final = msgspec.Raw(b"")
+"""Default of raw fields: `Raw | None` would take nothing but null."""

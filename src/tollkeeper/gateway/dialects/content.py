@@ -18,7 +18,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from tollkeeper.domain.bound import Content
-from tollkeeper.gateway.dialects.base import Endpoint, Name
+from tollkeeper.gateway.dialects.base import ABSENT, Endpoint, Name
 
 PREAMBLE_TOKENS: Final = 1024
 """Added once for tools and once for a schema of the answer. Anthropic publishes up to 675 tokens for the tool use
@@ -43,10 +43,10 @@ class _Text(msgspec.Struct, forbid_unknown_fields=True):
     type: Literal["text", "input_text", "output_text", "refusal", "summary_text", "reasoning_text"]
     text: str | None = None
     refusal: str | None = None
-    cache_control: msgspec.Raw | None = None
-    citations: msgspec.Raw | None = None
-    annotations: msgspec.Raw | None = None
-    logprobs: msgspec.Raw | None = None
+    cache_control: msgspec.Raw = ABSENT
+    citations: msgspec.Raw = ABSENT
+    annotations: msgspec.Raw = ABSENT
+    logprobs: msgspec.Raw = ABSENT
 
 
 class _Called(msgspec.Struct, forbid_unknown_fields=True):
@@ -55,8 +55,8 @@ class _Called(msgspec.Struct, forbid_unknown_fields=True):
     type: Literal["function", "custom"] = "function"
     id: str | None = None
     index: int | None = None
-    function: msgspec.Raw | None = None
-    custom: msgspec.Raw | None = None
+    function: msgspec.Raw = ABSENT
+    custom: msgspec.Raw = ABSENT
 
 
 class _ChatMessage(msgspec.Struct, forbid_unknown_fields=True):
@@ -67,7 +67,7 @@ class _ChatMessage(msgspec.Struct, forbid_unknown_fields=True):
     name: str | None = None
     tool_calls: list[_Called] | None = None
     tool_call_id: str | None = None
-    function_call: msgspec.Raw | None = None
+    function_call: msgspec.Raw = ABSENT
     refusal: str | None = None
     reasoning_content: str | None = None
     annotations: list[msgspec.Raw] | None = None
@@ -81,15 +81,15 @@ class _Block(msgspec.Struct, forbid_unknown_fields=True):
     text: str | None = None
     id: str | None = None
     name: str | None = None
-    input: msgspec.Raw | None = None
+    input: msgspec.Raw = ABSENT
     tool_use_id: str | None = None
     content: str | list[_Text] | None = None
     is_error: bool | None = None
     thinking: str | None = None
     signature: str | None = None
     data: str | None = None
-    cache_control: msgspec.Raw | None = None
-    citations: msgspec.Raw | None = None
+    cache_control: msgspec.Raw = ABSENT
+    citations: msgspec.Raw = ABSENT
 
 
 class _BlockMessage(msgspec.Struct, forbid_unknown_fields=True):
@@ -134,14 +134,14 @@ class _Tool(msgspec.Struct, forbid_unknown_fields=True):
     ] = "custom"
     name: str | None = None
     description: str | None = None
-    function: msgspec.Raw | None = None
-    custom: msgspec.Raw | None = None
-    parameters: msgspec.Raw | None = None
-    input_schema: msgspec.Raw | None = None
-    input_examples: msgspec.Raw | None = None
-    format: msgspec.Raw | None = None
+    function: msgspec.Raw = ABSENT
+    custom: msgspec.Raw = ABSENT
+    parameters: msgspec.Raw = ABSENT
+    input_schema: msgspec.Raw = ABSENT
+    input_examples: msgspec.Raw = ABSENT
+    format: msgspec.Raw = ABSENT
     strict: bool | None = None
-    cache_control: msgspec.Raw | None = None
+    cache_control: msgspec.Raw = ABSENT
     eager_input_streaming: bool | None = None
     max_characters: int | None = None
 

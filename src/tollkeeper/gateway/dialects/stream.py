@@ -23,7 +23,7 @@ from tollkeeper.gateway.dialects.answer import (
     parse_usage,
     usage_of,
 )
-from tollkeeper.gateway.dialects.base import Endpoint
+from tollkeeper.gateway.dialects.base import ABSENT, Endpoint
 
 EVENT_BYTES_MAX: Final = 2**20
 """Largest event that is held back and read."""
@@ -48,29 +48,29 @@ _WORDS: Final = {
 class _Inner(msgspec.Struct):
     """`response` of the Responses format, `message` of Anthropic's."""
 
-    usage: msgspec.Raw | None = None
-    model: msgspec.Raw | None = None
-    error: msgspec.Raw | None = None
+    usage: msgspec.Raw = ABSENT
+    model: msgspec.Raw = ABSENT
+    error: msgspec.Raw = ABSENT
 
 
 class _Event(msgspec.Struct):
     """What any of the formats may say in one event."""
 
     type: str | None = None
-    usage: msgspec.Raw | None = None
-    model: msgspec.Raw | None = None
-    choices: msgspec.Raw | None = None
+    usage: msgspec.Raw = ABSENT
+    model: msgspec.Raw = ABSENT
+    choices: msgspec.Raw = ABSENT
     response: _Inner | None = None
     message: _Inner | str | None = None
-    error: msgspec.Raw | None = None
+    error: msgspec.Raw = ABSENT
 
 
 class _Bare(msgspec.Struct):
     """An event whose other fields are of unknown kinds."""
 
-    usage: msgspec.Raw | None = None
-    model: msgspec.Raw | None = None
-    choices: msgspec.Raw | None = None
+    usage: msgspec.Raw = ABSENT
+    model: msgspec.Raw = ABSENT
+    choices: msgspec.Raw = ABSENT
 
 
 _decode_bare = msgspec.json.Decoder(_Bare).decode
@@ -207,9 +207,9 @@ class StreamMeter:
         self._note_error(event, inner)
         usage = event.usage if inner is None else inner.usage
         model = event.model if inner is None else inner.model
-        if model is not None:
+        if len(model):
             self.model = parse_model(model) or self.model
-        reported = None if usage is None else parse_usage(usage)
+        reported = parse_usage(usage) if len(usage) else None
         if reported is None:
             return False
         if self._endpoint.dialect == "anthropic":
@@ -218,15 +218,17 @@ class StreamMeter:
         elif usage_of(self._endpoint, reported) is not None:
             self._reported = reported
             self._whole = True
-        return self._strip and event.choices is not None and _is_empty_list(event.choices)
+        return self._strip and _is_empty_list(event.choices)
 
     def _note_error(self, event: _Event, inner: _Inner | None) -> None:
-        raw = event.error if event.error is not None else None if inner is None else inner.error
-        if raw is None and event.type == "error":
-            self.error = str(event.message)[:ERROR_CHARS_MAX] if event.message is not None else "error"
-        elif raw is not None and (found := _decode_text(raw)) is not None:
+        raw = event.error if len(event.error) or inner is None else inner.error
+        found = _decode_text(raw) if len(raw) else None
+        if found is not None:
             said = found.get("message", found) if isinstance(found, dict) else found
             self.error = str(said)[:ERROR_CHARS_MAX]
+        elif event.type == "error":
+            said = event.message if isinstance(event.message, str) else "error"
+            self.error = said[:ERROR_CHARS_MAX]
 
 
 def _read(data: bytes) -> _Event | None:
