@@ -131,11 +131,15 @@ def url_of(bound: socket.socket) -> str:
 
 
 async def run(
-    application: Any, bound: socket.socket, settings: ServerSettings, on_listening: Callable[[], None]
+    application: Any,
+    bound: socket.socket,
+    settings: ServerSettings,
+    on_listening: Callable[[], None],
+    on_stopping: Callable[[], None] = lambda: None,
 ) -> None:
     """Serve until SIGINT or SIGTERM, then stop accepting and wait for requests in flight, up to the drain timeout.
 
-    A second signal stops waiting.
+    A second signal stops waiting. `on_stopping` is called at the first one.
     """
     config = uvicorn.Config(
         application,
@@ -158,8 +162,11 @@ async def run(
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
-        server.force_exit = server.should_exit
-        server.should_exit = True
+        if server.should_exit:
+            server.force_exit = True
+        else:
+            server.should_exit = True
+            on_stopping()
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)

@@ -76,8 +76,8 @@ async def _serve(settings: Settings, *, demo: bool = False) -> None:
         try:
             secret = await demo_secret(gateway.accounts) if demo else None
             gateway.data_dir.write_address(url)
-            await server.run(gateway, bound, settings.server, lambda: _greet(settings, url, secret))
-            typer.echo("stopping: settling, writing spend to the database, shipping logs")
+            await server.run(gateway, bound, settings.server, lambda: _greet(settings, url, secret), _say_stopping)
+            typer.echo("settling, writing spend to the database, shipping logs")
         finally:
             gateway.data_dir.remove_address(url)
             await gateway.stop()
@@ -102,6 +102,10 @@ def _greet(settings: Settings, url: str, demo_secret: str | None) -> None:
         for title, command in examples(url, demo_secret):
             typer.echo(f"\n{title}:\n\n  {command}")
         typer.echo("\nThen: tollkeeper usage. Ctrl-C stops.")
+
+
+def _say_stopping() -> None:
+    typer.echo("\nstopping: requests in flight are answered first; a second signal cuts them off")
 
 
 def simulate(
