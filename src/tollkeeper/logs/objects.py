@@ -53,9 +53,10 @@ def digest(records: bytes) -> str:
 def records_in(body: bytes) -> bytes | None:
     """The lines of an object, or None if it is not whole."""
     try:
-        return gzip.decompress(body)
+        records = gzip.decompress(body)
     except (OSError, EOFError, zlib.error):
         return None
+    return records if records.endswith(b"\n") else None
 
 
 def conflict_path(path: str, sha256: str) -> str:

@@ -10,15 +10,14 @@ That leaves a gap only for two writers of the same name at the same moment, on s
 same name are by construction writing the same records.
 """
 
-import asyncio
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import obstore
@@ -26,7 +25,10 @@ from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedEr
 from obstore.store import LocalStore, S3Store
 
 from tollkeeper.domain.errors import ConfigurationError, LogStoreUnavailable
+from tollkeeper.logs.blocking import BlockingCalls
 from tollkeeper.settings import mask_url
+
+T = TypeVar("T")
 
 DIGEST_ATTRIBUTE: Final = "tollkeeper-sha256"
 """The object's user metadata that keeps the digest of its records (on S3: `x-amz-meta-tollkeeper-sha256`)."""
@@ -58,6 +60,7 @@ class LogStore(ABC):
         self.url = url
         self._store = store
         self._timeout_s = timeout_s
+        self._calls = BlockingCalls()
 
     @abstractmethod
     async def create(self, path: str, body: bytes, sha256: str) -> bool:
@@ -79,27 +82,20 @@ class LogStore(ABC):
 
     async def read(self, path: str) -> bytes:
         """The whole object. Raises `LogStoreUnavailable`, also if it is not there."""
-        async with self._call("read", self._timeout_s):
-            result = await obstore.get_async(self._store, path)
-            return bytes(await result.bytes_async())
+        return await self._run("read", lambda: bytes(obstore.get(self._store, path).bytes()))
 
     async def list(self) -> AsyncIterator[str]:
         """The paths of all objects. Raises `LogStoreUnavailable`."""
-        stream = aiter(obstore.list(self._store, chunk_size=LIST_CHUNK))
-        while True:
-            async with self._call("list", self._timeout_s):
-                page = await anext(stream, None)
-            if page is None:
-                return
+        pages = iter(obstore.list(self._store, chunk_size=LIST_CHUNK))
+        while (page := await self._run("list", lambda: next(pages, None))) is not None:
             for meta in page:
                 yield meta["path"]
 
-    @asynccontextmanager
-    async def _call(self, what: str, timeout_s: float) -> AsyncIterator[None]:
-        """A deadline and the translation of errors around calls of obstore."""
+    async def _run(self, what: str, work: Callable[[], T], timeout_s: float | None = None) -> T:
+        """Blocking work in a thread, with a deadline, its errors translated."""
+        timeout_s = self._timeout_s if timeout_s is None else min(timeout_s, self._timeout_s)
         with _translated(f"{self.url}: {what}", timeout_s):
-            async with asyncio.timeout(timeout_s):
-                yield
+            return await self._calls.run(work, timeout_s)
 
 
 class FolderStore(LogStore):
@@ -110,56 +106,53 @@ class FolderStore(LogStore):
         self._folder = folder
 
     async def create(self, path: str, body: bytes, sha256: str) -> bool:
-        async with self._call("write", self._timeout_s):
-            try:
-                await obstore.put_async(self._store, path, body, mode="create", use_multipart=False)
-                created = True
-            except AlreadyExistsError:
-                created = False
-            # also when it was there: whoever wrote it may have died before this
-            await asyncio.to_thread(_make_durable, self._folder, path)
+        return await self._run("write", lambda: self._create(path, body))
+
+    def _create(self, path: str, body: bytes) -> bool:
+        try:
+            obstore.put(self._store, path, body, mode="create", use_multipart=False)
+            created = True
+        except AlreadyExistsError:
+            created = False
+        # also when it was there: whoever wrote it may have died before this
+        _make_durable(self._folder, path)
         return created
 
     async def digest(self, path: str) -> str | None:
         return None
 
     async def ping(self) -> None:
-        async with self._call("ping", PING_TIMEOUT_S):
-            await asyncio.to_thread(_probe_folder, self._folder)
+        await self._run("ping", lambda: _probe_folder(self._folder), PING_TIMEOUT_S)
 
 
 class BucketStore(LogStore):
     """An S3 bucket, or a prefix in one. Needs the permissions PutObject, GetObject and ListBucket."""
 
     async def create(self, path: str, body: bytes, sha256: str) -> bool:
-        attributes = {"Content-Type": "application/gzip", DIGEST_ATTRIBUTE: sha256}
-        async with self._call("write", self._timeout_s):
-            if await self._exists(path):
-                return False
-            try:
-                await obstore.put_async(
-                    self._store, path, body, attributes=attributes, mode="create", use_multipart=False
-                )
-            except AlreadyExistsError:
-                return False
-        return True
+        return await self._run("write", lambda: self._create(path, body, sha256))
 
-    async def _exists(self, path: str) -> bool:
+    def _create(self, path: str, body: bytes, sha256: str) -> bool:
+        attributes = {"Content-Type": "application/gzip", DIGEST_ATTRIBUTE: sha256}
         try:
-            await obstore.head_async(self._store, path)
+            obstore.head(self._store, path)
         except FileNotFoundError:
+            pass
+        else:
+            return False
+        try:
+            obstore.put(self._store, path, body, attributes=attributes, mode="create", use_multipart=False)
+        except AlreadyExistsError:
             return False
         return True
 
     async def digest(self, path: str) -> str | None:
-        async with self._call("head", self._timeout_s):
-            result = await obstore.get_async(self._store, path, options={"head": True})
+        result = await self._run("head", lambda: obstore.get(self._store, path, options={"head": True}))
         return result.attributes.get(DIGEST_ATTRIBUTE)
 
     async def ping(self) -> None:
-        async with self._call("ping", min(self._timeout_s, PING_TIMEOUT_S)):
-            async for _ in obstore.list(self._store, prefix=PING_PREFIX):
-                break
+        await self._run(
+            "ping", lambda: next(iter(obstore.list(self._store, prefix=PING_PREFIX)), None), PING_TIMEOUT_S
+        )
 
 
 def open_store(url: str, timeout_s: float, environ: Mapping[str, str] | None = None) -> LogStore:
