@@ -1,0 +1,143 @@
+"""The unmodified SDKs (Python and npm) through a whole gateway: base URL and key, no other option."""
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import anthropic
+import msgspec
+import openai
+import pytest
+
+from tests.servers.gateway import GatewayProcess, SimulatorProcess
+
+NPM = Path(__file__).parent / "npm"
+MESSAGES = [{"role": "user", "content": "Hello [[sim input=3 output=7]]"}]
+
+
+class Deployment(NamedTuple):
+    """A gateway on the embedded default. `spent` has 0.004 USD left this month, `slow` one request a minute."""
+
+    url: str
+    key: str
+    spent: str
+    slow: str
+
+
+@pytest.fixture(scope="module")
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    folder = tmp_path_factory.mktemp("sdks")
+    simulator = SimulatorProcess(folder)
+    gateway = GatewayProcess(folder / "gateway", simulator.url, {})
+    secrets = [
+        str(gateway.admin("POST", "/keys", {"name": name, "limits": limits})["secret"])
+        for name, limits in (
+            ("key", {"rpm": 1000, "budgets": {"month": "10"}}),
+            ("spent", {"budgets": {"month": "0.01"}}),
+            ("slow", {"rpm": 1}),
+        )
+    ]
+    made = Deployment(gateway.url, *secrets)
+    openai.OpenAI(base_url=f"{made.url}/v1", api_key=made.spent).chat.completions.create(
+        model="gpt-4o-mini", messages=[{"role": "user", "content": "[[sim output=10000]]"}], max_tokens=10_000
+    )
+    yield made
+    assert gateway.stop() == 0
+    simulator.kill()
+
+
+def test_openai_python(deployment: Deployment) -> None:
+    client = openai.OpenAI(base_url=f"{deployment.url}/v1", api_key=deployment.key)
+    chat = client.chat.completions.create(model="gpt-4o-mini", messages=MESSAGES)  # type: ignore[arg-type]
+    assert chat.choices[0].message.content and chat.usage and chat.usage.completion_tokens == 7
+    chunks = list(client.chat.completions.create(model="gpt-4o-mini", messages=MESSAGES, stream=True))  # type: ignore[call-overload]
+    assert "".join(c.choices[0].delta.content or "" for c in chunks)
+    assert all(c.choices for c in chunks), "the usage chunk that we asked for is not shown to a client that did not"
+    asked = list(
+        client.chat.completions.create(
+            model="gpt-4o-mini",
+            messages=MESSAGES,  # type: ignore[arg-type]
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+    )
+    assert asked[-1].usage and asked[-1].usage.completion_tokens == 7
+    response = client.responses.create(model="gpt-4.1-nano", input="Hello [[sim output=5]]")
+    assert response.output_text and response.usage and response.usage.output_tokens == 5
+    with client.responses.stream(model="gpt-4.1-nano", input="Hello [[sim output=5]]") as stream:
+        assert stream.get_final_response().output_text
+    embedding = client.embeddings.create(model="text-embedding-3-small", input="Hello")
+    assert len(embedding.data[0].embedding) > 0
+    completion = client.completions.create(model="gpt-3.5-turbo-instruct", prompt="Hello [[sim output=4]]")
+    assert completion.usage and completion.usage.completion_tokens == 4
+    assert "gpt-4o-mini" in {model.id for model in client.models.list()}
+    raw = client.chat.completions.with_raw_response.create(model="gpt-4o-mini", messages=MESSAGES)  # type: ignore[arg-type]
+    headers = raw.headers
+    assert headers["x-request-id"].startswith("req_") and headers["x-tollkeeper-cost-usd"] == "0.00000465"
+    assert headers["x-ratelimit-limit-requests"] == "1000" and "x-tollkeeper-budget-remaining-usd" in headers
+
+
+def test_openai_python_errors(deployment: Deployment) -> None:
+    """A 401 and a 429 raise the SDK's own errors; one that waiting cannot help is not retried."""
+    base_url = f"{deployment.url}/v1"
+    with pytest.raises(openai.AuthenticationError):
+        openai.OpenAI(base_url=base_url, api_key="tk_wrong").models.list()
+    spent = openai.OpenAI(base_url=base_url, api_key=deployment.spent)
+    with pytest.raises(openai.RateLimitError) as caught:
+        spent.chat.completions.create(model="gpt-4o-mini", messages=MESSAGES, max_tokens=16_000)  # type: ignore[arg-type]
+    assert caught.value.code == "insufficient_quota" and caught.value.response.headers["x-should-retry"] == "false"
+    slow = openai.OpenAI(base_url=base_url, api_key=deployment.slow, max_retries=0)
+    slow.chat.completions.create(model="gpt-4o-mini", messages=MESSAGES)  # type: ignore[arg-type]
+    with pytest.raises(openai.RateLimitError) as caught:
+        slow.chat.completions.create(model="gpt-4o-mini", messages=MESSAGES)  # type: ignore[arg-type]
+    assert caught.value.code == "rate_limit_exceeded"
+    assert 1 <= int(caught.value.response.headers["retry-after"]) <= 61
+    assert 1 <= int(caught.value.response.headers["retry-after-ms"]) <= 60_010
+
+
+def test_anthropic_python(deployment: Deployment) -> None:
+    client = anthropic.Anthropic(base_url=deployment.url, api_key=deployment.key)
+    message = client.messages.create(model="claude-haiku-4-5", max_tokens=50, messages=MESSAGES)  # type: ignore[arg-type]
+    assert message.content[0].type == "text" and message.usage.output_tokens == 7
+    with client.messages.stream(model="claude-haiku-4-5", max_tokens=50, messages=MESSAGES) as stream:  # type: ignore[arg-type]
+        assert "".join(stream.text_stream)
+        assert stream.get_final_message().usage.output_tokens == 7
+    with pytest.raises(anthropic.AuthenticationError) as wrong:
+        anthropic.Anthropic(base_url=deployment.url, api_key="tk_wrong").messages.create(
+            model="claude-haiku-4-5",
+            max_tokens=5,
+            messages=MESSAGES,  # type: ignore[arg-type]
+        )
+    assert wrong.value.body["error"]["type"] == "authentication_error"  # type: ignore[index,call-overload]
+    with pytest.raises(anthropic.RateLimitError):
+        anthropic.Anthropic(base_url=deployment.url, api_key=deployment.spent).messages.create(
+            model="claude-haiku-4-5",
+            max_tokens=1500,
+            messages=MESSAGES,  # type: ignore[arg-type]
+        )
+
+
+def test_npm_sdks(deployment: Deployment) -> None:
+    """`openai` and `@anthropic-ai/sdk` from npm: chat, stream, responses, and their own error classes."""
+    if not (NPM / "node_modules" / "openai").exists():
+        subprocess.run(["npm", "ci", "--no-audit", "--no-fund", "--silent"], cwd=NPM, check=True, timeout=100)
+    done = subprocess.run(
+        ["node", "sdk.mjs", deployment.url, deployment.key, deployment.spent],
+        cwd=NPM,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert msgspec.json.decode(done.stdout) == {
+        "chat": {"text": True, "tokens": 7},
+        "stream": {"chunks": True, "usageChunks": 0},
+        "responses": {"text": True, "tokens": 7},
+        "message": {"text": True, "tokens": 7},
+        "messageStream": {"tokens": 7},
+        "wrongKey": "AuthenticationError 401",
+        "spent": "RateLimitError 429",
+        "anthropicWrongKey": "AuthenticationError 401",
+    }
