@@ -13,7 +13,8 @@ from typing import Any, Final
 from tollkeeper import __version__
 from tollkeeper.admin import Probe, Readiness, create_admin
 from tollkeeper.app.data_dir import DataDir, admin_token, digest_key
-from tollkeeper.domain.errors import ConfigurationError, DatabaseUnavailable, OutboxUnavailable, Unavailable
+from tollkeeper.app.database import open_database
+from tollkeeper.domain.errors import DatabaseUnavailable, OutboxUnavailable, Unavailable
 from tollkeeper.domain.ports import Accounts
 from tollkeeper.gateway.server import DataPlane
 from tollkeeper.governance import Closer, Ledger, SyncWorker, open_store
@@ -21,7 +22,6 @@ from tollkeeper.logs.pipeline import LogPipeline
 from tollkeeper.observability.logging import logger
 from tollkeeper.observability.metrics import Metrics
 from tollkeeper.settings import Settings, provider_key
-from tollkeeper.storage.database import Database
 
 KEYS_STALE_S: Final = 30.0
 """Older than this the table of keys makes the gateway not ready; it goes on serving the keys it knows."""
@@ -76,7 +76,7 @@ class Gateway:
             self.data_dir.lock()
             parts.callback(self.data_dir.unlock)
 
-        database = await open_database(settings)
+        database = await open_database(settings, pool_size=settings.database.pool_size)
         parts.push_async_callback(database.close)
         key = digest_key(settings)
         self.accounts = database.accounts(key, now_us)
@@ -161,27 +161,6 @@ class Gateway:
             await sync.stop()
         except Unavailable as error:
             self._log.warning("last_sync_failed", why=str(error), then="the outbox keeps it for the next start")
-
-
-async def open_database(settings: Settings) -> Database:
-    """The database with a schema this program works on. An embedded one is migrated; a shared one must have been.
-
-    Raises ConfigurationError, DatabaseUnavailable.
-    """
-    database = await Database.open(
-        settings.database_url, pool_size=settings.database.pool_size, timeout_s=settings.database.timeout_s
-    )
-    try:
-        if not await database.schema_is_current():
-            if not settings.database_url.startswith("sqlite"):
-                raise ConfigurationError(
-                    "the database's schema is not current; run `tollkeeper migrate` once, then start again"
-                )
-            await database.migrate()
-    except BaseException:
-        await database.close()
-        raise
-    return database
 
 
 def provider_keys(settings: Settings) -> Mapping[str, str | None]:

@@ -13,10 +13,9 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 import typer
 
-from tollkeeper.domain.errors import ConfigurationError
 from tollkeeper.domain.ports import Accounts, SpendLedger
 from tollkeeper.domain.words import Words
-from tollkeeper.settings import Settings, load
+from tollkeeper.settings import load
 
 ConfigOption = Annotated[
     Path | None,
@@ -44,28 +43,15 @@ async def open_accounts(config: Path | None) -> AsyncIterator[tuple[Accounts, Sp
 
     Raises ConfigurationError for a shared database whose schema is not current.
     """
-    from tollkeeper.app.data_dir import DataDir, digest_key
-    from tollkeeper.storage.database import Database
+    from tollkeeper.app.data_dir import digest_key
+    from tollkeeper.app.database import open_database
 
     settings = load(config)
-    DataDir(settings.data_dir).create()
-    database = await Database.open(settings.database_url, pool_size=1, timeout_s=settings.database.timeout_s)
+    database = await open_database(settings, pool_size=1)
     try:
-        await prepare_schema(database, settings)
         yield database.accounts(digest_key(settings), now_us), database.spend
     finally:
         await database.close()
-
-
-async def prepare_schema(database: Any, settings: Settings) -> None:
-    """Migrate an embedded database; refuse a shared one that is behind. Raises ConfigurationError."""
-    if await database.schema_is_current():
-        return
-    if not settings.database_url.startswith("sqlite"):
-        raise ConfigurationError(
-            "the database's schema is not current; run `tollkeeper migrate` once, then try again"
-        )
-    await database.migrate()
 
 
 def note(text: str) -> None:
