@@ -214,6 +214,7 @@ COSTLY = [
     (CHAT, chat(service_tier=["priority"]), "service tier"),
     (CHAT, chat(best_of=5), "best_of"),
     (CHAT, chat(N=5), "'N'"),
+    (RESPONSES, responses(n=5), "'n'"),
     (CHAT, chat(extra_body={"x": 1}), "extra_body"),
     (CHAT, chat(tools=[{"type": "web_search"}]), "web_search"),
     (CHAT, chat(tools={"type": "web_search"}), "tool"),
@@ -395,6 +396,13 @@ def test_usage_is_asked_for_in_streams() -> None:
         (MESSAGES, messages(stream=True), None),
     ):
         assert decoded(upstream_body(read(path, body), model="m")).get("stream_options") == expected
+
+
+@pytest.mark.parametrize("stated", [{}, {"max_tokens": None}])
+def test_the_default_limit_of_completions_is_written_out(stated: dict[str, object]) -> None:
+    """The bound counts on it, so the provider must too."""
+    call = read(COMPLETIONS, {"model": "m", "prompt": "x", **stated})
+    assert decoded(upstream_body(call, model="m"))["max_tokens"] == call.max_output == 16
 
 
 def test_repeated_keys_are_sent_once() -> None:

@@ -51,7 +51,7 @@ quarter larger. They never tighten a bound by bytes; a configured window does, a
 OUTPUT_DEFAULT: Final = 4096
 """Injected into a request without an output limit if nothing is known of the model: every current model takes it."""
 OUTPUT_LIMITS: Final[tuple[tuple[str, int], ...]] = (
-    # From OpenAI's model pages: the most tokens of one answer. First match counts; `$` ends a name before its date.
+    # From OpenAI's model pages: the most tokens of one answer. The first match counts.
     (r"gpt-5[\w.]*-chat|gpt-5-chat|gpt-chat", 16_384),
     (r"gpt-5", 128_000),
     (r"gpt-4\.1", 32_768),

@@ -494,14 +494,14 @@ _SAMPLING: Final = frozenset(
     (
         *("frequency_penalty", "presence_penalty", "temperature", "top_p", "top_k", "min_p", "repetition_penalty"),
         *("seed", "stop", "logit_bias", "logprobs", "top_logprobs", "user", "model", "stream", "stream_options"),
-        *("metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "store", "n"),
+        *("metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "store"),
     )
 )
 _FREE: Final[Mapping[Name, frozenset[str]]] = {
     "chat": _SAMPLING
-    | {"max_tokens", "max_completion_tokens", "parallel_tool_calls", "tool_choice", "function_call"}
+    | {"n", "max_tokens", "max_completion_tokens", "parallel_tool_calls", "tool_choice", "function_call"}
     | {"reasoning_effort", "verbosity", "ignore_eos", "min_tokens"},
-    "completions": _SAMPLING | {"max_tokens", "best_of", "echo", "suffix"},
+    "completions": _SAMPLING | {"n", "max_tokens", "best_of", "echo", "suffix"},
     "embeddings": frozenset(("model", "user", "dimensions", "encoding_format", "input_type", "truncate")),
     "responses": _SAMPLING
     | {"max_output_tokens", "parallel_tool_calls", "tool_choice", "instructions", "reasoning", "include"}

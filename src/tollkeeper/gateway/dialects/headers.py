@@ -1,7 +1,7 @@
 """Response headers that tell clients of limits, waits and money, spelled as their SDKs read them."""
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Final
 
 from tollkeeper.domain.admission import LimitKind, LimitState, Refusal
@@ -16,7 +16,8 @@ Headers = list[tuple[bytes, bytes]]
 BUDGET_WAIT_MAX_US: Final = 60 * US_PER_S
 """SDKs retry within a minute at most: a budget that starts anew later is not worth a retry."""
 
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_EPOCH: Final = datetime(1970, 1, 1)
+"""In UTC; without a zone because the format writes its own."""
 _NAMES: Final = {
     ("openai", kind): tuple(f"x-ratelimit-{what}-{kind}".encode() for what in ("limit", "remaining", "reset"))
     for kind in (LimitKind.REQUESTS, LimitKind.TOKENS)
@@ -61,7 +62,7 @@ def _reset(dialect: Dialect, reset_us: int, now_us: int) -> bytes:
     if dialect == "openai":
         return duration(reset_us).encode()
     seconds = -(-(now_us + reset_us) // US_PER_S)
-    return (_EPOCH + timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%SZ").encode()
+    return (_EPOCH + timedelta(seconds=seconds)).isoformat().encode() + b"Z"
 
 
 def refusal_headers(refusal: Refusal) -> Headers:

@@ -217,6 +217,7 @@ def _invalid(message: str) -> RequestError:
     return RequestError(Fault.INVALID, f"The request is not valid: {message}.")
 
 
+NULL: Final = msgspec.Raw(b"null")
 _TRUE: Final = msgspec.Raw(b"true")
 
 
@@ -224,7 +225,8 @@ def upstream_body(call: Call, *, model: str, output_limit: tuple[str, int] | Non
     """The body to send: the same fields with the provider's name of the model.
 
     `output_limit` (field, tokens) takes the place of whatever limits the client stated. A stream in a format that
-    reports usage only when asked is asked to.
+    reports usage only when asked is asked to. The default limit of /v1/completions is written out, for not all who
+    follow OpenAI keep to it.
     """
     fields = dict(call.fields)
     fields["model"] = msgspec.Raw(_encode(model))
@@ -232,9 +234,11 @@ def upstream_body(call: Call, *, model: str, output_limit: tuple[str, int] | Non
         for name in LIMIT_FIELDS[call.endpoint.name]:
             fields.pop(name, None)
         fields[output_limit[0]] = msgspec.Raw(b"%d" % output_limit[1])
+    elif call.endpoint.name == "completions" and fields.get("max_tokens", NULL) == NULL:
+        fields["max_tokens"] = msgspec.Raw(b"%d" % COMPLETION_TOKENS_DEFAULT)
     asks = call.stream and call.endpoint.name in ("chat", "completions")
     options = fields.get("stream_options")
-    if options is not None and bytes(options) != b"null":
+    if options is not None and options != NULL:
         read = _decode_fields(options)
         if asks:
             read["include_usage"] = _TRUE
