@@ -96,6 +96,8 @@ class Stand:
         await self.plane.start()
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2**15)  # so that slow clients are felt early
+            listener.listen()
             self.port = listener.getsockname()[1]
             self.url = f"http://127.0.0.1:{self.port}/v1"
             config = uvicorn.Config(self.plane, lifespan="off", log_level="error", ws="none", http="httptools")
@@ -157,7 +159,7 @@ def chat(text: str = "hello", *, model: str = MODEL, **fields: Any) -> dict[str,
     return {"model": model, "messages": [{"role": "user", "content": text}], **fields}
 
 
-def message(text: str = "hello", *, model: str = "claude-sonnet-4-5", **fields: Any) -> dict[str, Any]:
+def message(text: str = "hello", *, model: str = "claude-haiku-4-5", **fields: Any) -> dict[str, Any]:
     """The same for Anthropic's dialect."""
     return {"model": model, "max_tokens": 50, "messages": [{"role": "user", "content": text}], **fields}
 

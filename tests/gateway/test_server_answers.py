@@ -11,9 +11,10 @@ from tests.gateway.conftest import MODEL, PROVIDER_KEY, Stand, chat, message
 from tollkeeper.domain.policy import Budget, Policy, Unit, Window
 
 DOLLAR = 10**9
+SMALL = "[[sim input=25 output=9 cached=5]] and some words to be sent with it"
 SIZED = "[[sim input=1000 output=20 cached=100]]"
-COST_4O_MINI = (900 * 150 + 100 * 75 + 20 * 600 + 999) // 1000
-"""0.15, 0.075 and 0.60 USD per million tokens, in nano-dollars, rounded up once."""
+COST_4O_MINI = 900 * 150 + 100 * 75 + 20 * 600
+"""0.15, 0.075 and 0.60 USD per million tokens, in nano-dollars."""
 
 
 async def test_charge_is_exact_and_recorded(stand: Stand) -> None:
@@ -40,12 +41,12 @@ async def test_charge_is_exact_and_recorded(stand: Stand) -> None:
 @pytest.mark.parametrize(
     ("path", "body"),
     [
-        ("/completions", {"model": "gpt-3.5-turbo-instruct", "prompt": SIZED}),
-        ("/embeddings", {"model": "text-embedding-3-small", "input": SIZED}),
-        ("/responses", {"model": MODEL, "input": SIZED}),
-        ("/messages", message(SIZED)),
-        ("/chat/completions", chat(SIZED, model="house-model")),
-        ("/chat/completions", chat(SIZED, model="sim/gpt-4o")),
+        ("/completions", {"model": "gpt-3.5-turbo-instruct", "prompt": SMALL}),
+        ("/embeddings", {"model": "text-embedding-3-small", "input": SMALL.replace("cached=5", "")}),
+        ("/responses", {"model": MODEL, "input": SMALL}),
+        ("/messages", message(SMALL)),
+        ("/chat/completions", chat(SMALL, model="house-model")),
+        ("/chat/completions", chat(SMALL, model="sim/gpt-4o")),
     ],
 )
 async def test_every_endpoint_settles_what_was_served(stand: Stand, path: str, body: dict[str, Any]) -> None:
@@ -57,6 +58,15 @@ async def test_every_endpoint_settles_what_was_served(stand: Stand, path: str, b
     assert end.usage == served.usage
     assert end.kind == "settled"
     assert 0 < end.cost_nano <= stand.governor.granted[0].demand.hold_nano
+
+
+async def test_cost_above_the_hold_is_charged_and_counted(stand: Stand) -> None:
+    """Should a provider report more than the bound says is possible, the truth is charged, never cut."""
+    await stand.post(chat("[[sim input=1000000 output=10]]", max_tokens=10))
+    end, record = await stand.one_end()
+    assert end.cost_nano == 1_000_000 * 150 + 10 * 600 > record.hold_nano
+    assert stand.count("tollkeeper_over_hold_total") == 1
+    assert stand.count("tollkeeper_over_hold_nanodollars_total") == end.cost_nano - record.hold_nano
 
 
 async def test_only_allowed_headers_reach_the_provider(stand: Stand) -> None:
@@ -108,11 +118,16 @@ async def test_injected_limit_shrinks_to_what_the_budget_affords(stand: Stand) -
 
 
 async def test_stated_limit_is_never_shrunk(stand: Stand) -> None:
-    stand.key(Policy(budgets=(Budget(1_000_000),)))
+    """A hold that a client's own limit asks for fits or is refused: 429, or 400 if it could never fit."""
+    stand.key(Policy(budgets=(Budget(10_000_000),)))
+    assert (await stand.post(chat("[[sim output=5000]]", max_tokens=5000))).status == 200
     reply = await stand.post(chat(max_tokens=16_000))
-    assert reply.status == 429
-    assert reply.json["error"]["code"] == "insufficient_quota"
-    assert not stand.records.all
+    assert (reply.status, reply.json["error"]["code"]) == (429, "insufficient_quota")
+    assert reply.headers["x-should-retry"] == "false"
+    reply = await stand.post(chat(max_tokens=160_000))
+    assert (reply.status, reply.json["error"]["code"]) == (400, "request_exceeds_limit")
+    await stand.settled()
+    assert len(stand.records.all) == 1
 
 
 async def test_token_window_shrinks_too(stand: Stand) -> None:
@@ -161,8 +176,8 @@ async def test_refusals_tell_kind_and_wait(stand: Stand) -> None:
     assert (await stand.post(chat())).status == 200
     reply = await stand.post(chat())
     assert reply.status == 429
-    assert 0 < int(reply.headers["retry-after"]) <= 60
-    assert int(reply.headers["retry-after-ms"]) <= 60_000
+    assert 50 < int(reply.headers["retry-after"]) <= 61
+    assert 50_000 < int(reply.headers["retry-after-ms"]) <= 60_010
     assert reply.headers["x-ratelimit-remaining-requests"] == "0"
     reply = await stand.post(message(), "/messages")
     assert (reply.status, reply.json["error"]["type"]) == (429, "rate_limit_error")
@@ -212,16 +227,16 @@ async def test_real_anthropic_sdk(stand: Stand) -> None:
     base_url = stand.url.removesuffix("/v1")
     async with anthropic.AsyncAnthropic(base_url=base_url, api_key=stand.secret, max_retries=0) as client:
         question: Any = [{"role": "user", "content": "[[sim output=7 cached=3]]"}]
-        whole = await client.messages.create(model="claude-sonnet-4-5", max_tokens=50, messages=question)
+        whole = await client.messages.create(model="claude-haiku-4-5", max_tokens=50, messages=question)
         assert whole.usage.output_tokens == 7
-        async with client.messages.stream(model="claude-sonnet-4-5", max_tokens=50, messages=question) as stream:
+        async with client.messages.stream(model="claude-haiku-4-5", max_tokens=50, messages=question) as stream:
             final = await stream.get_final_message()
         assert final.usage.output_tokens == 7
         with pytest.raises(anthropic.RateLimitError):
-            await client.messages.create(model="claude-sonnet-4-5", max_tokens=50, messages=question)
+            await client.messages.create(model="claude-haiku-4-5", max_tokens=50, messages=question)
         other = client.with_options(api_key="tk_" + "n" * 43)
         with pytest.raises(anthropic.AuthenticationError):
-            await other.messages.create(model="claude-sonnet-4-5", max_tokens=50, messages=question)
+            await other.messages.create(model="claude-haiku-4-5", max_tokens=50, messages=question)
     await stand.settled()
     assert [e.kind for e in stand.governor.ends] == ["settled"] * 2
     assert [e.usage for e in stand.governor.ends] == [s.usage for s in stand.simulator.served.requests]

@@ -16,9 +16,10 @@ BOTH = [("/chat/completions", chat), ("/messages", message)]
 
 def error_type(reply: Any, path: str) -> str:
     """The error's type, after checking the dialect's shape."""
+    assert reply.headers["x-request-id"].startswith("req_")
     if path == "/messages":
         assert reply.json["type"] == "error"
-        assert reply.json["request_id"] == reply.headers["request-id"]
+        assert reply.headers["request-id"] == reply.headers["x-request-id"]
     else:
         assert set(reply.json) == {"error"}
         assert set(reply.json["error"]) >= {"message", "type", "param", "code"}
@@ -151,7 +152,7 @@ async def test_usage_chunk_stays_for_who_asked(stand: Stand) -> None:
 @pytest.mark.parametrize("fault", ["reset", "truncate", "garbage", "stall"])
 async def test_cut_stream_ends_with_an_error_event(stand: Stand, path: str, body_of: Any, fault: str) -> None:
     """What came is passed on, then an error in the dialect; the hold is charged."""
-    reply = await stand.post(body_of(f"[[sim output=20 fault={fault} after=3]]", stream=True), path)
+    reply = await stand.post(body_of(f"[[sim output=20 chunk_delay_ms=10 fault={fault} after=3]]", stream=True), path)
     assert reply.status == 200
     events = events_of(reply.body)
     assert len(events) >= 3
@@ -197,7 +198,11 @@ class Hanging:
 
     @classmethod
     async def open(cls, stand: Stand, body: Any, path: str = "/chat/completions") -> "Hanging":
-        reader, writer = await asyncio.open_connection("127.0.0.1", stand.port)
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**15)
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", stand.port))
+        reader, writer = await asyncio.open_connection(sock=sock)
         data = msgspec.json.encode(body)
         head = (
             f"POST /v1{path} HTTP/1.1\r\nhost: x\r\nx-api-key: {stand.secret}\r\ncontent-length: {len(data)}\r\n\r\n"
@@ -257,21 +262,23 @@ async def test_hang_up_before_headers(stand: Stand, stream: bool) -> None:
 
 async def test_cancelled_request_settles_once(stand: Stand) -> None:
     """A stop that cannot wait any longer cancels: what was sent is presumed, with one record."""
-    await Hanging.open(stand, chat("[[sim output=100 chunk_delay_ms=100]]", stream=True))
+    client = await Hanging.open(stand, chat("[[sim output=100 chunk_delay_ms=100]]", stream=True))
     while not stand.governor.dispatches:
         await asyncio.sleep(0.01)
     await asyncio.sleep(0.2)
     await stand.plane.stop()
     end, record = await stand.one_end()
+    client.close()
     assert end.kind == "presumed"
     assert record.total_us > 0
 
 
 async def test_slow_client_slows_the_provider_down(stand: Stand) -> None:
     """A client that does not read fills no memory: what waits for it is bounded, and it gets all in the end."""
-    client = await Hanging.open(stand, chat("[[sim output=60000]]", stream=True))
+    client = await Hanging.open(stand, chat("[[sim output=8000]]", stream=True))
     await asyncio.sleep(0.5)
     assert not stand.governor.ends, "the stream is held back, its end not reached"
     await client.read_until(b"[DONE]")
     end, _ = await stand.one_end()
-    assert end.usage.output_tokens == 60_000
+    client.close()
+    assert end.usage.output_tokens == 8_000

@@ -152,7 +152,7 @@ async def test_unknown_paths_and_methods(stand: Stand) -> None:
 async def test_unknown_model_and_wrong_dialect(stand: Stand) -> None:
     reply = await stand.post(chat(model="nothing-like-it"))
     assert (reply.status, openai_error(reply)["code"]) == (404, "model_not_found")
-    reply = await stand.post(chat(model="claude-sonnet-4-5"))
+    reply = await stand.post(chat(model="claude-haiku-4-5"))
     assert reply.status == 400
     assert "/v1/messages" in openai_error(reply)["message"]
     reply = await stand.post(message(model="gpt-4o"), "/messages")

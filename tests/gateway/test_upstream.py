@@ -270,6 +270,12 @@ def body_server(*parts: bytes, pause_s: float = 0.0, rude: bool = False) -> Hand
         ),
         (body_server(OK + b"transfer-encoding: chunked\r\n\r\n", b"5\r\nhello\r\n"), Fault.UPSTREAM_BROKEN),
         (body_server(OK + b"transfer-encoding: chunked\r\n\r\n", b"zz\r\nhello\r\n"), Fault.UPSTREAM_BROKEN),
+        (
+            body_server(
+                OK + b"transfer-encoding: chunked\r\n\r\n5\r\nhello\r\n", b"\0\xffgarbage\r\n\r\n", pause_s=0.05
+            ),
+            Fault.UPSTREAM_BROKEN,
+        ),
         (body_server(OK + b"content-length: 100\r\n\r\n", b"{", pause_s=5), Fault.UPSTREAM_TIMEOUT),
         (body_server(OK + b"content-length: 100\r\n\r\n", pause_s=5), Fault.UPSTREAM_TIMEOUT),
     ],
@@ -354,3 +360,21 @@ async def test_cancelled_send_closes_the_connection() -> None:
         await asyncio.gather(task, return_exceptions=True)
         async with asyncio.timeout(2):
             await closed.wait()
+
+
+async def test_idle_connections_that_the_provider_resets_are_replaced() -> None:
+    """A kept connection that was reset meanwhile is not used again, and nobody complains of it."""
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await request_head(reader)
+        writer.write(OK + b"content-length: 2\r\n\r\n{}")
+        await writer.drain()
+        await asyncio.sleep(0.02)
+        reset(writer)
+
+    async with listening(handle) as url, upstream_to(url) as upstream:
+        for _ in range(3):
+            response = await upstream.send("p", "/chat", {}, b"{}")
+            assert await response.read() == b"{}"
+            response.close()
+            await asyncio.sleep(0.05)

@@ -67,12 +67,34 @@ class Upstream(Protocol):
 
 
 class _Response:
-    """An aiohttp response behind the port."""
+    """An aiohttp response behind the port.
 
-    __slots__ = ("_response",)
+    The library does not wake a reader when the framing of a body breaks: it closes the connection and stops its
+    timer. So the connection's end is watched here, and a body that is not whole by then is an error.
+    """
 
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
+    __slots__ = ("_closed", "_response")
+
+    def __init__(self, response: aiohttp.ClientResponse, idle_timeout_s: float) -> None:
         self._response = response
+        self._closed: asyncio.Future[None] | None = None
+        protocol = None if response.connection is None else response.connection.protocol
+        if protocol is None:  # the body is here already
+            return
+        protocol.read_timeout = idle_timeout_s
+        protocol.start_timeout()
+        self._closed = protocol.closed
+        if self._closed is None:
+            self._cut(None)
+        else:
+            self._closed.remove_done_callback(_heed)  # one is enough for a connection that serves many requests
+            self._closed.add_done_callback(_heed)
+            self._closed.add_done_callback(self._cut)
+
+    def _cut(self, _: object) -> None:
+        content = self._response.content
+        if not content.is_eof() and content.exception() is None:
+            content.set_exception(aiohttp.ClientPayloadError("the connection was closed"))
 
     @property
     def status(self) -> int:
@@ -101,7 +123,12 @@ class _Response:
             raise _after_headers(error) from error
 
     def close(self) -> None:
-        self._response.release() if self._response.content.is_eof() else self._response.close()
+        if self._closed is not None:
+            self._closed.remove_done_callback(self._cut)
+        if self._response.content.is_eof():
+            self._response.release()
+        else:
+            self._response.close()
 
 
 class _Pool:
@@ -139,11 +166,7 @@ class _Pool:
                 )
         except (aiohttp.ClientError, TimeoutError, OSError, ssl.SSLError) as error:
             raise _before_headers(error) from error
-        if response.connection is not None and response.connection.protocol is not None:
-            protocol = response.connection.protocol
-            protocol.read_timeout = self.settings.idle_timeout_s
-            protocol.start_timeout()
-        return _Response(response)
+        return _Response(response, self.settings.idle_timeout_s)
 
 
 class AiohttpUpstream:
@@ -160,6 +183,12 @@ class AiohttpUpstream:
         """Close all connections."""
         for pool in self._pools.values():
             await pool.session.close()
+
+
+def _heed(closed: "asyncio.Future[None]") -> None:
+    """Take note of how a connection ended, or asyncio would complain that nobody did."""
+    if not closed.cancelled():
+        closed.exception()
 
 
 def _before_headers(error: Exception) -> UpstreamError:
