@@ -21,9 +21,9 @@ QUESTION = "Governed requests through the gateway, next to nginx as a plain reve
 NOTES = (
     "`POST /v1/chat/completions`, answers of about 20 tokens from the simulated provider. Every request of ours is "
     "authenticated, admitted against requests and tokens per minute, concurrency and a monthly budget, settled, "
-    "written to the outbox, recorded in the log store and counted in the metrics; nginx does none of that. The system "
-    "under test is pinned to one core; upstream, load generator (wrk) and Redis share the other. Medians of the rounds; *added* is "
-    "p50 less the direct p50 at the same number of connections."
+    "written to the outbox, recorded in the log store and counted in the metrics; nginx does none of that. The "
+    "system under test is pinned to one core; upstream, load generator (wrk) and Redis share the other. Medians of "
+    "the rounds; *added* is p50 less the direct p50 at the same number of connections."
 )
 ROUNDS, SECONDS = 3, 4
 CONNECTIONS = (1, 32)

@@ -3,7 +3,7 @@
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import anthropic
 import msgspec
@@ -13,7 +13,7 @@ import pytest
 from tests.servers.gateway import GatewayProcess, SimulatorProcess
 
 NPM = Path(__file__).parent / "npm"
-MESSAGES = [{"role": "user", "content": "Hello [[sim input=3 output=7]]"}]
+MESSAGES: Any = [{"role": "user", "content": "Hello [[sim input=3 output=7]]"}]
 
 
 class Deployment(NamedTuple):
@@ -49,15 +49,15 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
 
 def test_openai_python(deployment: Deployment) -> None:
     client = openai.OpenAI(base_url=f"{deployment.url}/v1", api_key=deployment.key)
-    chat = client.chat.completions.create(model="gpt-4o-mini", messages=MESSAGES)  # type: ignore[arg-type]
+    chat = client.chat.completions.create(model="gpt-4o-mini", messages=MESSAGES)
     assert chat.choices[0].message.content and chat.usage and chat.usage.completion_tokens == 7
-    chunks = list(client.chat.completions.create(model="gpt-4o-mini", messages=MESSAGES, stream=True))  # type: ignore[call-overload]
+    chunks = list(client.chat.completions.create(model="gpt-4o-mini", messages=MESSAGES, stream=True))
     assert "".join(c.choices[0].delta.content or "" for c in chunks)
     assert all(c.choices for c in chunks), "the usage chunk that we asked for is not shown to a client that did not"
     asked = list(
         client.chat.completions.create(
             model="gpt-4o-mini",
-            messages=MESSAGES,  # type: ignore[arg-type]
+            messages=MESSAGES,
             stream=True,
             stream_options={"include_usage": True},
         )
@@ -72,7 +72,7 @@ def test_openai_python(deployment: Deployment) -> None:
     completion = client.completions.create(model="gpt-3.5-turbo-instruct", prompt="Hello [[sim output=4]]")
     assert completion.usage and completion.usage.completion_tokens == 4
     assert "gpt-4o-mini" in {model.id for model in client.models.list()}
-    raw = client.chat.completions.with_raw_response.create(model="gpt-4o-mini", messages=MESSAGES)  # type: ignore[arg-type]
+    raw = client.chat.completions.with_raw_response.create(model="gpt-4o-mini", messages=MESSAGES)
     headers = raw.headers
     assert headers["x-request-id"].startswith("req_") and headers["x-tollkeeper-cost-usd"] == "0.00000465"
     assert headers["x-ratelimit-limit-requests"] == "1000" and "x-tollkeeper-budget-remaining-usd" in headers
@@ -85,12 +85,12 @@ def test_openai_python_errors(deployment: Deployment) -> None:
         openai.OpenAI(base_url=base_url, api_key="tk_wrong").models.list()
     spent = openai.OpenAI(base_url=base_url, api_key=deployment.spent)
     with pytest.raises(openai.RateLimitError) as caught:
-        spent.chat.completions.create(model="gpt-4o-mini", messages=MESSAGES, max_tokens=16_000)  # type: ignore[arg-type]
+        spent.chat.completions.create(model="gpt-4o-mini", messages=MESSAGES, max_tokens=16_000)
     assert caught.value.code == "insufficient_quota" and caught.value.response.headers["x-should-retry"] == "false"
     slow = openai.OpenAI(base_url=base_url, api_key=deployment.slow, max_retries=0)
-    slow.chat.completions.create(model="gpt-4o-mini", messages=MESSAGES)  # type: ignore[arg-type]
+    slow.chat.completions.create(model="gpt-4o-mini", messages=MESSAGES)
     with pytest.raises(openai.RateLimitError) as caught:
-        slow.chat.completions.create(model="gpt-4o-mini", messages=MESSAGES)  # type: ignore[arg-type]
+        slow.chat.completions.create(model="gpt-4o-mini", messages=MESSAGES)
     assert caught.value.code == "rate_limit_exceeded"
     assert 1 <= int(caught.value.response.headers["retry-after"]) <= 61
     assert 1 <= int(caught.value.response.headers["retry-after-ms"]) <= 60_010
@@ -98,23 +98,24 @@ def test_openai_python_errors(deployment: Deployment) -> None:
 
 def test_anthropic_python(deployment: Deployment) -> None:
     client = anthropic.Anthropic(base_url=deployment.url, api_key=deployment.key)
-    message = client.messages.create(model="claude-haiku-4-5", max_tokens=50, messages=MESSAGES)  # type: ignore[arg-type]
+    message = client.messages.create(model="claude-haiku-4-5", max_tokens=50, messages=MESSAGES)
     assert message.content[0].type == "text" and message.usage.output_tokens == 7
-    with client.messages.stream(model="claude-haiku-4-5", max_tokens=50, messages=MESSAGES) as stream:  # type: ignore[arg-type]
+    with client.messages.stream(model="claude-haiku-4-5", max_tokens=50, messages=MESSAGES) as stream:
         assert "".join(stream.text_stream)
         assert stream.get_final_message().usage.output_tokens == 7
     with pytest.raises(anthropic.AuthenticationError) as wrong:
         anthropic.Anthropic(base_url=deployment.url, api_key="tk_wrong").messages.create(
             model="claude-haiku-4-5",
             max_tokens=5,
-            messages=MESSAGES,  # type: ignore[arg-type]
+            messages=MESSAGES,
         )
-    assert wrong.value.body["error"]["type"] == "authentication_error"  # type: ignore[index,call-overload]
+    body: Any = wrong.value.body
+    assert body["error"]["type"] == "authentication_error"
     with pytest.raises(anthropic.RateLimitError):
         anthropic.Anthropic(base_url=deployment.url, api_key=deployment.spent).messages.create(
             model="claude-haiku-4-5",
             max_tokens=1500,
-            messages=MESSAGES,  # type: ignore[arg-type]
+            messages=MESSAGES,
         )
 
 
