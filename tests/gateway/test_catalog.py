@@ -179,7 +179,7 @@ def test_settings_override_prices() -> None:
     found = catalog(
         {
             "own": {"input_usd": "0.5", "output_usd": "1.5", "per_request_usd": "0.000001"},
-            "claude-haiku-4-5": {"provider": "anthropic", "cached_usd": "0.125", "context_window": 200000},
+            "claude-sonnet-4-5": {"provider": "anthropic", "cached_usd": "0.125", "context_window": 200000},
             "elsewhere": {"provider": "groq", "input_usd": "9", "output_usd": "9"},
         }
     )
@@ -187,12 +187,12 @@ def test_settings_override_prices() -> None:
     assert own is not None
     assert own.version == "configuration"
     assert cost_nano(own, Usage(input_tokens=2, output_tokens=2, cached_tokens=1)) == 1000 + 3000 + 1000
-    sonnet = found.info("anthropic", "claude-haiku-4-5", "claude-sonnet-4-5", us(NOW))
+    sonnet = found.info("anthropic", "claude-sonnet-4-5", "claude-sonnet-4-5", us(NOW))
     assert sonnet.price is not None
     assert sonnet.context_window == 200000
     assert {sonnet.price.base.cached, *(t.rates.cached for t in sonnet.price.tiers)} == {125_000}
     assert sonnet.price.base.input == 3_000_000
-    assert sonnet.price.version.endswith("anthropic/claude-haiku-4-5 + configuration")
+    assert sonnet.price.version.endswith("anthropic/claude-sonnet-4-5 + configuration")
     assert found.info("openai", "elsewhere", "elsewhere", us(NOW)).price is None
     assert {"own", "elsewhere"} <= set(found.model_names("groq"))
     assert "elsewhere" not in found.model_names("openai")
@@ -229,7 +229,7 @@ def test_models_that_always_search_are_unbounded() -> None:
 
 def test_a_hold_is_above_any_cost_within_the_bound() -> None:
     """Dearest tier, cache writes and all."""
-    info = EVERY.info("anthropic", "claude-haiku-4-5", "claude-sonnet-4-5", us(NOW))
+    info = EVERY.info("anthropic", "claude-sonnet-4-5", "claude-sonnet-4-5", us(NOW))
     assert info.price is not None
     content = Content(text_bytes=300_000, images=1, cache_write=True, cache_write_1h=True)
     tokens = info.bound(content, max_output=1000, choices=1)
