@@ -257,7 +257,7 @@ async def test_hang_up_before_headers(stand: Stand, stream: bool) -> None:
     client.close()
     end, record = await stand.one_end()
     assert (end.kind, end.usage.output_tokens) == ("settled", 5)
-    assert record.client_disconnected
+    assert (record.client_disconnected, record.status) == (True, 499)
 
 
 async def test_cancelled_request_settles_once(stand: Stand) -> None:
@@ -270,7 +270,34 @@ async def test_cancelled_request_settles_once(stand: Stand) -> None:
     end, record = await stand.one_end()
     client.close()
     assert end.kind == "presumed"
-    assert record.total_us > 0
+    assert record.error == "cancelled"
+
+
+async def test_stop_waits_for_requests_in_flight(stand: Stand) -> None:
+    """A request that ends within the drain timeout is served and charged by the truth."""
+    request = asyncio.create_task(stand.post(chat("[[sim output=5 delay_ms=300]]")))
+    while not stand.governor.dispatches:
+        await asyncio.sleep(0.01)
+    await stand.plane.stop()
+    assert (await request).status == 200
+    end, _ = await stand.one_end()
+    assert (end.kind, end.usage.output_tokens) == ("settled", 5)
+
+
+@pytest.mark.parametrize("when_s", [0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.2])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_cancellation_at_any_time_ends_once(stand: Stand, when_s: float, stream: bool) -> None:
+    """However far a request has come when its task is cancelled: one end for each grant, one record for each end."""
+    client = await Hanging.open(stand, chat("[[sim output=10 delay_ms=50 chunk_delay_ms=20]]", stream=stream))
+    await asyncio.sleep(when_s)
+    for task in asyncio.all_tasks():
+        if "RequestResponseCycle.run_asgi" in repr(task.get_coro()):
+            task.cancel()
+    await asyncio.sleep(0.3)
+    await stand.settled()
+    client.close()
+    assert len(stand.governor.granted) == len(stand.governor.ends) == len(stand.records.all) <= 1
+    assert not stand.governor.ends or stand.governor.ends[0].kind != "voided" or not stand.governor.dispatches
 
 
 async def test_slow_client_slows_the_provider_down(stand: Stand) -> None:

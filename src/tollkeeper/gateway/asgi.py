@@ -120,7 +120,9 @@ class Client:
         await self.send(body, last=True)
 
     async def start(self, status: int, headers: Iterable[Header]) -> None:
-        """Status and headers."""
+        """Status and headers. Nothing starts for a client that is gone."""
+        if self.gone:
+            return
         self.started = True
         await self._out({"type": "http.response.start", "status": status, "headers": list(headers)})
 

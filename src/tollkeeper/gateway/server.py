@@ -47,6 +47,9 @@ from tollkeeper.settings import Settings
 MODELS_PATH: Final = "/v1/models"
 RETRY_AFTER: Final[Header] = (b"retry-after", b"1")
 """With a 503 of ours: the part that is away is asked again every second or so."""
+STORE_AWAY: Final = "Limits and budgets cannot be checked at the moment. Try again shortly."
+CANCELLED: Final = "cancelled"
+"""In the record: the gateway stopped, or its server gave the request up."""
 ALLOW_POST: Final[Header] = (b"allow", b"POST")
 ALLOW_GET: Final[Header] = (b"allow", b"GET, HEAD")
 SERVED: Final = ", ".join((*ENDPOINTS, MODELS_PATH))
@@ -146,7 +149,12 @@ class DataPlane:
             self._instruments.upstream_failed("" if plan is None else plan.route.provider, error.fault)
             await self._fail(exchange, error.fault, str(error))
         except Unavailable as error:
-            await self._fail(exchange, Fault.STORE_AWAY, str(error), headers=(RETRY_AFTER,))
+            # The key table's words are meant for clients; those of other parts are for operators.
+            message = str(error) if exchange.principal is None else STORE_AWAY
+            await self._fail(exchange, Fault.STORE_AWAY, message, headers=(RETRY_AFTER,))
+        except asyncio.CancelledError:
+            exchange.error = CANCELLED
+            raise
         except Exception:  # noqa: BLE001 - the last resort: logged, answered, and settled in any case
             self._log.exception("request_failed", request_id=exchange.request_id, path=exchange.client.path)
             message = f"The gateway failed. Quote the request id {exchange.request_id} to its operator."
@@ -163,7 +171,7 @@ class DataPlane:
                 raise HttpError(Fault.WRONG_METHOD, f"{client.path} takes GET.", headers=(ALLOW_GET,))
             await self._list_models(exchange, client.path[len(MODELS_PATH) + 1 :])
         else:
-            raise RequestError(Fault.UNKNOWN_ROUTE, f"There is no {client.path} here. Served are {SERVED}.")
+            raise RequestError(Fault.UNKNOWN_ROUTE, f"There is no {client.path[:200]} here. Served are {SERVED}.")
 
     async def _list_models(self, exchange: Exchange, name: str) -> None:
         principal = await self._authenticate(exchange)
@@ -223,6 +231,8 @@ class DataPlane:
 
                 def drain() -> None:
                     nonlocal drained
+                    if deadline.expired():
+                        return
                     drained = True
                     self._instruments.draining += 1
                     deadline.reschedule(asyncio.get_running_loop().time() + self._settings.server.drain_timeout_s)
@@ -297,8 +307,10 @@ class DataPlane:
         client, instruments = exchange.client, self._instruments
         if client.gone:
             instruments.hangups.inc()
-        if exchange.status == 0 or (client.gone and not client.started):
+        if client.gone and not client.started:
             exchange.status = HUNG_UP
+        elif exchange.status == 0:
+            exchange.status = error_status(Fault.OVERLOADED)
         attempt = exchange.attempt
         if attempt is not None:
             try:

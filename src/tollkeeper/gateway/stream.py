@@ -66,7 +66,9 @@ async def _pass_error(exchange: Exchange, response: UpstreamResponse) -> None:
     if not _is_json_object(body):
         message = f"The provider answered with status {status} and no readable error."
         body = error_body(endpoint.dialect, Fault.UPSTREAM_BROKEN, message, request_id=exchange.request_id)
-    passed = [(n.encode(), v.encode("latin-1")) for n in PASSED_BACK if (v := response.headers.get(n)) is not None]
+    passed = [
+        (n.encode(), v.encode("ascii", "replace")) for n in PASSED_BACK if (v := response.headers.get(n)) is not None
+    ]
     exchange.status, exchange.error = status, f"upstream_{status}"
     await exchange.client.respond(status, [*headers_of(exchange), JSON, *passed], body)
 
@@ -96,7 +98,7 @@ async def _pass_stream(exchange: Exchange, response: UpstreamResponse) -> None:
         out = meter.finish() if ended else meter.feed(chunk)
         if meter.complete:
             exchange.charge(meter.usage)
-        if out:
+        if out and not client.gone:
             if not client.started:
                 await client.start(response.status, [*headers_of(exchange), EVENTS, NO_CACHE])
             await client.send(out)

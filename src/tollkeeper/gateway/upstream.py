@@ -111,7 +111,7 @@ class _Response:
             size += len(chunk)
             if size > bytes_max:
                 raise UpstreamError(
-                    Fault.UPSTREAM_BROKEN, f"the provider's answer is larger than {bytes_max} bytes", sent=True
+                    Fault.UPSTREAM_BROKEN, f"The provider's answer is larger than {bytes_max} bytes.", sent=True
                 )
             chunks.append(chunk)
         return b"".join(chunks)
@@ -194,23 +194,23 @@ def _heed(closed: "asyncio.Future[None]") -> None:
 def _before_headers(error: Exception) -> UpstreamError:
     """What happened before a status line was there. Anything not certainly unsent counts as sent."""
     if isinstance(error, aiohttp.ClientConnectorError):
-        return UpstreamError(Fault.UPSTREAM_DOWN, f"the provider cannot be reached: {_reason(error)}", sent=False)
+        return UpstreamError(Fault.UPSTREAM_DOWN, f"The provider cannot be reached: {_reason(error)}.", sent=False)
     if isinstance(error, aiohttp.ConnectionTimeoutError):
-        message = "no connection to the provider in time (it is away, or all connections to it are busy)"
+        message = "No connection to the provider in time (it is away, or all connections to it are busy)."
         return UpstreamError(Fault.UPSTREAM_TIMEOUT, message, sent=False)
     if isinstance(error, aiohttp.InvalidURL):
-        return UpstreamError(Fault.UPSTREAM_DOWN, "the provider's base_url cannot be used", sent=False)
+        return UpstreamError(Fault.UPSTREAM_DOWN, "The provider's base_url cannot be used.", sent=False)
     if isinstance(error, TimeoutError):
-        return UpstreamError(Fault.UPSTREAM_TIMEOUT, "the provider did not answer in time", sent=True)
+        return UpstreamError(Fault.UPSTREAM_TIMEOUT, "The provider did not answer in time.", sent=True)
     if isinstance(error, aiohttp.ClientResponseError):
-        return UpstreamError(Fault.UPSTREAM_BROKEN, "the provider's answer is not valid HTTP", sent=True)
-    return UpstreamError(Fault.UPSTREAM_DOWN, "the provider closed the connection without an answer", sent=True)
+        return UpstreamError(Fault.UPSTREAM_BROKEN, "The provider's answer is not valid HTTP.", sent=True)
+    return UpstreamError(Fault.UPSTREAM_DOWN, "The provider closed the connection without an answer.", sent=True)
 
 
 def _after_headers(error: Exception) -> UpstreamError:
     if isinstance(error, TimeoutError):
-        return UpstreamError(Fault.UPSTREAM_TIMEOUT, "the provider stopped in the middle of its answer", sent=True)
-    return UpstreamError(Fault.UPSTREAM_BROKEN, "the provider's answer was cut short", sent=True)
+        return UpstreamError(Fault.UPSTREAM_TIMEOUT, "The provider stopped in the middle of its answer.", sent=True)
+    return UpstreamError(Fault.UPSTREAM_BROKEN, "The provider's answer was cut short.", sent=True)
 
 
 def _reason(error: aiohttp.ClientConnectorError) -> str:
