@@ -34,7 +34,6 @@ def error_type(reply: Any, path: str) -> str:
         ("fault=reset", 502, "upstream_unreachable"),
         ("fault=garbage", 502, "upstream_invalid_response"),
         ("fault=stall", 504, "upstream_timeout"),
-        ("delay_ms=3000", 504, "upstream_timeout"),
         ("fault=huge_header", 502, "upstream_invalid_response"),
     ],
 )
@@ -293,7 +292,7 @@ async def test_cancellation_at_any_time_ends_once(stand: Stand, when_s: float, s
     for task in asyncio.all_tasks():
         if "RequestResponseCycle.run_asgi" in repr(task.get_coro()):
             task.cancel()
-    await asyncio.sleep(0.3)
+    await asyncio.sleep(0.05)
     await stand.settled()
     client.close()
     assert len(stand.governor.granted) == len(stand.governor.ends) == len(stand.records.all) <= 1
