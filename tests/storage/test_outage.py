@@ -2,6 +2,7 @@
 
 import asyncio
 import sqlite3
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -203,3 +204,23 @@ async def test_sqlite_keeps_what_it_acknowledged(tmp_path: Path, opened: Opener)
                 for name in ("journal_mode", "synchronous", "foreign_keys")
             ]
             assert pragmas == ["wal", 2, 1]
+
+
+async def test_another_process_leaves_the_log_of_an_open_sqlite_file_alone(tmp_path: Path, opened: Opener) -> None:
+    """New connections of ours must not drop the locks of those that are open, or another process that closes the file
+    takes itself for the last one and deletes the write-ahead log under us."""
+    path = tmp_path / "toll.db"
+    database = await opened(f"sqlite:///{path}")
+    await database.migrate()
+    log = tmp_path / "toll.db-wal"
+    async with database._transactions.snapshot() as one, database._transactions.snapshot() as two:
+        for transaction in (one, two):
+            await transaction.execute(text("SELECT * FROM change_counter"))
+    before = log.stat().st_ino
+    code = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('SELECT * FROM keys'); c.close()"
+    other = await asyncio.create_subprocess_exec(sys.executable, "-c", code, str(path))
+    assert await other.wait() == 0
+    assert log.stat().st_ino == before
+    await database.accounts(DIGEST_KEY, lambda: 1).create_key(NewKey("app"))
+    late = await opened(f"sqlite:///{path}")
+    assert len(await late.accounts(DIGEST_KEY, lambda: 1).list_keys()) == 1
