@@ -19,6 +19,9 @@ POLICY: Final = Policy(
 )
 POLICY_TEXT: Final = "60 requests and 100,000 tokens a minute, 5 USD a month"
 SYNC_INTERVAL_S: Final = 5.0
+FIRST_BYTE_DELAY_S: Final = 0.15
+CHUNK_DELAY_S: Final = 0.015
+"""Streams are seen to stream."""
 OPENAI_MODEL: Final = "gpt-4o-mini"
 ANTHROPIC_MODEL: Final = "claude-haiku-4-5"
 

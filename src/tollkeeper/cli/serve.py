@@ -52,10 +52,12 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
 
 
 async def _demo(settings: Settings) -> None:
-    from tollkeeper.app.demo import demo_settings
+    from tollkeeper.app.demo import CHUNK_DELAY_S, FIRST_BYTE_DELAY_S, demo_settings
     from tollkeeper.simulator import Simulator
 
-    simulator = Simulator(host="127.0.0.1", port=0)
+    simulator = Simulator(
+        host="127.0.0.1", port=0, first_byte_delay_s=FIRST_BYTE_DELAY_S, chunk_delay_s=CHUNK_DELAY_S
+    )
     await simulator.start()
     try:
         await _serve(demo_settings(settings, simulator.port), demo=True)
