@@ -166,6 +166,39 @@ async def test_full_disk_refuses_admissions_and_no_settlement(parts: Parts, monk
     assert (await parts.spent("org_a"))[f"key_1:{month()}"] == len(admitted)
 
 
+async def test_stop_with_an_admission_in_flight_is_not_clean(tmp_path: Path, url: str | None, clock: Clock) -> None:
+    """What was admitted and never ended is released by the next start, though nothing of it is in the outbox."""
+    who = one_key("org_a", budget(1000))
+    parts = await Parts.start(tmp_path, url, clock)
+    assert isinstance(await parts.admit(who, "never.1", hold=1000), Grant)
+    await parts.stop()
+    parts = await Parts.start(tmp_path, url, clock)
+    grant = await parts.admit(who, "next.1", hold=1000)
+    assert isinstance(grant, Grant)
+    parts.ledger.void(grant)
+    await parts.stop()
+
+
+async def test_cancelled_admission_is_voided(tmp_path: Path, url: str | None, clock: Clock) -> None:
+    """A caller that goes away while its admission is under way leaves no hold behind."""
+    who = one_key("org_a", budget(1000))
+    parts = await Parts.start(tmp_path, url, clock)
+    parts.ledger._timeout_us = 200_000
+    await parts.spend(who, "warm.1", hold=1, cost=0)
+    admissions = [asyncio.create_task(parts.admit(who, f"gone{n}.1", hold=100)) for n in range(5)]
+    await asyncio.sleep(0)
+    for admission in admissions:
+        admission.cancel()
+    outcomes = await asyncio.gather(*admissions, return_exceptions=True)
+    for outcome in outcomes:
+        if isinstance(outcome, Grant):  # the memory store answers without waiting
+            parts.ledger.void(outcome)
+    assert await parts.ledger.flush(5)
+    (state,) = [s for s in await parts.ledger.limits(who) if s.kind is LimitKind.BUDGET]
+    assert (state.used, state.held) == (0, 0)
+    await parts.stop()
+
+
 async def test_outbox_is_forgotten_only_when_the_database_covers_it(
     tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

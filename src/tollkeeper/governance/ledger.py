@@ -90,6 +90,7 @@ class Ledger:
         self.producer = self._outbox.producer
         self._roots: dict[str, _Root] = {}
         self._live: dict[str, Grant] = {}
+        self._abandoned = 0  # admissions without an answer that are still to be voided
         self._checks: dict[str, tuple[Principal, Checks]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._log = logger("governance")
@@ -141,16 +142,20 @@ class Ledger:
     async def flush(self, timeout_s: float) -> bool:
         """Wait until the store has confirmed every entry. False if it has not by then; nothing is lost."""
         deadline = asyncio.get_running_loop().time() + timeout_s
-        while self.unacknowledged and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110 - at stop only
+        while self._unsettled and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110 - at stop only
             await asyncio.sleep(0.005)
-        return not self.unacknowledged
+        return not self._unsettled
+
+    @property
+    def _unsettled(self) -> int:
+        return self.unacknowledged + self._abandoned
 
     async def stop(self) -> None:
-        """Stop the tasks and leave the outbox to the next start."""
+        """Stop the tasks and leave the outbox to the next start, which goes on with it if nothing is in flight."""
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._outbox.close()
+        self._outbox.close(clean=not self._live)
 
     # Governor: admission
 
@@ -176,7 +181,7 @@ class Ledger:
         hint_us = 0
         for _ in range(ASKS_MAX):
             now_us = self._store.now_us()
-            checks = self._checks_of(principal, max(now_us, hint_us))
+            checks = self._checks_of(principal, hint_us or now_us)
             demand = Demand(
                 demand.attempt, demand.producer, demand.tokens, demand.hold_nano, now_us + self._timeout_us
             )
@@ -213,9 +218,13 @@ class Ledger:
             tuple([slot.name for slot in grant.checks.slots]),
         )
         self._live[demand.attempt] = grant
+        self._abandoned += 1
         wait_s = max(0, demand.not_after_us - self._store.now_us()) / 1e6
-        loop = asyncio.get_running_loop()
-        loop.call_later(wait_s, self._void, grant, dispatch)
+        asyncio.get_running_loop().call_later(wait_s, self._void_abandoned, grant, dispatch)
+
+    def _void_abandoned(self, grant: Grant, dispatch: Dispatch) -> None:
+        self._abandoned -= 1
+        self._void(grant, dispatch)
 
     # Governor: settlement
 

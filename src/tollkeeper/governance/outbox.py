@@ -273,9 +273,10 @@ class Outbox:
 
     # The end
 
-    def close(self) -> None:
-        """A clean stop if nothing is in flight: leaves the numbers for the next start. Unlocks."""
-        if not self.in_flight and self._lock_fd >= 0:
+    def close(self, *, clean: bool) -> None:
+        """Unlock. A clean stop with nothing in flight leaves the numbers for the next start; anything else leaves a
+        dead producer's outbox."""
+        if clean and not self.in_flight and self._lock_fd >= 0:
             for segment in self._segments:
                 if segment.fd >= 0:
                     os.fdatasync(segment.fd)
@@ -294,6 +295,7 @@ class Outbox:
         self.unlock()
 
     def unlock(self) -> None:
+        """Let go of the folder as it is."""
         for segment in (*self._segments, *self._spare):
             segment.close()
         if self._lock_fd >= 0:
