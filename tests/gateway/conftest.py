@@ -193,7 +193,10 @@ def settings_for(base_url: str) -> Settings:
                 **deadlines,  # type: ignore[arg-type]
             ),
         },
-        models={"house-model": ModelSettings(provider="sim", upstream_model="gpt-4o-mini", max_output_tokens=1000)},
+        models={
+            "house-model": ModelSettings(provider="sim", upstream_model="gpt-4o-mini", max_output_tokens=1000),
+            "fee-model": ModelSettings(provider="sim", input_usd="1", output_usd="1", per_request_usd="0.5"),
+        },
     )
 
 

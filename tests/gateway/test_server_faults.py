@@ -101,6 +101,14 @@ async def test_providers_error_is_passed_and_free(stand: Stand, path: str, body_
     assert (record.status, record.error) == (status, f"upstream_{status}")
 
 
+async def test_failed_request_costs_no_fee(stand: Stand) -> None:
+    """A price per request is charged for answers, not for the provider's errors."""
+    reply = await stand.post(chat("[[sim status=500]]", model="fee-model"))
+    assert reply.status == 500
+    end, _ = await stand.one_end()
+    assert (end.kind, end.cost_nano) == ("settled", 0)
+
+
 @pytest.mark.parametrize("status", [401, 403])
 async def test_refused_provider_key_is_ours_to_mend(stand: Stand, status: int) -> None:
     """The client's key is fine: a 502 without the provider's words, which may show its key."""

@@ -27,11 +27,12 @@ OUTPUT_MIN: Final = 16
 class Plan:
     """A request with its bounds. `injected` is the output limit we set, None if the client's stands."""
 
-    __slots__ = ("_estimator", "call", "hold_nano", "info", "injected", "route", "tokens")
+    __slots__ = ("_estimator", "call", "hold_nano", "info", "injected", "must_hold", "route", "tokens")
 
     def __init__(self, call: Call, route: Route, info: ModelInfo, estimator: TokenEstimator) -> None:
         self.call, self.route, self.info, self._estimator = call, route, info, estimator
         self.injected: int | None = None
+        self.must_hold = False  # a budget, cost cap or token limit relies on the output limit
         self.tokens, self.hold_nano = 1, 0
 
     def limit_to(self, output: int) -> None:
@@ -98,7 +99,8 @@ class Bounder:
             raise RequestError(
                 Fault.UNBOUNDED, f"The cost of this request cannot be bounded, which its budget needs: {reason}."
             )
-        if call.max_output is None and (principal.has_budget or principal.has_token_limit):
+        plan.must_hold = principal.has_budget or principal.has_token_limit
+        if call.max_output is None and plan.must_hold:
             plan.inject(output)
         else:
             plan.limit_to(output)
@@ -106,9 +108,13 @@ class Bounder:
         return plan
 
     def output_limit(self, plan: Plan) -> tuple[str, int] | None:
-        """Field and value to write into the body, if the gateway set the limit."""
+        """Field and value to write into the body: the limit the gateway set, or the client's own where it stands in
+        a field that this provider may not heed."""
         field = output_limit_field(plan.call.endpoint.name, self._providers[plan.route.provider])
-        return None if field is None or plan.injected is None else (field, plan.injected)
+        limit = plan.injected
+        if limit is None and plan.must_hold and field not in plan.call.fields:
+            limit = plan.call.max_output
+        return None if field is None or limit is None else (field, limit)
 
     def _check_price(self, info: ModelInfo, route: Route, principal: Principal) -> None:
         if info.price is None and (principal.has_budget or self._require_price):

@@ -9,7 +9,7 @@ from typing import Final
 from tollkeeper.domain.admission import LimitKind, LimitState, limit_states
 from tollkeeper.domain.policy import Principal
 from tollkeeper.domain.record import RequestRecord
-from tollkeeper.domain.usage import Usage
+from tollkeeper.domain.usage import NO_USAGE, Usage
 from tollkeeper.gateway.asgi import Client, Header
 from tollkeeper.gateway.bound import Plan
 from tollkeeper.gateway.dialects import ENDPOINTS, Dialect, Endpoint
@@ -81,6 +81,11 @@ class Exchange:
         elif not attempt.ended:
             attempt.settle(usage, plan.cost_of(usage))
             plan.learn(usage)
+
+    def charge_nothing(self) -> None:
+        """The provider did nothing that it bills, not even its price per request."""
+        assert self.attempt is not None
+        self.attempt.settle(NO_USAGE, 0)
 
     def limits(self) -> list[LimitState]:
         """The limits above the request, as they stand with its settlement if it is settled."""

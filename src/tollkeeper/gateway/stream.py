@@ -11,7 +11,6 @@ from typing import Final
 import msgspec
 
 from tollkeeper.domain.errors import Fault, UpstreamError
-from tollkeeper.domain.usage import NO_USAGE
 from tollkeeper.gateway.asgi import Header
 from tollkeeper.gateway.dialects import StreamMeter, error_body, limit_headers, money_headers, read_usage
 from tollkeeper.gateway.record import Exchange
@@ -57,7 +56,11 @@ async def _pass_error(exchange: Exchange, response: UpstreamResponse) -> None:
         body = await _read(exchange, response, ERROR_BYTES_MAX)
     except UpstreamError:
         body = b""
-    exchange.charge(read_usage(endpoint, body) or NO_USAGE)
+    usage = read_usage(endpoint, body)
+    if usage is None:
+        exchange.charge_nothing()
+    else:
+        exchange.charge(usage)
     if status in (401, 403):
         message = "The provider refused the gateway's own credentials. An operator must look at the provider's key."
         raise UpstreamError(Fault.UPSTREAM_REFUSED_US, message, sent=True)
