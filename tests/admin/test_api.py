@@ -28,6 +28,7 @@ async def test_the_life_of_a_key(control: Control) -> None:
         "cost_cap_usd": "0.50",
         "models": ["gpt-*"],
         "windows": [],
+        "max_parallel_shadow": False,
     }
     shown = await control("GET", "/admin/v1/keys/alice")
     assert shown.json == key

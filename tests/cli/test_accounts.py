@@ -52,6 +52,7 @@ def test_update_changes_what_is_named_and_nothing_else(command: Command) -> None
         "cost_cap_usd": "0.50",
         "models": ["gpt-*", "o3"],
         "windows": [],
+        "max_parallel_shadow": False,
     }
     assert before["expires_at"] == "2099-12-31T00:00:00Z"
     for option, field in (("rpm", "rpm"), ("tpm", "tpm"), ("max-parallel", "max_parallel")):

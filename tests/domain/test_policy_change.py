@@ -1,11 +1,13 @@
 """Changing a policy: what is named changes, everything else stays, also what the words cannot say."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tollkeeper.domain.errors import InvalidInput
 from tollkeeper.domain.periods import Period
 from tollkeeper.domain.policy import UNLIMITED, Budget, Policy, Unit, Window
-from tollkeeper.domain.policy_change import PolicyChange, changed, per_minute
+from tollkeeper.domain.policy_change import PolicyChange, changed, per_minute, window_from, window_text
 
 HOUR = Window(Unit.REQUESTS, 1000, 3_600_000_000)
 FULL = Policy((HOUR, Window(Unit.TOKENS, 5)), 3, (Budget(7), Budget(9, Period.DAY)), 11, ("gpt-*",))
@@ -66,3 +68,37 @@ def test_values_that_cannot_be_taken(change: PolicyChange, message: str) -> None
 def test_a_budget_of_nothing_is_a_budget() -> None:
     """Zero allows only what costs nothing; it is not the same as no budget."""
     assert changed(UNLIMITED, PolicyChange(budget_nano=0)).budgets == (Budget(0),)
+
+
+@given(
+    st.builds(
+        Window,
+        st.sampled_from(Unit),
+        st.integers(1, 2**40 - 1),
+        st.integers(1, 10**9) | st.integers(1, 400).map(lambda days: days * 86_400 * 10**6),
+        st.none() | st.text("abc*-/.:1", min_size=1, max_size=9),
+        st.booleans(),
+        st.booleans(),
+    )
+)
+def test_limits_in_words_round_trip(window: Window) -> None:
+    """What is shown can be typed in again and means the same."""
+    assert window_from(window_text(window)) == window
+
+
+@pytest.mark.parametrize(
+    "text", ["", "rpm=5/1m", "requests=5", "requests=-1/1m", "tokens=1/1y", "tokens=1/1d,model=", "tokens=1/1d,x"]
+)
+def test_unreadable_limits_are_refused(text: str) -> None:
+    with pytest.raises(InvalidInput, match="limit: "):
+        window_from(text)
+
+
+def test_other_limits_are_replaced_and_rpm_stays() -> None:
+    """--limit replaces the other limits as a whole; rpm and tpm are named by themselves."""
+    before = Policy(windows=(Window(Unit.REQUESTS, 60), Window(Unit.TOKENS, 9, 3_600_000_000)))
+    shadow = Window(Unit.REQUESTS, 5, shadow=True)
+    after = changed(before, PolicyChange(windows=(shadow,), rpm=70))
+    assert set(after.windows) == {Window(Unit.REQUESTS, 70), shadow}
+    assert changed(after, PolicyChange(windows=None)).windows == (Window(Unit.REQUESTS, 70),)
+    assert per_minute(after, Unit.REQUESTS) == 70

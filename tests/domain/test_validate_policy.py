@@ -25,8 +25,8 @@ from tollkeeper.domain.policy import (
     "policy",
     [
         UNLIMITED,
-        Policy(windows=(Window(Unit.REQUESTS, COUNT_MAX, WINDOW_MAX_US), Window(Unit.TOKENS, WEIGHT_MAX, 1))),
-        Policy(concurrency=1, budgets=(Budget(0), Budget(2**53 - 1)), cost_cap_nano=0, models=("*",)),
+        Policy(windows=(Window(Unit.REQUESTS, WEIGHT_MAX, WINDOW_MAX_US), Window(Unit.TOKENS, WEIGHT_MAX, 1))),
+        Policy(concurrency=COUNT_MAX, budgets=(Budget(0), Budget(2**53 - 1)), cost_cap_nano=0, models=("*",)),
     ],
 )
 def test_the_ends_of_every_range_are_taken(policy: Policy) -> None:
@@ -41,6 +41,7 @@ def test_the_ends_of_every_range_are_taken(policy: Policy) -> None:
         ({"windows": (Window(Unit.TOKENS, WEIGHT_MAX + 1),)}, r"windows\[0\]\.limit"),
         ({"windows": (Window(Unit.TOKENS, True),)}, r"windows\[0\]\.limit"),
         ({"windows": (Window(Unit.TOKENS, 1.5),)}, r"windows\[0\]\.limit"),  # type: ignore[arg-type]
+        ({"windows": (Window(Unit.TOKENS, 1, model=""),)}, r"windows\[0\]\.model"),
         ({"windows": (Window(Unit.TOKENS, 1, 0),)}, r"windows\[0\]\.window_us"),
         ({"windows": (Window(Unit.TOKENS, 1, WINDOW_MAX_US + 1),)}, r"windows\[0\]\.window_us"),
         ({"windows": (Window(Unit.TOKENS, 1),) * (WINDOWS_MAX + 1)}, "windows"),

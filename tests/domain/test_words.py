@@ -34,7 +34,7 @@ def test_a_policy_in_words() -> None:
     words = policy_words(policy)
     assert (words["rpm"], words["tpm"], words["max_parallel"]) == (None, 5, 3)
     assert words["cost_cap_usd"] == "0.000000007"
-    assert words["windows"] == [{"unit": "requests", "limit": 9, "window_s": 0.5}]
+    assert words["windows"] == ["requests=9/500ms"]
 
 
 def test_limits_in_words() -> None:

@@ -123,12 +123,16 @@ class WatchedGovernor:
         self.outbox_full = False
         self.broken = False
 
-    async def admit(self, principal: Principal, *, attempt: str, tokens: int, hold_nano: int) -> Grant | Denial:
+    async def admit(
+        self, principal: Principal, *, attempt: str, tokens: int, hold_nano: int, model: str = "", user: str = ""
+    ) -> Grant | Denial:
         if self.away:
             raise StoreUnavailable("the store did not answer in time")
         if self.broken:
             raise ZeroDivisionError("a defect")
-        decision = await self._ledger.admit(principal, attempt=attempt, tokens=tokens, hold_nano=hold_nano)
+        decision = await self._ledger.admit(
+            principal, attempt=attempt, tokens=tokens, hold_nano=hold_nano, model=model, user=user
+        )
         if isinstance(decision, Grant):
             self.granted.append(decision)
         return decision

@@ -4,8 +4,8 @@ import pytest
 
 from tests.gateway.fakes import principal_of
 from tollkeeper.domain.errors import Fault, RequestError
-from tollkeeper.domain.policy import Policy
-from tollkeeper.gateway.routing import Route, Router, check_allowed, model_allowed, name_matches
+from tollkeeper.domain.policy import Policy, name_matches
+from tollkeeper.gateway.routing import Route, Router, check_allowed, model_allowed
 from tollkeeper.settings import ModelSettings, ProviderSettings, Settings
 
 SETTINGS = Settings(

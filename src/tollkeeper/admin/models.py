@@ -5,6 +5,7 @@ A field that a request leaves out stays as it is; null removes.
 
 from typing import Annotated, Any
 
+import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 
 from tollkeeper.domain.accounts import UNCHANGED, Unchanged
@@ -12,7 +13,7 @@ from tollkeeper.domain.errors import InvalidInput
 from tollkeeper.domain.money import MoneyError, nano_from_usd
 from tollkeeper.domain.periods import Period
 from tollkeeper.domain.policy import UNLIMITED, Budget, Policy
-from tollkeeper.domain.policy_change import PolicyChange, changed
+from tollkeeper.domain.policy_change import PolicyChange, changed, window_from
 from tollkeeper.domain.words import time_us_from
 
 Usd = Annotated[str, Field(description='An amount in USD as a string, like "25.00".', examples=["25.00"])]
@@ -42,10 +43,18 @@ class LimitsChange(Request):
     )
     cost_cap_usd: Usd | None = Field(None, description="The most that one request may cost.")
     models: list[str] | None = Field(None, description="Allowed models; `*` is a wildcard.", examples=[["gpt-*"]])
+    windows: list[str] | None = Field(
+        None,
+        description="All limits but rpm and tpm: `requests=1000/1h`, with `,model=NAME`, `,per-user` (of the "
+        "request's `user`, or the header `x-tollkeeper-user`) and `,shadow` (only reports) as wanted. Replaces those "
+        "there were.",
+        examples=[["requests=1000/1h", "tokens=2000000/1d,model=gpt-4o*,shadow"]],
+    )
+    max_parallel_shadow: bool | None = Field(None, description="Only report requests above max_parallel.")
 
     def applied(self, policy: Policy) -> Policy:
         """The policy with this change made. Raises InvalidInput."""
-        models = self.given("models")
+        models, windows, shadow = map(self.given, ("models", "windows", "max_parallel_shadow"))
         policy = changed(
             policy,
             PolicyChange(
@@ -54,6 +63,8 @@ class LimitsChange(Request):
                 max_parallel=self.given("max_parallel"),
                 cost_cap_nano=_nano(self.given("cost_cap_usd"), "cost_cap_usd"),
                 models=tuple(models) if isinstance(models, list) else models,
+                windows=tuple(map(window_from, windows)) if isinstance(windows, list) else windows,
+                max_parallel_shadow=False if shadow is None else shadow,
             ),
         )
         budgets = self.given("budgets")
@@ -65,7 +76,7 @@ class LimitsChange(Request):
 def _with_budgets(policy: Policy, budgets: dict[str, str | None] | None) -> Policy:
     if budgets is None:
         none: tuple[Budget, ...] = ()
-        return Policy(policy.windows, policy.concurrency, none, policy.cost_cap_nano, policy.models)
+        return msgspec.structs.replace(policy, budgets=none)
     for name, amount in budgets.items():
         if name not in tuple(Period):
             raise InvalidInput(f"limits.budgets: {name!r} is not a period; known are {', '.join(Period)}")
@@ -136,14 +147,6 @@ class LimitsUpdateRequest(WithLimits):
     """Limits of a team or organisation to change."""
 
 
-class Window(BaseModel):
-    """A limit whose window is not a minute."""
-
-    unit: str
-    limit: int
-    window_s: float
-
-
 class Limits(BaseModel):
     """The limits in force; null and empty mean that there is none."""
 
@@ -153,7 +156,8 @@ class Limits(BaseModel):
     budgets: dict[str, Usd]
     cost_cap_usd: Usd | None
     models: list[str] | None
-    windows: list[Window]
+    windows: list[str] = Field(description="All limits but rpm and tpm, as in requests.")
+    max_parallel_shadow: bool
 
 
 class Key(BaseModel):
@@ -224,6 +228,9 @@ class LimitState(BaseModel):
     held: str
     remaining: str
     reset_s: float | None = Field(description="Until it is wholly free again, if time alone does that.")
+    model: str | None = Field(description="The models that it counts, if not all.")
+    per_user: bool
+    shadow: bool = Field(description="Whether it only reports.")
 
 
 class Keys(BaseModel):

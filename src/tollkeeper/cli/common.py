@@ -94,9 +94,9 @@ def _cell(value: object) -> str:
 def limits_text(limits: Words) -> str:
     """A policy in one line, in the words of the options: `60 rpm, 25.00 USD a month`."""
     parts = [f"{limits[name]:,} {name}" for name in ("rpm", "tpm") if limits[name] is not None]
-    parts += [f"{w['limit']:,} {w['unit']} in {w['window_s']:g} s" for w in limits["windows"]]
+    parts += limits["windows"]
     if limits["max_parallel"] is not None:
-        parts.append(f"{limits['max_parallel']:,} parallel")
+        parts.append(f"{limits['max_parallel']:,} parallel{' (shadow)' * limits['max_parallel_shadow']}")
     parts += [f"{amount} USD {_each(period)}" for period, amount in limits["budgets"].items()]
     if limits["cost_cap_usd"] is not None:
         parts.append(f"{limits['cost_cap_usd']} USD a request")

@@ -31,6 +31,7 @@ NameArgument = Annotated[str, typer.Argument(metavar="NAME")]
 def create_team(
     name: NameArgument,
     org: Annotated[str | None, typer.Option(help="Name or id of the organisation; default: one of its own.")] = None,
+    *,
     rpm: options.Rpm = None,
     tpm: options.Tpm = None,
     max_parallel: options.MaxParallel = None,
@@ -38,11 +39,16 @@ def create_team(
     period: options.BudgetPeriod = None,
     cost_cap: options.CostCap = None,
     model: options.Models = None,
+    limit: options.Limits = None,
+    max_parallel_shadow: options.MaxParallelShadow = None,
     config: ConfigOption = None,
     json: JsonOption = False,
 ) -> None:
     """Create a team."""
-    policy = changed(UNLIMITED, options.policy_change(rpm, tpm, max_parallel, budget, period, cost_cap, model))
+    policy = changed(
+        UNLIMITED,
+        options.policy_change(rpm, tpm, max_parallel, budget, period, cost_cap, model, limit, max_parallel_shadow),
+    )
 
     async def work() -> Team:
         async with open_accounts(config) as (accounts, _):
@@ -65,6 +71,7 @@ def list_teams(config: ConfigOption = None, json: JsonOption = False) -> None:
 @teams.command("update")
 def update_team(
     team: Annotated[str, typer.Argument(metavar="TEAM", help="Name or id.")],
+    *,
     rpm: options.Rpm = None,
     tpm: options.Tpm = None,
     max_parallel: options.MaxParallel = None,
@@ -72,11 +79,13 @@ def update_team(
     period: options.BudgetPeriod = None,
     cost_cap: options.CostCap = None,
     model: options.Models = None,
+    limit: options.Limits = None,
+    max_parallel_shadow: options.MaxParallelShadow = None,
     config: ConfigOption = None,
     json: JsonOption = False,
 ) -> None:
     """Change the limits that are named; `none` removes one."""
-    change = _change(rpm, tpm, max_parallel, budget, period, cost_cap, model)
+    change = _change(rpm, tpm, max_parallel, budget, period, cost_cap, model, limit, max_parallel_shadow)
 
     async def work() -> Team:
         async with open_accounts(config) as (accounts, _):
@@ -89,6 +98,7 @@ def update_team(
 @organisations.command("create")
 def create_organisation(
     name: NameArgument,
+    *,
     rpm: options.Rpm = None,
     tpm: options.Tpm = None,
     max_parallel: options.MaxParallel = None,
@@ -96,11 +106,16 @@ def create_organisation(
     period: options.BudgetPeriod = None,
     cost_cap: options.CostCap = None,
     model: options.Models = None,
+    limit: options.Limits = None,
+    max_parallel_shadow: options.MaxParallelShadow = None,
     config: ConfigOption = None,
     json: JsonOption = False,
 ) -> None:
     """Create an organisation."""
-    policy = changed(UNLIMITED, options.policy_change(rpm, tpm, max_parallel, budget, period, cost_cap, model))
+    policy = changed(
+        UNLIMITED,
+        options.policy_change(rpm, tpm, max_parallel, budget, period, cost_cap, model, limit, max_parallel_shadow),
+    )
 
     async def work() -> Organisation:
         async with open_accounts(config) as (accounts, _):
@@ -123,6 +138,7 @@ def list_organisations(config: ConfigOption = None, json: JsonOption = False) ->
 @organisations.command("update")
 def update_organisation(
     org: Annotated[str, typer.Argument(metavar="ORGANISATION", help="Name or id.")],
+    *,
     rpm: options.Rpm = None,
     tpm: options.Tpm = None,
     max_parallel: options.MaxParallel = None,
@@ -130,11 +146,13 @@ def update_organisation(
     period: options.BudgetPeriod = None,
     cost_cap: options.CostCap = None,
     model: options.Models = None,
+    limit: options.Limits = None,
+    max_parallel_shadow: options.MaxParallelShadow = None,
     config: ConfigOption = None,
     json: JsonOption = False,
 ) -> None:
     """Change the limits that are named; `none` removes one."""
-    change = _change(rpm, tpm, max_parallel, budget, period, cost_cap, model)
+    change = _change(rpm, tpm, max_parallel, budget, period, cost_cap, model, limit, max_parallel_shadow)
 
     async def work() -> Organisation:
         async with open_accounts(config) as (accounts, _):
@@ -144,7 +162,7 @@ def update_organisation(
     _print(organisation_words(run(work())), json)
 
 
-def _change(
+def _change(  # the options of every update, in one order
     rpm: str | None,
     tpm: str | None,
     max_parallel: str | None,
@@ -152,8 +170,12 @@ def _change(
     period: Period | None,
     cost_cap: str | None,
     model: list[str] | None,
+    limit: list[str] | None,
+    max_parallel_shadow: bool | None,
 ) -> PolicyChange:
-    change = options.policy_change(rpm, tpm, max_parallel, budget, period, cost_cap, model)
+    change = options.policy_change(
+        rpm, tpm, max_parallel, budget, period, cost_cap, model, limit, max_parallel_shadow
+    )
     if change.changes_nothing:
         raise typer.BadParameter("name a limit to change; --help lists them")
     return change

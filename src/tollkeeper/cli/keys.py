@@ -41,12 +41,16 @@ def create(
     period: options.BudgetPeriod = None,
     cost_cap: options.CostCap = None,
     model: options.Models = None,
+    limit: options.Limits = None,
+    max_parallel_shadow: options.MaxParallelShadow = None,
     expires: options.Expires = None,
     config: ConfigOption = None,
     json: JsonOption = False,
 ) -> None:
     """Create a key and show its secret, this once."""
-    change = options.policy_change(rpm, tpm, max_parallel, budget, period, cost_cap, model)
+    change = options.policy_change(
+        rpm, tpm, max_parallel, budget, period, cost_cap, model, limit, max_parallel_shadow
+    )
     expires_us = options.expiry_us(expires, now_us())
     new = NewKey(
         name=name,
@@ -111,12 +115,16 @@ def update(
     period: options.BudgetPeriod = None,
     cost_cap: options.CostCap = None,
     model: options.Models = None,
+    limit: options.Limits = None,
+    max_parallel_shadow: options.MaxParallelShadow = None,
     expires: options.Expires = None,
     config: ConfigOption = None,
     json: JsonOption = False,
 ) -> None:
     """Change what is named and nothing else; `none` removes a limit, the team or the expiry."""
-    change = options.policy_change(rpm, tpm, max_parallel, budget, period, cost_cap, model)
+    change = options.policy_change(
+        rpm, tpm, max_parallel, budget, period, cost_cap, model, limit, max_parallel_shadow
+    )
     asked = KeyChange(team=options.named(team), expires_us=options.expiry_us(expires, now_us()))
     if name is not None:
         asked = KeyChange(name=name, team=asked.team, expires_us=asked.expires_us)

@@ -44,9 +44,12 @@ def reset(key: KeyArgument, config: ConfigOption = None, json: JsonOption = Fals
 def _name(limit: Words) -> str:
     if limit["period"] is not None:
         return f"USD {'in total' if limit['period'] == 'total' else 'a ' + limit['period']}"
-    if limit["window_s"] is None:
-        return str(limit["limit_kind"])
-    return f"{limit['limit_kind']} in {limit['window_s']:g} s"
+    name = str(limit["limit_kind"])
+    if limit["window_s"] is not None:
+        name += f" in {limit['window_s']:g} s"
+    if limit["model"] is not None:
+        name += f" of {limit['model']}"
+    return f"{name} (shadow)" if limit["shadow"] else name
 
 
 def _reset(seconds: float | None) -> str | None:

@@ -13,7 +13,8 @@ from tollkeeper.domain.accounts import UNCHANGED, Unchanged
 from tollkeeper.domain.errors import InvalidInput
 from tollkeeper.domain.money import MoneyError, nano_from_usd
 from tollkeeper.domain.periods import US_PER_S, Period
-from tollkeeper.domain.policy_change import PolicyChange
+from tollkeeper.domain.policy import Window
+from tollkeeper.domain.policy_change import PolicyChange, window_from
 from tollkeeper.domain.words import month_from, time_us_from
 
 NONE: Final = "none"
@@ -26,6 +27,19 @@ MaxParallel = Annotated[str | None, typer.Option("--max-parallel", metavar="N", 
 BudgetAmount = Annotated[str | None, typer.Option("--budget", metavar="USD", help="Hard budget, like 25.00.")]
 BudgetPeriod = Annotated[
     Period | None, typer.Option("--period", help="When the budget starts anew, in UTC; default: month.")
+]
+MaxParallelShadow = Annotated[
+    bool | None,
+    typer.Option("--max-parallel-shadow/--no-max-parallel-shadow", help="Only report requests above --max-parallel."),
+]
+Limits = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--limit",
+        metavar="LIMIT",
+        help="Any other limit, like requests=1000/1h or tokens=2000000/1d,model=gpt-4o*,per-user,shadow; may be "
+        "repeated, and replaces those there were.",
+    ),
 ]
 CostCap = Annotated[str | None, typer.Option("--cost-cap", metavar="USD", help="The most one request may cost.")]
 Models = Annotated[
@@ -47,6 +61,8 @@ def policy_change(
     period: Period | None,
     cost_cap: str | None,
     models: list[str] | None,
+    limits: list[str] | None,
+    max_parallel_shadow: bool | None,
 ) -> PolicyChange:
     """The change that the options ask for; `none` removes."""
     return PolicyChange(
@@ -57,7 +73,20 @@ def policy_change(
         period=period,
         cost_cap_nano=_read(cost_cap, "--cost-cap", nano_from_usd),
         models=UNCHANGED if not models else None if models == [NONE] else tuple(models),
+        windows=_windows(limits),
+        max_parallel_shadow=UNCHANGED if max_parallel_shadow is None else max_parallel_shadow,
     )
+
+
+def _windows(limits: list[str] | None) -> tuple[Window, ...] | None | Unchanged:
+    if not limits:
+        return UNCHANGED
+    if limits == [NONE]:
+        return None
+    try:
+        return tuple(window_from(text) for text in limits)
+    except InvalidInput as error:
+        raise typer.BadParameter(str(error), param_hint="--limit") from None
 
 
 def expiry_us(text: str | None, now_us: int) -> int | None | Unchanged:

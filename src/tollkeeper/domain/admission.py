@@ -6,12 +6,14 @@ hash tag: a scope is its id, the root itself is the empty scope.
 """
 
 from enum import StrEnum
+from hashlib import blake2b
 from typing import Final
+from urllib.parse import quote
 
 import msgspec
 
 from tollkeeper.domain.periods import Period, Span, span_at
-from tollkeeper.domain.policy import Principal, ScopeKind, Unit
+from tollkeeper.domain.policy import Policy, Principal, ScopeKind, Unit, Window, name_matches
 
 TICKS_PER_WINDOW: Final = 6000
 """Stamps are rounded up to window/6000, which bounds a log to 6,000 runs and never over-admits."""
@@ -31,13 +33,20 @@ class LimitKind(StrEnum):
 
 
 class LogCheck(msgspec.Struct, frozen=True):
-    """The windows of one length of one scope: they share a log of runs. None: that unit is not limited."""
+    """The windows of one scope that count the same requests over the same length: they share a log of runs.
+
+    None: that unit is not limited. Shadow limits are only reported. `model` is the pattern of the models counted.
+    """
 
     name: str
     scope: ScopeKind
     window_us: int
     requests_limit: int | None
     tokens_limit: int | None
+    requests_shadow: int | None = None
+    tokens_shadow: int | None = None
+    model: str | None = None
+    per_user: bool = False
 
     @property
     def tick_us(self) -> int:
@@ -46,11 +55,12 @@ class LogCheck(msgspec.Struct, frozen=True):
 
 
 class SlotCheck(msgspec.Struct, frozen=True):
-    """At most `limit` attempts in flight in a scope."""
+    """At most `limit` attempts in flight in a scope; one in shadow is only reported."""
 
     name: str
     scope: ScopeKind
     limit: int
+    shadow: bool = False
 
 
 class CounterCheck(msgspec.Struct, frozen=True):
@@ -73,30 +83,22 @@ class Checks(msgspec.Struct, frozen=True):
     valid_until_us: int
 
 
-def checks_for(principal: Principal, now_us: int) -> Checks:
-    """The checks of all scopes of a principal in the periods that hold `now_us`."""
+def checks_for(principal: Principal, now_us: int, model: str | None = None, user: str | None = None) -> Checks:
+    """The checks of all scopes of a principal in the periods that hold `now_us`.
+
+    `model` is the request's model; None takes the windows of all models. `user` is the end user; None leaves the
+    windows of users out, as for looking at limits; a request without one has the user "".
+    """
     logs: list[LogCheck] = []
     slots: list[SlotCheck] = []
     counters: list[CounterCheck] = []
     for scope in principal.scopes:
         prefix = "" if scope.kind is ScopeKind.ORGANISATION else f"{scope.id}:"
         policy = scope.policy
-        for window_us in sorted({w.window_us for w in policy.windows}):
-            limits = {
-                unit: min(w.limit for w in policy.windows if w.window_us == window_us and w.unit is unit)
-                for unit in {w.unit for w in policy.windows if w.window_us == window_us}
-            }
-            logs.append(
-                LogCheck(
-                    f"{prefix}{window_us}",
-                    scope.kind,
-                    window_us,
-                    limits.get(Unit.REQUESTS),
-                    limits.get(Unit.TOKENS),
-                )
-            )
+        logs += _log_checks(policy, scope.kind, prefix, model, user)
         if policy.concurrency is not None:
-            slots.append(SlotCheck(prefix.rstrip(":"), scope.kind, policy.concurrency))
+            name = prefix.rstrip(":")
+            slots.append(SlotCheck(name, scope.kind, policy.concurrency, policy.concurrency_shadow))
         budgets = {Period.MONTH: None} | {
             period: min(b.limit_nano for b in policy.budgets if b.period is period)
             for period in Period
@@ -114,6 +116,41 @@ def checks_for(principal: Principal, now_us: int) -> Checks:
         max(c.span.starts_us for c in counters),
         min(ends),
     )
+
+
+def _log_checks(policy: Policy, scope: ScopeKind, prefix: str, model: str | None, user: str | None) -> list[LogCheck]:
+    shared: dict[tuple[int, str, bool], list[Window]] = {}
+    for window in policy.windows:
+        if window.per_user and user is None:
+            continue
+        if window.model is not None and model is not None and not name_matches(model, (window.model,)):
+            continue
+        shared.setdefault((window.window_us, window.model or "", window.per_user), []).append(window)
+    checks = []
+    for (window_us, pattern, per_user), windows in sorted(shared.items()):
+        name = f"{prefix}{window_us}"
+        if pattern:
+            name += f":m:{quote(pattern, safe='*')}"
+        if per_user:
+            name += f":u:{blake2b((user or '').encode('utf-8', 'replace'), digest_size=12).hexdigest()}"
+        checks.append(
+            LogCheck(
+                name,
+                scope,
+                window_us,
+                _least(windows, Unit.REQUESTS, shadow=False),
+                _least(windows, Unit.TOKENS, shadow=False),
+                _least(windows, Unit.REQUESTS, shadow=True),
+                _least(windows, Unit.TOKENS, shadow=True),
+                pattern or None,
+                per_user,
+            )
+        )
+    return checks
+
+
+def _least(windows: list[Window], unit: Unit, *, shadow: bool) -> int | None:
+    return min((w.limit for w in windows if w.unit is unit and w.shadow is shadow), default=None)
 
 
 class Demand(msgspec.Struct, frozen=True):
@@ -177,8 +214,18 @@ class Refusal(msgspec.Struct, frozen=True):
     period: Period | None = None
 
 
+class Shadowed(msgspec.Struct, frozen=True):
+    """A limit in shadow that would have refused an admitted request."""
+
+    kind: LimitKind
+    scope: ScopeKind
+
+
 class Reply(msgspec.Struct, frozen=True):
-    """The store's answer, in the order of the checks. `now_us` is the store's time of the decision."""
+    """The store's answer, in the order of the checks. `now_us` is the store's time of the decision.
+
+    `shadowed` are the limits in shadow that would have refused what was admitted.
+    """
 
     status: Status
     now_us: int
@@ -186,10 +233,14 @@ class Reply(msgspec.Struct, frozen=True):
     slots: tuple[int, ...] = ()
     counters: tuple[CounterState, ...] = ()
     refusal: Refusal | None = None
+    shadowed: tuple[Shadowed, ...] = ()
 
 
 class LimitState(msgspec.Struct, frozen=True):
-    """One limit as headers, the CLI and the API show it. `reset_us`: until it is wholly free again, if known."""
+    """One limit as headers, the CLI and the API show it. `reset_us`: until it is wholly free again, if known.
+
+    `model`, `per_user` and `shadow` are as in `Window`.
+    """
 
     kind: LimitKind
     scope: ScopeKind
@@ -199,6 +250,9 @@ class LimitState(msgspec.Struct, frozen=True):
     window_us: int | None = None
     period: Period | None = None
     held: int = 0
+    model: str | None = None
+    per_user: bool = False
+    shadow: bool = False
 
     @property
     def remaining(self) -> int:
@@ -206,18 +260,15 @@ class LimitState(msgspec.Struct, frozen=True):
         return max(0, self.limit - self.used)
 
 
-def limit_states(checks: Checks, reply: Reply) -> list[LimitState]:
+def limit_states(checks: Checks, reply: Reply, *, with_shadow: bool = False) -> list[LimitState]:
     """Every limit of a request with its state; for budgets `used` is spent + held."""
     states: list[LimitState] = []
     for log, state in zip(checks.logs, reply.logs, strict=True):
-        for kind, limit, used in (
-            (LimitKind.REQUESTS, log.requests_limit, state.requests),
-            (LimitKind.TOKENS, log.tokens_limit, state.tokens),
-        ):
-            if limit is not None:
-                states.append(LimitState(kind, log.scope, limit, used, state.empty_in_us, log.window_us))
+        states += _log_states(log, state, with_shadow)
     for slot, in_flight in zip(checks.slots, reply.slots, strict=True):
-        states.append(LimitState(LimitKind.CONCURRENCY, slot.scope, slot.limit, in_flight, None))
+        if slot.shadow and not with_shadow:
+            continue
+        states.append(LimitState(LimitKind.CONCURRENCY, slot.scope, slot.limit, in_flight, None, shadow=slot.shadow))
     for counter, money in zip(checks.counters, reply.counters, strict=True):
         if counter.budget_nano is not None:
             ends = counter.span.ends_us
@@ -230,6 +281,31 @@ def limit_states(checks: Checks, reply: Reply) -> list[LimitState]:
                     None if ends is None else max(0, ends - reply.now_us),
                     period=counter.span.period,
                     held=money.held,
+                )
+            )
+    return states
+
+
+def _log_states(log: LogCheck, state: LogState, with_shadow: bool) -> list[LimitState]:
+    states = []
+    for kind, used, limit, shadow in (
+        (LimitKind.REQUESTS, state.requests, log.requests_limit, False),
+        (LimitKind.TOKENS, state.tokens, log.tokens_limit, False),
+        (LimitKind.REQUESTS, state.requests, log.requests_shadow, True),
+        (LimitKind.TOKENS, state.tokens, log.tokens_shadow, True),
+    ):
+        if limit is not None and with_shadow >= shadow:
+            states.append(
+                LimitState(
+                    kind,
+                    log.scope,
+                    limit,
+                    used,
+                    state.empty_in_us,
+                    log.window_us,
+                    model=log.model,
+                    per_user=log.per_user,
+                    shadow=shadow,
                 )
             )
     return states

@@ -4,7 +4,10 @@ A *scope* is a key, a team or an organisation. A key belongs to an organisation 
 created without one has an organisation of its own that has no policy and is not charged separately.
 """
 
+import re
+from collections.abc import Sequence
 from enum import StrEnum
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -22,6 +25,8 @@ WINDOWS_MAX: Final = 16
 BUDGETS_MAX: Final = 16
 MODELS_MAX: Final = 1000
 MODEL_NAME_MAX: Final = 200
+PATTERNS_KEPT: Final = 4096
+"""Compiled wildcards."""
 
 
 class ScopeKind(StrEnum):
@@ -40,11 +45,23 @@ class Unit(StrEnum):
 
 
 class Window(msgspec.Struct, frozen=True):
-    """At most `limit` units in every interval of `window_us`, wherever it starts."""
+    """At most `limit` units in every interval of `window_us`, wherever it starts.
+
+    `model` restricts it to requests for models of that name (`*` is a wildcard), which it then counts alone.
+    `per_user` gives every end user of the scope a window of their own. `shadow` counts and reports, never refuses.
+    """
 
     unit: Unit
     limit: int
     window_us: int = MINUTE_US
+    model: str | None = None
+    per_user: bool = False
+    shadow: bool = False
+
+    @property
+    def is_plain_minute(self) -> bool:
+        """What people call rpm and tpm."""
+        return self.window_us == MINUTE_US and self.model is None and not self.per_user and not self.shadow
 
 
 class Budget(msgspec.Struct, frozen=True):
@@ -57,8 +74,8 @@ class Budget(msgspec.Struct, frozen=True):
 class Policy(msgspec.Struct, frozen=True, omit_defaults=True):
     """The limits and budgets of one scope. The default allows everything.
 
-    `concurrency` bounds requests in flight. `cost_cap_nano` bounds the cost of one request. `models` are the
-    allowed names, with `*` as wildcard; None allows all.
+    `concurrency` bounds requests in flight; with `concurrency_shadow` it only reports. `cost_cap_nano` bounds the
+    cost of one request. `models` are the allowed names, with `*` as wildcard; None allows all.
     """
 
     windows: tuple[Window, ...] = ()
@@ -66,6 +83,7 @@ class Policy(msgspec.Struct, frozen=True, omit_defaults=True):
     budgets: tuple[Budget, ...] = ()
     cost_cap_nano: int | None = None
     models: tuple[str, ...] | None = None
+    concurrency_shadow: bool = False
 
 
 UNLIMITED: Final = Policy()
@@ -79,7 +97,9 @@ def validate_policy(policy: Policy) -> None:
     for index, window in enumerate(policy.windows):
         where = f"windows[{index}]"
         _within(f"{where}.window_us", window.window_us, 1, WINDOW_MAX_US)
-        _within(f"{where}.limit", window.limit, 1, WEIGHT_MAX if window.unit is Unit.TOKENS else COUNT_MAX)
+        _within(f"{where}.limit", window.limit, 1, WEIGHT_MAX)
+        if window.model is not None:
+            _validate_models((window.model,), f"{where}.model")
     if policy.concurrency is not None:
         _within("concurrency", policy.concurrency, 1, COUNT_MAX)
     _at_most("budgets", policy.budgets, BUDGETS_MAX)
@@ -91,13 +111,24 @@ def validate_policy(policy: Policy) -> None:
         _validate_models(policy.models)
 
 
-def _validate_models(models: tuple[str, ...]) -> None:
+@lru_cache(maxsize=PATTERNS_KEPT)
+def _pattern(pattern: str) -> re.Pattern[str]:
+    return re.compile(".*".join(re.escape(part) for part in pattern.split("*")), re.DOTALL)
+
+
+def name_matches(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a model's name fits any pattern. Only `*` is a wildcard; every other character stands for itself."""
+    return any(p in ("*", name) or ("*" in p and _pattern(p).fullmatch(name) is not None) for p in patterns)
+
+
+def _validate_models(models: tuple[str, ...], where: str = "models") -> None:
     if not models:
         raise InvalidInput("models: name at least one, or leave it out to allow all")
     _at_most("models", models, MODELS_MAX)
     for index, name in enumerate(models):
         if not name or len(name) > MODEL_NAME_MAX or not name.isprintable():
-            raise InvalidInput(f"models[{index}]: 1 to {MODEL_NAME_MAX} printable characters, `*` as wildcard")
+            place = f"{where}[{index}]" if where == "models" else where
+            raise InvalidInput(f"{place}: 1 to {MODEL_NAME_MAX} printable characters, `*` as wildcard")
 
 
 def _within(field: str, value: int, least: int, most: int) -> None:
@@ -141,5 +172,15 @@ class Principal(msgspec.Struct, frozen=True):
 
     @property
     def has_token_limit(self) -> bool:
-        """Whether any scope counts tokens."""
-        return any(w.unit is Unit.TOKENS for s in self.scopes for w in s.policy.windows)
+        """Whether any scope refuses by tokens."""
+        return any(w.unit is Unit.TOKENS and not w.shadow for s in self.scopes for w in s.policy.windows)
+
+    @property
+    def limits_models(self) -> bool:
+        """Whether any window is for some models alone."""
+        return any(w.model is not None for s in self.scopes for w in s.policy.windows)
+
+    @property
+    def limits_users(self) -> bool:
+        """Whether any window is per end user."""
+        return any(w.per_user for s in self.scopes for w in s.policy.windows)

@@ -1,9 +1,11 @@
 """Changing a policy in the words people use: rpm, tpm, max parallel, one budget a period, cost cap, models.
 
 The command line and the admin API both read their options into a `PolicyChange`; what a change does not name stays
-as it is, also what these words cannot say (windows that are not a minute long). Nothing is read or stored here.
+as it is. Windows that are more than rpm and tpm are written like `requests=1000/1h,model=gpt-4o*,per-user,shadow`.
+Nothing is read or stored here.
 """
 
+import re
 from typing import Final
 
 import msgspec
@@ -12,9 +14,11 @@ from tollkeeper.domain.accounts import UNCHANGED, Unchanged
 from tollkeeper.domain.admission import WEIGHT_MAX
 from tollkeeper.domain.errors import InvalidInput
 from tollkeeper.domain.money import NANO_MAX
-from tollkeeper.domain.periods import Period
+from tollkeeper.domain.periods import US_PER_S, Period
 from tollkeeper.domain.policy import MINUTE_US, Budget, Policy, Unit, Window
 
+_UNITS_US: Final = {"us": 1, "ms": 1000, "s": US_PER_S, "m": MINUTE_US, "h": 60 * MINUTE_US, "d": 1440 * MINUTE_US}
+_WINDOW: Final = re.compile(r"(requests|tokens)=(\d[\d_]{0,20})/(\d{1,9})?(us|ms|s|m|h|d)")
 PATTERNS_MAX: Final = 100
 """Model patterns of one policy."""
 CONCURRENCY_MAX: Final = 100_000
@@ -30,6 +34,9 @@ class PolicyChange(msgspec.Struct, frozen=True):
     period: Period | None = None
     cost_cap_nano: int | None | Unchanged = UNCHANGED
     models: tuple[str, ...] | None | Unchanged = UNCHANGED
+    windows: tuple[Window, ...] | None | Unchanged = UNCHANGED
+    """All windows but plain rpm and tpm."""
+    max_parallel_shadow: bool | Unchanged = UNCHANGED
 
     @property
     def changes_nothing(self) -> bool:
@@ -43,20 +50,56 @@ def changed(policy: Policy, change: PolicyChange) -> Policy:
     windows = policy.windows
     for unit, limit in ((Unit.REQUESTS, change.rpm), (Unit.TOKENS, change.tpm)):
         if not isinstance(limit, Unchanged):
-            windows = tuple(w for w in windows if (w.unit, w.window_us) != (unit, MINUTE_US))
+            windows = tuple(w for w in windows if not (w.is_plain_minute and w.unit is unit))
             windows += () if limit is None else (Window(unit, limit),)
+    if not isinstance(change.windows, Unchanged):
+        windows = tuple(w for w in windows if w.is_plain_minute) + (change.windows or ())
+    shadow = change.max_parallel_shadow
     return Policy(
         windows=windows,
         concurrency=_kept(policy.concurrency, change.max_parallel),
         budgets=_budgets(policy.budgets, change),
         cost_cap_nano=_kept(policy.cost_cap_nano, change.cost_cap_nano),
         models=policy.models if isinstance(change.models, Unchanged) else change.models,
+        concurrency_shadow=policy.concurrency_shadow if isinstance(shadow, Unchanged) else shadow,
     )
 
 
 def per_minute(policy: Policy, unit: Unit) -> int | None:
     """The limit of a unit a minute, if there is one."""
-    return min((w.limit for w in policy.windows if w.unit is unit and w.window_us == MINUTE_US), default=None)
+    return min((w.limit for w in policy.windows if w.unit is unit and w.is_plain_minute), default=None)
+
+
+def window_from(text: str) -> Window:
+    """`requests=1000/1h`, with `,model=gpt-4o*`, `,per-user` and `,shadow` as wanted. Raises InvalidInput."""
+    head, *options = text.split(",")
+    match = _WINDOW.fullmatch(head.strip())
+    if match is None:
+        raise InvalidInput(
+            f"limit: {text!r} is not a limit; write it like requests=1000/1h or tokens=2000000/1d,shadow"
+        )
+    model, per_user, shadow = None, False, False
+    for option in map(str.strip, options):
+        if option == "per-user":
+            per_user = True
+        elif option == "shadow":
+            shadow = True
+        elif option.startswith("model=") and len(option) > len("model="):
+            model = option.removeprefix("model=")
+        else:
+            raise InvalidInput(
+                f"limit: {option!r} in {text!r} is not known; known are model=NAME, per-user and shadow"
+            )
+    length_us = int(match[3] or 1) * _UNITS_US[match[4]]
+    return Window(Unit(match[1]), int(match[2].replace("_", "")), length_us, model, per_user, shadow)
+
+
+def window_text(window: Window) -> str:
+    """The inverse of `window_from`."""
+    name, length_us = next((n, u) for n, u in reversed(_UNITS_US.items()) if window.window_us % u == 0)
+    parts = [f"{window.unit.value}={window.limit}/{window.window_us // length_us}{name}"]
+    parts += [] if window.model is None else [f"model={window.model}"]
+    return ",".join(parts + ["per-user"] * window.per_user + ["shadow"] * window.shadow)
 
 
 def _kept(value: int | None, change: int | None | Unchanged) -> int | None:

@@ -15,8 +15,13 @@ from tollkeeper.domain.usage import Usage
 class Governor(Protocol):
     """Admission and settlement, as the data plane sees them."""
 
-    async def admit(self, principal: Principal, *, attempt: str, tokens: int, hold_nano: int) -> Grant | Denial:
-        """Decide over all limits and budgets at once. Raises `Unavailable` if no decision can be had."""
+    async def admit(
+        self, principal: Principal, *, attempt: str, tokens: int, hold_nano: int, model: str = "", user: str = ""
+    ) -> Grant | Denial:
+        """Decide over all limits and budgets at once. Raises `Unavailable` if no decision can be had.
+
+        `model` and `user` (the caller's end user) say which windows for some models or per user count.
+        """
         ...
 
     def dispatched(self, grant: Grant) -> None:
@@ -32,7 +37,7 @@ class Governor(Protocol):
         ...
 
     async def limits(self, principal: Principal) -> list[LimitState]:
-        """Every limit of a principal with its state now; changes nothing."""
+        """Every limit of a principal with its state now, but those of end users; changes nothing."""
         ...
 
     async def reset_limits(self, principal: Principal) -> None:

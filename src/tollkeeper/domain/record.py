@@ -12,6 +12,7 @@ class RequestRecord(msgspec.Struct, kw_only=True, omit_defaults=False):
 
     `presumed`: the true cost could not be known and the hold was charged. `tokens_*` are as in `Usage`.
     `replaced`: why this record stands in, cut short, for one that could not be encoded or was too large.
+    `shadow_refusals` are limits in shadow (`scope/kind`) that would have refused.
     `producer` and `number` are given when the record enters the log buffer; a producer's numbers tile 1..N.
     """
 
@@ -48,4 +49,5 @@ class RequestRecord(msgspec.Struct, kw_only=True, omit_defaults=False):
     price_version: str | None = None
     upstream_request_id: str | None = None
     user: str | None = None
+    shadow_refusals: tuple[str, ...] = ()
     replaced: str | None = None

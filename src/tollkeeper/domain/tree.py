@@ -22,6 +22,7 @@ from tollkeeper.domain.admission import (
     LogState,
     Refusal,
     Reply,
+    Shadowed,
     Status,
 )
 from tollkeeper.domain.entries import CLOSED, Applied, AppliedStatus, Dispatch, Entry, EntryKind
@@ -97,7 +98,9 @@ class Tree:
         if refusal is not None:
             reply = self._reply(now_us, checks, [-1] * len(checks.logs))
             return Reply(Status.REFUSED, now_us, reply.logs, reply.slots, reply.counters, refusal)
-        return self._reply(now_us, checks, self._take(now_us, checks, demand))
+        shadowed = tuple(self._shadowed(checks, demand))
+        reply = self._reply(now_us, checks, self._take(now_us, checks, demand))
+        return Reply(Status.ADMITTED, now_us, reply.logs, reply.slots, reply.counters, None, shadowed)
 
     def _advance(self, now_us: int, checks: Checks) -> None:
         for check in checks.logs:
@@ -117,7 +120,7 @@ class Tree:
             refusals += self._log_refusals(now_us, check, demand)
         for slot in checks.slots:
             in_flight = len(self.slots.get(slot.name, ()))
-            if in_flight >= slot.limit:
+            if in_flight >= slot.limit and not slot.shadow:
                 refusals.append(Refusal(LimitKind.CONCURRENCY, slot.scope, slot.limit, in_flight, 1, None))
         for counter in checks.counters:
             refusals += self._budget_refusal(now_us, counter, demand)
@@ -136,6 +139,19 @@ class Tree:
             else:
                 wait = log.wait_us(now_us, unit, used + asked - limit) if log else 0
                 yield Refusal(kind, check.scope, limit, used, asked, wait)
+
+    def _shadowed(self, checks: Checks, demand: Demand) -> Iterable[Shadowed]:
+        """Limits in shadow that would have refused what is being admitted."""
+        for check in checks.logs:
+            log = self.logs.get(check.name)
+            requests, tokens = (log.requests, log.tokens) if log else (0, 0)
+            if check.requests_shadow is not None and requests + demand.requests > check.requests_shadow:
+                yield Shadowed(LimitKind.REQUESTS, check.scope)
+            if check.tokens_shadow is not None and tokens + demand.tokens > check.tokens_shadow:
+                yield Shadowed(LimitKind.TOKENS, check.scope)
+        for slot in checks.slots:
+            if slot.shadow and len(self.slots.get(slot.name, ())) >= slot.limit:
+                yield Shadowed(LimitKind.CONCURRENCY, slot.scope)
 
     def _budget_refusal(self, now_us: int, check: CounterCheck, demand: Demand) -> Iterable[Refusal]:
         if check.budget_nano is None:

@@ -11,8 +11,8 @@ from tollkeeper.domain.admission import LimitKind, LimitState
 from tollkeeper.domain.errors import InvalidInput
 from tollkeeper.domain.money import usd
 from tollkeeper.domain.periods import US_PER_S
-from tollkeeper.domain.policy import MINUTE_US, Policy, Unit
-from tollkeeper.domain.policy_change import per_minute
+from tollkeeper.domain.policy import Policy, Unit
+from tollkeeper.domain.policy_change import per_minute, window_text
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -48,7 +48,7 @@ def month_from(text: str) -> tuple[int, int]:
 
 
 def policy_words(policy: Policy) -> Words:
-    """Limits in the words of `PolicyChange`; `windows` are those that are not a minute long."""
+    """Limits in the words of `PolicyChange`; `windows` are those that are more than rpm and tpm."""
     return {
         "rpm": per_minute(policy, Unit.REQUESTS),
         "tpm": per_minute(policy, Unit.TOKENS),
@@ -56,11 +56,8 @@ def policy_words(policy: Policy) -> Words:
         "budgets": {b.period.value: usd(b.limit_nano) for b in policy.budgets},
         "cost_cap_usd": None if policy.cost_cap_nano is None else usd(policy.cost_cap_nano),
         "models": None if policy.models is None else list(policy.models),
-        "windows": [
-            {"unit": w.unit.value, "limit": w.limit, "window_s": w.window_us / US_PER_S}
-            for w in policy.windows
-            if w.window_us != MINUTE_US
-        ],
+        "max_parallel_shadow": policy.concurrency_shadow,
+        "windows": [window_text(w) for w in policy.windows if not w.is_plain_minute],
     }
 
 
@@ -132,4 +129,7 @@ def limit_words(state: LimitState) -> Words:
         "held": str(amount(state.held)),
         "remaining": str(amount(state.remaining)),
         "reset_s": None if state.reset_us is None else state.reset_us / US_PER_S,
+        "model": state.model,
+        "per_user": state.per_user,
+        "shadow": state.shadow,
     }

@@ -32,17 +32,30 @@ class RequestIds:
         return "req_" + self._block[start : self._used].hex()
 
 
-async def admit(governor: Governor, principal: Principal, request_id: str, plan: Plan) -> Grant | Denial:
-    """The decision over all limits and budgets of a request.
+async def admit(
+    governor: Governor, principal: Principal, request_id: str, plan: Plan, user: str = ""
+) -> Grant | Denial:
+    """The decision over all limits and budgets of a request, for the caller's end user if it names one.
 
     A refused request whose output limit is ours is asked once more, under a fresh attempt id, with the largest
     output that would pass. Raises `Unavailable`.
     """
+    model = plan.route.model
     decision = await governor.admit(
-        principal, attempt=f"{request_id}.1", tokens=plan.tokens, hold_nano=plan.hold_nano
+        principal,
+        attempt=f"{request_id}.1",
+        tokens=plan.tokens,
+        hold_nano=plan.hold_nano,
+        model=model,
+        user=user,
     )
     if isinstance(decision, Denial) and shrink(plan, decision):
         decision = await governor.admit(
-            principal, attempt=f"{request_id}.2", tokens=plan.tokens, hold_nano=plan.hold_nano
+            principal,
+            attempt=f"{request_id}.2",
+            tokens=plan.tokens,
+            hold_nano=plan.hold_nano,
+            model=model,
+            user=user,
         )
     return decision

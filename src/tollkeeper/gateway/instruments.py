@@ -20,6 +20,12 @@ class Instruments:
         self.refusals: Family[CounterChild] = metrics.counter(
             "tollkeeper_refusals_total", "Requests refused by a limit or budget.", "kind", "scope"
         )
+        self.shadow_refusals: Family[CounterChild] = metrics.counter(
+            "tollkeeper_shadow_refusals_total",
+            "Admitted requests that a limit in shadow would refuse.",
+            "kind",
+            "scope",
+        )
         self.errors: Family[CounterChild] = metrics.counter(
             "tollkeeper_request_errors_total", "Requests answered with an error of the gateway's own.", "fault"
         )
@@ -64,6 +70,10 @@ class Instruments:
     def refused(self, kind: LimitKind, scope: ScopeKind) -> None:
         """One refusal."""
         self.refusals.labels(kind, scope).inc()
+
+    def shadowed(self, kind: LimitKind, scope: ScopeKind) -> None:
+        """One refusal that a limit in shadow would have made."""
+        self.shadow_refusals.labels(kind, scope).inc()
 
     def upstream_failed(self, provider: str, fault: Fault) -> None:
         """One failed exchange."""

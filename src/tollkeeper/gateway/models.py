@@ -6,10 +6,10 @@ from typing import Any, Final
 import msgspec
 
 from tollkeeper.domain.errors import RequestError
-from tollkeeper.domain.policy import Principal
+from tollkeeper.domain.policy import Principal, name_matches
 from tollkeeper.gateway.catalog import Catalog
 from tollkeeper.gateway.dialects import Dialect
-from tollkeeper.gateway.routing import CHAT_PATHS, Route, Router, check_allowed, model_allowed, name_matches
+from tollkeeper.gateway.routing import CHAT_PATHS, Route, Router, check_allowed, model_allowed
 from tollkeeper.settings import Settings
 
 LISTED_MAX: Final = 10_000

@@ -4,6 +4,7 @@
 """
 
 import time
+from hashlib import blake2b
 from typing import Final
 
 from tollkeeper.domain.admission import LimitKind, LimitState, limit_states
@@ -12,12 +13,13 @@ from tollkeeper.domain.record import RequestRecord
 from tollkeeper.domain.usage import NO_USAGE, Usage
 from tollkeeper.gateway.asgi import Client, Header
 from tollkeeper.gateway.bound import Plan
-from tollkeeper.gateway.dialects import ENDPOINTS, Dialect, Endpoint
+from tollkeeper.gateway.dialects import ENDPOINTS, Call, Dialect, Endpoint
 from tollkeeper.gateway.settle import Attempt
 
 HUNG_UP: Final = 499
 """Status of a request whose client left before an answer began, as in nginx' logs."""
 USER_CHARS_MAX: Final = 256
+USER_HEADER: Final = b"x-tollkeeper-user"
 
 
 class Exchange:
@@ -39,6 +41,7 @@ class Exchange:
         "time_us",
         "upstream_request_id",
         "upstream_s",
+        "user",
     )
 
     def __init__(self, client: Client, request_id: str, time_us: int) -> None:
@@ -51,6 +54,7 @@ class Exchange:
         self.attempt: Attempt | None = None
         self.status = 0
         self.error: str | None = None
+        self.user: str | None = None
         self.upstream_request_id: str | None = None
         self.admission_s = self.upstream_s = 0.0
         self.first_byte_s: float | None = None
@@ -121,6 +125,17 @@ def _after(state: LimitState, money: int, tokens: int, hold_nano: int) -> LimitS
     )
 
 
+def end_user(client: Client, call: Call) -> str | None:
+    """The caller's end user: from the header if there is one, else from the body, as each dialect names it."""
+    header = client.header(USER_HEADER)
+    user = header.decode("utf-8", "replace") if header else call.user
+    if user is not None and len(user) > USER_CHARS_MAX:
+        # Bounded, and still not to be mixed up with another that begins alike.
+        digest = blake2b(user.encode("utf-8", "replace"), digest_size=16).hexdigest()
+        user = f"{user[: USER_CHARS_MAX - len(digest) - 1]}#{digest}"
+    return user
+
+
 def record_of(exchange: Exchange) -> RequestRecord:
     """The record of an admitted request that has come to its end."""
     attempt, plan, principal, endpoint = exchange.attempt, exchange.plan, exchange.principal, exchange.endpoint
@@ -157,5 +172,6 @@ def record_of(exchange: Exchange) -> RequestRecord:
         presumed=attempt.presumed,
         price_version=None if plan.info.price is None else plan.info.price.version,
         upstream_request_id=exchange.upstream_request_id,
-        user=None if call.user is None else call.user[:USER_CHARS_MAX],
+        user=exchange.user,
+        shadow_refusals=tuple([f"{s.scope}/{s.kind}" for s in attempt.grant.reply.shadowed]),
     )

@@ -4,19 +4,16 @@ Routes are decided from the settings alone: a model's own entry first, then a `p
 provider of the endpoint's dialect whose patterns match. It knows nothing of prices, keys' secrets or HTTP.
 """
 
-import re
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
 
 from tollkeeper.domain.errors import Fault, RequestError
-from tollkeeper.domain.policy import Principal
+from tollkeeper.domain.policy import Principal, name_matches
 from tollkeeper.settings import ModelSettings, ProviderSettings, Settings
 
 MODEL_CHARS_MAX: Final = 256
-PATTERNS_MAX: Final = 4096
 ROUTES_MAX: Final = 4096
 CHAT_PATHS: Final[Mapping[str, str]] = {"openai": "/v1/chat/completions", "anthropic": "/v1/messages"}
 """Where each dialect's conversations go, for the advice in an error."""
@@ -28,16 +25,6 @@ class Route(msgspec.Struct, frozen=True):
     model: str
     provider: str
     upstream_model: str
-
-
-@lru_cache(maxsize=PATTERNS_MAX)
-def _pattern(pattern: str) -> re.Pattern[str]:
-    return re.compile(".*".join(re.escape(part) for part in pattern.split("*")), re.DOTALL)
-
-
-def name_matches(name: str, patterns: Sequence[str]) -> bool:
-    """Whether a name fits any pattern. Only `*` is a wildcard; every other character stands for itself."""
-    return any(p in ("*", name) or ("*" in p and _pattern(p).fullmatch(name) is not None) for p in patterns)
 
 
 def model_allowed(principal: Principal, *names: str) -> bool:

@@ -35,7 +35,7 @@ from tollkeeper.gateway.dialects import (
 from tollkeeper.gateway.dispatch import upstream_headers, upstream_path
 from tollkeeper.gateway.instruments import Instruments
 from tollkeeper.gateway.models import ModelList
-from tollkeeper.gateway.record import HUNG_UP, Exchange, record_of
+from tollkeeper.gateway.record import HUNG_UP, Exchange, end_user, record_of
 from tollkeeper.gateway.routing import Router, check_allowed
 from tollkeeper.gateway.settle import Attempt
 from tollkeeper.gateway.stream import JSON, answer, headers_of
@@ -199,13 +199,16 @@ class DataPlane:
         check_allowed(principal, call.model, route.model)
         plan = exchange.plan = self._bounder.plan(call, route, principal, exchange.time_us)
         asked_at = time.perf_counter()
-        decision = await admit(self._governor, principal, exchange.request_id, plan)
+        exchange.user = end_user(client, call)
+        decision = await admit(self._governor, principal, exchange.request_id, plan, exchange.user or "")
         exchange.admission_s = time.perf_counter() - asked_at
         self._instruments.admission.observe(exchange.admission_s)
         if isinstance(decision, Denial):
             await self._refuse(exchange, decision)
             return
         exchange.attempt = Attempt(decision, self._governor, self._instruments)
+        for shadowed in decision.reply.shadowed:
+            self._instruments.shadowed(shadowed.kind, shadowed.scope)
         if plan.injected is not None:
             self._instruments.injected.inc()
         await self._forward(exchange, endpoint)

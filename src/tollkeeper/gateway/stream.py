@@ -143,6 +143,9 @@ def headers_of(exchange: Exchange) -> list[Header]:
     states = exchange.limits()
     headers += limit_headers(endpoint.dialect, states, attempt.grant.reply.now_us)
     headers += money_headers(attempt.cost_nano if attempt.ended else None, states)
+    shadowed = attempt.grant.reply.shadowed
+    if shadowed:
+        headers.append((b"x-tollkeeper-shadow", ", ".join([f"{s.scope}/{s.kind}" for s in shadowed]).encode()))
     if plan.injected is not None:
         headers.append((b"x-tollkeeper-max-tokens", b"%d" % plan.injected))
     if exchange.upstream_request_id is not None:

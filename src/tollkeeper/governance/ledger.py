@@ -13,7 +13,7 @@ import secrets
 from collections import deque
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from tollkeeper.domain.admission import (
     Checks,
@@ -57,6 +57,14 @@ ASKS_MAX: Final = 4
 CHECKS_MAX: Final = 50_000
 
 
+class _Asked(NamedTuple):
+    """Whose limits are asked for; None: those of all models, of no end user."""
+
+    principal: Principal
+    model: str | None
+    user: str | None
+
+
 class _Root:
     """What this process has sent to one root and not seen acknowledged."""
 
@@ -91,7 +99,7 @@ class Ledger:
         self._roots: dict[str, _Root] = {}
         self._live: dict[str, Grant] = {}
         self._abandoned = 0  # admissions without an answer that are still to be voided
-        self._checks: dict[str, tuple[Principal, Checks]] = {}
+        self._checks: dict[tuple[str, str | None, str | None], tuple[Principal, Checks]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._log = logger("governance")
         self._declare(metrics)
@@ -159,15 +167,18 @@ class Ledger:
 
     # Governor: admission
 
-    async def admit(self, principal: Principal, *, attempt: str, tokens: int, hold_nano: int) -> Grant | Denial:
+    async def admit(
+        self, principal: Principal, *, attempt: str, tokens: int, hold_nano: int, model: str = "", user: str = ""
+    ) -> Grant | Denial:
         self._outbox.know(principal.root)
         self._outbox.reserve()
         demand = Demand(attempt, self.producer, tokens, hold_nano, 0)
+        asked = _Asked(principal, model, user)
         try:
-            checks, demand, reply = await self._decide(principal, demand)
+            checks, demand, reply = await self._decide(asked, demand)
         except BaseException as error:
             self._failed.inc()
-            self._abandon(principal, demand, sent=not isinstance(error, Unavailable) or getattr(error, "sent", False))
+            self._abandon(asked, demand, sent=not isinstance(error, Unavailable) or getattr(error, "sent", False))
             raise
         if reply.refusal is not None:
             self._outbox.release()
@@ -177,11 +188,11 @@ class Ledger:
         grant = self._live[attempt] = Grant(demand, checks, reply)
         return grant
 
-    async def _decide(self, principal: Principal, demand: Demand) -> tuple[Checks, Demand, Reply]:
+    async def _decide(self, asked: "_Asked", demand: Demand) -> tuple[Checks, Demand, Reply]:
         hint_us = 0
         for _ in range(ASKS_MAX):
             now_us = self._store.now_us()
-            checks = self._checks_of(principal, hint_us or now_us)
+            checks = self._checks_of(asked, hint_us or now_us)
             demand = Demand(
                 demand.attempt, demand.producer, demand.tokens, demand.hold_nano, now_us + self._timeout_us
             )
@@ -194,22 +205,26 @@ class Ledger:
                 return checks, demand, reply
         raise StoreUnavailable("the store could not decide in time", sent=False)
 
-    def _checks_of(self, principal: Principal, now_us: int) -> Checks:
-        known = self._checks.get(principal.key_id)
+    def _checks_of(self, asked: "_Asked", now_us: int) -> Checks:
+        principal = asked.principal
+        model = asked.model if principal.limits_models else None
+        user = asked.user if principal.limits_users else None
+        key = (principal.key_id, model, user)
+        known = self._checks.get(key)
         if known is not None and known[0] is principal and known[1].valid_from_us <= now_us < known[1].valid_until_us:
             return known[1]
         if len(self._checks) >= CHECKS_MAX:
             self._checks.clear()
-        checks = checks_for(principal, now_us)
-        self._checks[principal.key_id] = (principal, checks)
+        checks = checks_for(principal, now_us, model, user)
+        self._checks[key] = (principal, checks)
         return checks
 
-    def _abandon(self, principal: Principal, demand: Demand, *, sent: bool) -> None:
+    def _abandon(self, asked: "_Asked", demand: Demand, *, sent: bool) -> None:
         """An admission that was never answered may have been granted: void it, once it can no longer run."""
         if not sent:
             self._outbox.release()
             return
-        grant = Grant(demand, self._checks_of(principal, self._store.now_us()), Reply(Status.ADMITTED, 0))
+        grant = Grant(demand, self._checks_of(asked, self._store.now_us()), Reply(Status.ADMITTED, 0))
         dispatch = Dispatch(
             demand.attempt,
             demand.hold_nano,
@@ -289,11 +304,12 @@ class Ledger:
     # Governor: limits
 
     async def limits(self, principal: Principal) -> list[LimitState]:
-        checks, _, reply = await self._decide(principal, Demand("", self.producer, 0, 0, 0, 0))
-        return limit_states(checks, reply)
+        asked = _Asked(principal, None, None)
+        checks, _, reply = await self._decide(asked, Demand("", self.producer, 0, 0, 0, 0))
+        return limit_states(checks, reply, with_shadow=True)
 
     async def reset_limits(self, principal: Principal) -> None:
-        checks = self._checks_of(principal, self._store.now_us())
+        checks = self._checks_of(_Asked(principal, None, None), self._store.now_us())
         logs = [check.name for check in checks.logs if check.scope is ScopeKind.KEY]
         slots = [check.name for check in checks.slots if check.scope is ScopeKind.KEY]
         await self._store.reset(checks.root, logs, slots)

@@ -19,6 +19,7 @@ from tollkeeper.domain.admission import (
     LogState,
     Refusal,
     Reply,
+    Shadowed,
     Status,
 )
 from tollkeeper.domain.entries import CLOSED, Applied, AppliedStatus, Dispatch, Entry, EntryKind
@@ -293,8 +294,10 @@ class _Plan:
         self.meta = f"{counters}\n{','.join([s.name or ROOT_SLOT for s in checks.slots])}"
         numbers: list[int] = [len(checks.logs), len(checks.slots), len(checks.counters)]
         for log in checks.logs:
-            numbers += (log.window_us, log.tick_us, _or(log.requests_limit, -1), _or(log.tokens_limit, -1))
-        numbers += [s.limit for s in checks.slots]
+            limits = (log.requests_limit, log.tokens_limit, log.requests_shadow, log.tokens_shadow)
+            numbers += (log.window_us, log.tick_us, *(_or(limit, -1) for limit in limits))
+        for slot in checks.slots:
+            numbers += (slot.limit, int(slot.shadow))
         for counter in checks.counters:
             span = counter.span
             numbers += (_or(counter.budget_nano, -1), span.ends_us or 0, span.expires_us or 0)
@@ -335,8 +338,17 @@ def _reply(checks: Checks, raw: Sequence[int]) -> Reply:
         at += 5
     slots = tuple(raw[at : at + len(checks.slots)])
     at += len(slots)
-    counters = [CounterState(raw[i], raw[i + 1]) for i in range(at, len(raw), 2)]
-    return Reply(Status.ADMITTED if status else Status.REFUSED, now_us, tuple(logs), slots, tuple(counters), refusal)
+    end = at + 2 * len(checks.counters)
+    counters = tuple([CounterState(raw[i], raw[i + 1]) for i in range(at, end, 2)])
+    shadowed = tuple([_shadowed(checks, raw[i] - 1, raw[i + 1]) for i in range(end, len(raw), 2)])
+    answer = Status.ADMITTED if status else Status.REFUSED
+    return Reply(answer, now_us, tuple(logs), slots, counters, refusal, shadowed)
+
+
+def _shadowed(checks: Checks, position: int, unit: int) -> Shadowed:
+    if position < len(checks.logs):
+        return Shadowed(LimitKind.REQUESTS if unit == 1 else LimitKind.TOKENS, checks.logs[position].scope)
+    return Shadowed(LimitKind.CONCURRENCY, checks.slots[position - len(checks.logs)].scope)
 
 
 def _refusal(checks: Checks, raw: Sequence[int]) -> Refusal:

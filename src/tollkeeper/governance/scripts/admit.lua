@@ -3,15 +3,16 @@
 -- KEYS  1 marks:{root}  2 hold:{root}  then one per log, one per slot set, one per counter
 -- ARGV  1 doubles: now (µs, 0: TIME), valid_from, valid_until (µs), requests, tokens, hold (nano-dollars), lease (µs)
 --       2 doubles: number of logs, slot sets, counters; then
---           per log: window (µs), tick (µs), request limit, token limit (-1: none)
---           per slot set: limit
+--           per log: window (µs), tick (µs), request limit, token limit, both in shadow (-1: none)
+--           per slot set: limit, in shadow (0|1)
 --           per counter: budget (nano-dollars, -1: none), end of its period, its expiry (µs, 0: never)
 --       3 attempt ('' asks for the state only)
 --       4 what `close` needs: producer LF counter names LF slot names
 -- Reply {status, now, …}. status 1 admitted, 0 refused, -1 late, -2 cold. A refusal goes on with
 --       {check, unit, used, asked, wait (µs, -1: none), never (0|1)}: check counts logs, slots, counters from 1; unit 1
 --       requests, 2 tokens. Then, refused or admitted, per log {generation, run index (-1: none), requests, tokens,
---       µs until empty}, per slot set {in flight}, per counter {spent, held}.
+--       µs until empty}, per slot set {in flight}, per counter {spent, held}. Last, if admitted, {check, unit} for each
+--       limit in shadow that would have refused.
 -- include: clock.lua
 -- include: window.lua
 -- include: sliding.lua
@@ -29,18 +30,19 @@ local log_count, slot_count, counter_count, at = struct.unpack('<ddd', plan)
 local logs, slots, counters = {}, {}, {}
 
 for i = 1, log_count do
-  local window, tick, limit_requests, limit_tokens
-  window, tick, limit_requests, limit_tokens, at = struct.unpack('<dddd', plan, at)
+  local window, tick, limit_requests, limit_tokens, shadow_requests, shadow_tokens
+  window, tick, limit_requests, limit_tokens, shadow_requests, shadow_tokens, at = struct.unpack('<dddddd', plan, at)
   local log = log_open(KEYS[2 + i], window, now)
   log.tick, log.limit_requests, log.limit_tokens = tick, limit_requests, limit_tokens
+  log.shadow_requests, log.shadow_tokens = shadow_requests, shadow_tokens
   log_advance(log, now, tick)
   logs[i] = log
 end
 for i = 1, slot_count do
-  local key, limit = KEYS[2 + log_count + i], nil
-  limit, at = struct.unpack('<d', plan, at)
+  local key, limit, shadow = KEYS[2 + log_count + i], nil, nil
+  limit, shadow, at = struct.unpack('<dd', plan, at)
   redis.call('ZREMRANGEBYSCORE', key, '-inf', now)
-  slots[i] = {key = key, limit = limit, used = redis.call('ZCARD', key)}
+  slots[i] = {key = key, limit = limit, shadow = shadow == 1, used = redis.call('ZCARD', key)}
 end
 for i = 1, counter_count do
   local key = KEYS[2 + log_count + slot_count + i]
@@ -127,7 +129,7 @@ for i = 1, log_count do
   end
 end
 for i = 1, slot_count do
-  if slots[i].used >= slots[i].limit then
+  if slots[i].used >= slots[i].limit and not slots[i].shadow then
     refuse(1, 0, log_count + i, 0, slots[i].used, 1)
   end
 end
@@ -151,6 +153,27 @@ if worst >= 0 then
   return reply({0, now, check, unit, worst_used, worst_asked, wait, worst == 3 and 1 or 0}, 8)
 end
 
+local shadowed = {}
+local function shadow(place, at_unit)
+  shadowed[#shadowed + 1] = place
+  shadowed[#shadowed + 1] = at_unit
+end
+
+for i = 1, log_count do
+  local log = logs[i]
+  if log.shadow_requests >= 0 and log.requests + requests > log.shadow_requests then
+    shadow(i, 1)
+  end
+  if log.shadow_tokens >= 0 and log.tokens + tokens > log.shadow_tokens then
+    shadow(i, 2)
+  end
+end
+for i = 1, slot_count do
+  if slots[i].shadow and slots[i].used >= slots[i].limit then
+    shadow(log_count + i, 0)
+  end
+end
+
 -- Nothing below can fail: validate first, write last.
 local amount, runs = string.format('%.0f', hold), ''
 for i = 1, log_count do
@@ -172,4 +195,8 @@ for i = 1, counter_count do
   end
 end
 redis.call('HSET', KEYS[2], attempt, amount .. '\n' .. ARGV[4] .. '\n' .. runs)
-return reply({1, now}, 2)
+local answer = reply({1, now}, 2)
+for i = 1, #shadowed do
+  answer[#answer + 1] = shadowed[i]
+end
+return answer

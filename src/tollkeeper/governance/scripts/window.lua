@@ -29,7 +29,7 @@ local function log_open(key, window, now)
   end
   return {
     key = key, window = window, fresh = fresh, dirty = false, cut = false, index = -1, tick = 0,
-    limit_requests = -1, limit_tokens = -1, generation = generation, offset = offset, first = first, head = head,
+    limit_requests = -1, limit_tokens = -1, shadow_requests = -1, shadow_tokens = -1, generation = generation, offset = offset, first = first, head = head,
     tail = tail, requests = requests, tokens = tokens, last = last, last_requests = last_requests,
     last_tokens = last_tokens, oldest = oldest, expires = expires,
   }
