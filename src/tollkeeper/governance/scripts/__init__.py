@@ -9,7 +9,10 @@ from functools import cache
 from importlib.resources import files
 from typing import Final
 
-SCRIPTS: Final = ("admit", "apply", "close", "seed", "restore", "reassert", "snapshot", "clear", "reset")
+SCRIPTS: Final = (
+    *("admit", "apply", "close", "seed", "restore", "reassert", "snapshot", "clear", "reset"),
+    *("allow", "bucket"),
+)
 _INCLUDE: Final = re.compile(r"^-- include: ([a-z]+\.lua)$", re.MULTILINE)
 
 

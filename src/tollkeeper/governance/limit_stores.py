@@ -1,0 +1,224 @@
+"""Where limiters keep their state: Redis, or this process's memory.
+
+A limiter asks with the name of a decision (`allow` or `bucket`), a key and numbers; a store answers with `Answer`.
+On Redis a decision is a script of that name, in memory its twin in the domain. Nothing here knows what limits are
+for, or checks what callers hand in: that is limiters.py.
+"""
+
+import asyncio
+import random
+import secrets
+import struct
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from itertools import count
+from typing import Any, Final, Literal, Protocol, TypeVar, runtime_checkable
+
+from tollkeeper.domain.bucket import Bucket
+from tollkeeper.domain.errors import StoreUnavailable
+from tollkeeper.domain.limits import US_PER_S, Answer, AskStatus, ask_window
+from tollkeeper.domain.windows import RunLog
+
+Decision = Literal["allow", "bucket"]
+T = TypeVar("T")
+
+ATTEMPTS_MAX: Final = 8
+"""Sends of one ask; the deadline ends most series earlier."""
+BACKOFF_MIN_S: Final = 0.005
+BACKOFF_MAX_S: Final = 0.5
+SWEEP_EVERY: Final = 10_000
+"""Asks of a memory store between two sweeps of what has no more effect."""
+
+
+class LimitStore(Protocol):
+    """One atomic step a call."""
+
+    async def ask(
+        self,
+        decision: Decision,
+        key: str,
+        numbers: tuple[int, ...],
+        *,
+        request: str | None = None,
+        remember_ms: int = 0,
+    ) -> Answer:
+        """Decide. `numbers` of *allow*: window, tick (µs), limit, weight; of *bucket*: rate a minute, burst, cost.
+
+        `request` makes the ask idempotent for `remember_ms`: once allowed, it is allowed again without being counted.
+        None: it is never repeated once it may have run; "" : the store makes an id if its connection needs one.
+        Raises StoreUnavailable.
+        """
+        ...
+
+    async def forget(self, decision: Decision, key: str) -> None:
+        """As if the key had never been asked. Raises StoreUnavailable."""
+        ...
+
+
+@runtime_checkable
+class ScriptRunner(Protocol):
+    """What is needed of a client: run one of `scripts/` by name, translating errors into StoreUnavailable."""
+
+    async def run(self, script: str, keys: Sequence[str], args: Sequence[Any]) -> Any: ...
+
+
+class RedisLimits:
+    """A `LimitStore` on Redis. Redis' clock decides; the clocks of clients do not matter.
+
+    No ask takes effect more than `deadline_s` after it was made, even if Redis was frozen in between: it carries the
+    deadline in Redis' time, learned from replies. The first ask is preceded by one for the state only, to learn it.
+    `time_us` is for tests: a clock handed to the scripts instead of the server's.
+    """
+
+    def __init__(
+        self, client: ScriptRunner, *, deadline_s: float = 3.0, time_us: Callable[[], int] | None = None
+    ) -> None:
+        self._client = client
+        self._deadline_s = deadline_s
+        self._time_us = time_us
+        self._offset_us: int | None = None
+        self._nonce = secrets.token_urlsafe(9)
+        self._numbers = count()
+
+    async def ask(
+        self,
+        decision: Decision,
+        key: str,
+        numbers: tuple[int, ...],
+        *,
+        request: str | None = None,
+        remember_ms: int = 0,
+    ) -> Answer:
+        until_s = asyncio.get_running_loop().time() + self._deadline_s
+        if request == "":
+            # `#` and `.`: never equal to an id of a caller, see key_part.
+            request, remember_ms = f"#{self._nonce}.{next(self._numbers):x}", int(2000 * self._deadline_s)
+        keys = [key] if request is None else [key, f"{key}:{request}"]
+
+        async def decide() -> Answer | None:
+            if self._offset_us is None and self._time_us is None:
+                self._learn((await self._run(decision, keys[:1], 0, (*numbers[:-1], 0), 0)).now_us)
+            answer = await self._run(decision, keys, self._server_us(until_s), numbers, remember_ms)
+            self._learn(answer.now_us)
+            return None if answer.status is AskStatus.LATE else answer
+
+        return await self._repeat(decide, until_s, idempotent=request is not None or numbers[-1] == 0)
+
+    async def forget(self, decision: Decision, key: str) -> None:
+        async def forget() -> int:
+            return int(await self._client.run("reset", [key], [1 if decision == "allow" else 0]))
+
+        until_s = asyncio.get_running_loop().time() + self._deadline_s
+        await self._repeat(forget, until_s, idempotent=True)
+
+    async def _repeat(self, step: Callable[[], Awaitable[T | None]], until_s: float, *, idempotent: bool) -> T:
+        """Repeat a step that was too late by Redis' clock (None), certainly did not run, or may run twice."""
+        clock = asyncio.get_running_loop().time
+        for attempt in range(ATTEMPTS_MAX):
+            try:
+                answer = await step()
+            except StoreUnavailable as error:
+                delay_s = random.uniform(0.5, 1.0) * min(BACKOFF_MAX_S, BACKOFF_MIN_S * 2**attempt)  # noqa: S311
+                if (error.sent and not idempotent) or clock() + delay_s >= until_s:
+                    raise
+                await asyncio.sleep(delay_s)
+                continue
+            if answer is not None:
+                return answer
+            if clock() >= until_s:
+                break
+        raise StoreUnavailable(f"Redis did not decide within {self._deadline_s:g} s")
+
+    async def _run(
+        self, decision: Decision, keys: Sequence[str], deadline_us: int, numbers: tuple[int, ...], remember_ms: int
+    ) -> Answer:
+        given = 0 if self._time_us is None else self._time_us()
+        packed = struct.pack(f"<{len(numbers) + 3}d", given, deadline_us, *numbers, remember_ms)
+        status, now_us, amount, wait_us, reset_us = await self._client.run(decision, keys, [packed])
+        return Answer(_STATUS[status], now_us, amount, None if wait_us < 0 else wait_us, reset_us)
+
+    def _learn(self, server_us: int) -> None:
+        self._offset_us = server_us - int(asyncio.get_running_loop().time() * US_PER_S)
+
+    def _server_us(self, loop_s: float) -> int:
+        """A time of this loop's clock on Redis' clock. It is early by the time a reply takes: the safe side."""
+        if self._time_us is not None:
+            return self._time_us() + int((loop_s - asyncio.get_running_loop().time()) * US_PER_S) + 1
+        assert self._offset_us is not None
+        return int(loop_s * US_PER_S) + self._offset_us
+
+
+_STATUS: Final = {status.value: status for status in AskStatus}
+
+
+def wall_clock_us() -> int:
+    """Unix µs of this machine."""
+    return time.time_ns() // 1000
+
+
+class MemoryLimits:
+    """A `LimitStore` in this process: for one process, for tests, and for what carries on while Redis is away.
+
+    Each ask is done when it returns, without IO. Its memory is bounded by the keys in use: a window's log is at most
+    6,000 runs and is dropped two windows after its last request, a bucket when it is full.
+    """
+
+    def __init__(self, now_us: Callable[[], int] = wall_clock_us) -> None:
+        self.now_us = now_us
+        self._logs: dict[str, RunLog] = {}
+        self._buckets: dict[str, Bucket] = {}
+        self._requests: dict[str, int] = {}  # key of a request id → until when it is remembered (µs)
+        self._asks = 0
+
+    def __repr__(self) -> str:
+        return f"<MemoryLimits windows={len(self._logs)} buckets={len(self._buckets)}>"
+
+    async def ask(
+        self,
+        decision: Decision,
+        key: str,
+        numbers: tuple[int, ...],
+        *,
+        request: str | None = None,
+        remember_ms: int = 0,
+    ) -> Answer:
+        now_us = self.now_us()
+        self._asks += 1
+        if self._asks % SWEEP_EVERY == 0:
+            self.sweep(now_us)
+        if not request:
+            return self._decide(decision, key, now_us, numbers)
+        request_key = f"{key}:{request}"
+        if self._requests.get(request_key, 0) > now_us:
+            return self._decide(decision, key, now_us, (*numbers[:-1], 0))
+        answer = self._decide(decision, key, now_us, numbers)
+        if answer.status is AskStatus.ALLOWED and numbers[-1]:
+            self._requests[request_key] = now_us + remember_ms * 1000
+        return answer
+
+    def _decide(self, decision: Decision, key: str, now_us: int, numbers: tuple[int, ...]) -> Answer:
+        if decision == "bucket":
+            bucket = self._buckets.get(key) or Bucket()
+            answer = bucket.ask(now_us, *numbers)
+            if bucket.full_us > now_us:
+                self._buckets[key] = bucket
+            return answer
+        window_us, tick_us, limit, weight = numbers
+        log = self._logs.get(key) or RunLog(window_us, tick_us, now_us)
+        answer = ask_window(log, now_us, limit, weight)
+        if log.runs:
+            self._logs[key] = log
+        return answer
+
+    async def forget(self, decision: Decision, key: str) -> None:
+        kept: dict[str, Any] = self._logs if decision == "allow" else self._buckets
+        kept.pop(key, None)
+
+    def sweep(self, now_us: int) -> None:
+        """Drop what has no more effect: the counterpart of key expiry."""
+        for key in [k for k, log in self._logs.items() if log.last_us + 2 * log.window_us <= now_us]:
+            del self._logs[key]
+        for key in [k for k, bucket in self._buckets.items() if bucket.full_us <= now_us]:
+            del self._buckets[key]
+        for key in [k for k, until_us in self._requests.items() if until_us <= now_us]:
+            del self._requests[key]
