@@ -90,15 +90,20 @@ class RedisLimits:
         remember_ms: int = 0,
     ) -> Answer:
         until_s = asyncio.get_running_loop().time() + self._deadline_s
+        again = request is not None
         if request == "":
+            again = False
             # `#` and `.`: never equal to an id of a caller, see key_part.
             request, remember_ms = f"#{self._nonce}.{next(self._numbers):x}", int(2000 * self._deadline_s)
         keys = [key] if request is None else [key, f"{key}:{request}"]
 
         async def decide() -> Answer | None:
+            nonlocal again
             if self._offset_us is None and self._time_us is None:
-                self._learn((await self._run(decision, keys[:1], 0, (*numbers[:-1], 0), 0)).now_us)
-            answer = await self._run(decision, keys, self._server_us(until_s), numbers, remember_ms)
+                self._learn((await self._run(decision, keys[:1], 0, (*numbers[:-1], 0, 0, 0))).now_us)
+            sent = (*numbers, remember_ms, int(again))
+            again = request is not None
+            answer = await self._run(decision, keys, self._server_us(until_s), sent)
             self._learn(answer.now_us)
             return None if answer.status is AskStatus.LATE else answer
 
@@ -130,10 +135,10 @@ class RedisLimits:
         raise StoreUnavailable(f"Redis did not decide within {self._deadline_s:g} s")
 
     async def _run(
-        self, decision: Decision, keys: Sequence[str], deadline_us: int, numbers: tuple[int, ...], remember_ms: int
+        self, decision: Decision, keys: Sequence[str], deadline_us: int, numbers: tuple[int, ...]
     ) -> Answer:
         given = 0 if self._time_us is None else self._time_us()
-        packed = struct.pack(f"<{len(numbers) + 3}d", given, deadline_us, *numbers, remember_ms)
+        packed = struct.pack(f"<{len(numbers) + 2}d", given, deadline_us, *numbers)
         status, now_us, amount, wait_us, reset_us = await self._client.run(decision, keys, [packed])
         return Answer(_STATUS[status], now_us, amount, None if wait_us < 0 else wait_us, reset_us)
 

@@ -2,7 +2,7 @@
 --
 -- KEYS  1 tokenbucket:{id}  and, if the request has an id, 2 tokenbucket:{id}:<request id>
 -- ARGV  1 doubles: now (µs, 0: TIME), deadline (µs, 0: none), rate (tokens a minute), burst, cost (tokens; 0 asks for
---         the state only), how long the request id is remembered (ms)
+--         the state only), how long the request id is remembered (ms), whether it may have been asked before (1, or 0)
 -- Reply {status, now, whole tokens left, wait (µs, -1: never), µs until full}. status as in allow.lua.
 --
 -- The key is 4 little-endian doubles: micro-tokens, sixtieths of a micro-token (0-59), µs of the last refill, µs when
@@ -12,7 +12,7 @@
 local STATE = '<dddd'
 local PER_TOKEN = 60000000
 local CLOCK_JUMP_US = 1000000
-local given, deadline, rate, burst, cost, remember_ms = struct.unpack('<dddddd', ARGV[1])
+local given, deadline, rate, burst, cost, remember_ms, again = struct.unpack('<ddddddd', ARGV[1])
 local now = clock(given)
 if deadline > 0 and now >= deadline then
   return {-1, now, 0, 0, 0}
@@ -41,7 +41,7 @@ local function until_level(goal)
   return level >= goal and 0 or last - now + math.ceil((goal - level) / rate)
 end
 
-local repeated = KEYS[2] and redis.call('EXISTS', KEYS[2]) == 1
+local repeated = again == 1 and redis.call('EXISTS', KEYS[2]) == 1
 local status, wait, taken = 1, 0, false
 if cost > 0 and not repeated then
   if asked > level then
