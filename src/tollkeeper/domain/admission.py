@@ -2,7 +2,8 @@
 
 `checks_for` turns a principal's policies into one flat list of checks; the store (`tree.py` or the Lua script
 that is its twin) decides over all of them at once. Names in checks are suffixes of store keys below the root's
-hash tag: a scope is its id, the root itself is the empty scope.
+hash tag: a scope is its id, the root itself is the empty scope. What is made for every request is kept from the
+garbage collector (`gc=False`): frozen values cannot form cycles.
 """
 
 from enum import StrEnum
@@ -153,7 +154,7 @@ def _least(windows: list[Window], unit: Unit, *, shadow: bool) -> int | None:
     return min((w.limit for w in windows if w.unit is unit and w.shadow is shadow), default=None)
 
 
-class Demand(msgspec.Struct, frozen=True):
+class Demand(msgspec.Struct, frozen=True, gc=False):
     """One attempt that asks for admission.
 
     `hold_nano` is the upper bound of its cost, `tokens` the estimate of its tokens. `not_after_us` is in the
@@ -177,7 +178,7 @@ class Status(StrEnum):
     COLD = "cold"
 
 
-class LogState(msgspec.Struct, frozen=True):
+class LogState(msgspec.Struct, frozen=True, gc=False):
     """A log after the decision. `generation` and `index` name the run that holds this request's weight.
 
     `empty_in_us` is the time until nothing is left in the window if nothing else arrives.
@@ -190,14 +191,14 @@ class LogState(msgspec.Struct, frozen=True):
     empty_in_us: int
 
 
-class CounterState(msgspec.Struct, frozen=True):
+class CounterState(msgspec.Struct, frozen=True, gc=False):
     """A counter after the decision, in nano-dollars."""
 
     spent: int
     held: int
 
 
-class Refusal(msgspec.Struct, frozen=True):
+class Refusal(msgspec.Struct, frozen=True, gc=False):
     """Which limit refused, and the wait.
 
     `wait_us`: when the request would pass all its limits if nothing else arrived or settled; None when time alone
@@ -214,14 +215,14 @@ class Refusal(msgspec.Struct, frozen=True):
     period: Period | None = None
 
 
-class Shadowed(msgspec.Struct, frozen=True):
+class Shadowed(msgspec.Struct, frozen=True, gc=False):
     """A limit in shadow that would have refused an admitted request."""
 
     kind: LimitKind
     scope: ScopeKind
 
 
-class Reply(msgspec.Struct, frozen=True):
+class Reply(msgspec.Struct, frozen=True, gc=False):
     """The store's answer, in the order of the checks. `now_us` is the store's time of the decision.
 
     `shadowed` are the limits in shadow that would have refused what was admitted.
@@ -236,7 +237,7 @@ class Reply(msgspec.Struct, frozen=True):
     shadowed: tuple[Shadowed, ...] = ()
 
 
-class LimitState(msgspec.Struct, frozen=True):
+class LimitState(msgspec.Struct, frozen=True, gc=False):
     """One limit as headers, the CLI and the API show it. `reset_us`: until it is wholly free again, if known.
 
     `model`, `per_user` and `shadow` are as in `Window`.
@@ -311,7 +312,7 @@ def _log_states(log: LogCheck, state: LogState, with_shadow: bool) -> list[Limit
     return states
 
 
-class Grant(msgspec.Struct, frozen=True):
+class Grant(msgspec.Struct, frozen=True, gc=False):
     """An admitted attempt: it must end in exactly one settle or void."""
 
     demand: Demand
@@ -319,7 +320,7 @@ class Grant(msgspec.Struct, frozen=True):
     reply: Reply
 
 
-class Denial(msgspec.Struct, frozen=True):
+class Denial(msgspec.Struct, frozen=True, gc=False):
     """A refused attempt: nothing was changed."""
 
     checks: Checks

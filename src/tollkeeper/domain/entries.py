@@ -27,7 +27,7 @@ class EntryKind(StrEnum):
     CLOSE = "close"
 
 
-class CounterRef(msgspec.Struct, frozen=True, array_like=True):
+class CounterRef(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A counter that an attempt is charged to: the periods are those of its admission. 0 stands for never."""
 
     name: str
@@ -35,7 +35,7 @@ class CounterRef(msgspec.Struct, frozen=True, array_like=True):
     expires_us: int
 
 
-class RunRef(msgspec.Struct, frozen=True, array_like=True):
+class RunRef(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The run of a log that holds an attempt's weight, and what to add to it (usually a negative number)."""
 
     name: str
@@ -45,7 +45,7 @@ class RunRef(msgspec.Struct, frozen=True, array_like=True):
     tokens: int = 0
 
 
-class Entry(msgspec.Struct, frozen=True, array_like=True):
+class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One numbered change. Everything it needs travels with it, so that keys may move and limits may change."""
 
     number: int
@@ -61,7 +61,7 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     slots: tuple[str, ...] = ()
 
 
-class Dispatch(msgspec.Struct, frozen=True, array_like=True):
+class Dispatch(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The outbox line written before the first byte goes upstream: what a successor needs to presume the charge."""
 
     attempt: str
@@ -146,7 +146,7 @@ class AppliedStatus(StrEnum):
     ABSENT = "absent"
 
 
-class Applied(msgspec.Struct, frozen=True):
+class Applied(msgspec.Struct, frozen=True, gc=False):
     """The answer to an entry. `mark` is the producer's mark in the store, `absent` the name of the counter."""
 
     status: AppliedStatus

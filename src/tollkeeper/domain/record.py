@@ -7,7 +7,7 @@ import msgspec
 SCHEMA_VERSION: Final = 1
 
 
-class RequestRecord(msgspec.Struct, kw_only=True, omit_defaults=False):
+class RequestRecord(msgspec.Struct, kw_only=True, omit_defaults=False, gc=False):
     """One admitted request. Times are Unix µs or durations in µs, money in nano-dollars.
 
     `presumed`: the true cost could not be known and the hold was charged. `tokens_*` are as in `Usage`.

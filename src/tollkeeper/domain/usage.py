@@ -3,7 +3,7 @@
 import msgspec
 
 
-class Usage(msgspec.Struct, frozen=True):
+class Usage(msgspec.Struct, frozen=True, gc=False):
     """Tokens by kind. Totals include their parts.
 
     `input_tokens` includes cached reads and cache writes (also for Anthropic, whose own `input_tokens` leaves
