@@ -16,7 +16,6 @@ from tollkeeper.cli.common import (
     run,
 )
 from tollkeeper.domain.accounts import Organisation, Team, one_named
-from tollkeeper.domain.periods import Period
 from tollkeeper.domain.policy import UNLIMITED
 from tollkeeper.domain.policy_change import PolicyChange, changed
 from tollkeeper.domain.words import Words, organisation_words, team_words
@@ -28,27 +27,17 @@ NameArgument = Annotated[str, typer.Argument(metavar="NAME")]
 
 
 @teams.command("create")
+@options.with_limits
 def create_team(
     name: NameArgument,
     org: Annotated[str | None, typer.Option(help="Name or id of the organisation; default: one of its own.")] = None,
     *,
-    rpm: options.Rpm = None,
-    tpm: options.Tpm = None,
-    max_parallel: options.MaxParallel = None,
-    budget: options.BudgetAmount = None,
-    period: options.BudgetPeriod = None,
-    cost_cap: options.CostCap = None,
-    model: options.Models = None,
-    limit: options.Limits = None,
-    max_parallel_shadow: options.MaxParallelShadow = None,
+    change: PolicyChange,
     config: ConfigOption = None,
     json: JsonOption = False,
 ) -> None:
     """Create a team."""
-    policy = changed(
-        UNLIMITED,
-        options.policy_change(rpm, tpm, max_parallel, budget, period, cost_cap, model, limit, max_parallel_shadow),
-    )
+    policy = changed(UNLIMITED, change)
 
     async def work() -> Team:
         async with open_accounts(config) as (accounts, _):
@@ -69,23 +58,16 @@ def list_teams(config: ConfigOption = None, json: JsonOption = False) -> None:
 
 
 @teams.command("update")
+@options.with_limits
 def update_team(
     team: Annotated[str, typer.Argument(metavar="TEAM", help="Name or id.")],
     *,
-    rpm: options.Rpm = None,
-    tpm: options.Tpm = None,
-    max_parallel: options.MaxParallel = None,
-    budget: options.BudgetAmount = None,
-    period: options.BudgetPeriod = None,
-    cost_cap: options.CostCap = None,
-    model: options.Models = None,
-    limit: options.Limits = None,
-    max_parallel_shadow: options.MaxParallelShadow = None,
+    change: PolicyChange,
     config: ConfigOption = None,
     json: JsonOption = False,
 ) -> None:
     """Change the limits that are named; `none` removes one."""
-    change = _change(rpm, tpm, max_parallel, budget, period, cost_cap, model, limit, max_parallel_shadow)
+    _named(change)
 
     async def work() -> Team:
         async with open_accounts(config) as (accounts, _):
@@ -96,26 +78,16 @@ def update_team(
 
 
 @organisations.command("create")
+@options.with_limits
 def create_organisation(
     name: NameArgument,
     *,
-    rpm: options.Rpm = None,
-    tpm: options.Tpm = None,
-    max_parallel: options.MaxParallel = None,
-    budget: options.BudgetAmount = None,
-    period: options.BudgetPeriod = None,
-    cost_cap: options.CostCap = None,
-    model: options.Models = None,
-    limit: options.Limits = None,
-    max_parallel_shadow: options.MaxParallelShadow = None,
+    change: PolicyChange,
     config: ConfigOption = None,
     json: JsonOption = False,
 ) -> None:
     """Create an organisation."""
-    policy = changed(
-        UNLIMITED,
-        options.policy_change(rpm, tpm, max_parallel, budget, period, cost_cap, model, limit, max_parallel_shadow),
-    )
+    policy = changed(UNLIMITED, change)
 
     async def work() -> Organisation:
         async with open_accounts(config) as (accounts, _):
@@ -136,23 +108,16 @@ def list_organisations(config: ConfigOption = None, json: JsonOption = False) ->
 
 
 @organisations.command("update")
+@options.with_limits
 def update_organisation(
     org: Annotated[str, typer.Argument(metavar="ORGANISATION", help="Name or id.")],
     *,
-    rpm: options.Rpm = None,
-    tpm: options.Tpm = None,
-    max_parallel: options.MaxParallel = None,
-    budget: options.BudgetAmount = None,
-    period: options.BudgetPeriod = None,
-    cost_cap: options.CostCap = None,
-    model: options.Models = None,
-    limit: options.Limits = None,
-    max_parallel_shadow: options.MaxParallelShadow = None,
+    change: PolicyChange,
     config: ConfigOption = None,
     json: JsonOption = False,
 ) -> None:
     """Change the limits that are named; `none` removes one."""
-    change = _change(rpm, tpm, max_parallel, budget, period, cost_cap, model, limit, max_parallel_shadow)
+    _named(change)
 
     async def work() -> Organisation:
         async with open_accounts(config) as (accounts, _):
@@ -162,23 +127,9 @@ def update_organisation(
     _print(organisation_words(run(work())), json)
 
 
-def _change(  # the options of every update, in one order
-    rpm: str | None,
-    tpm: str | None,
-    max_parallel: str | None,
-    budget: str | None,
-    period: Period | None,
-    cost_cap: str | None,
-    model: list[str] | None,
-    limit: list[str] | None,
-    max_parallel_shadow: bool | None,
-) -> PolicyChange:
-    change = options.policy_change(
-        rpm, tpm, max_parallel, budget, period, cost_cap, model, limit, max_parallel_shadow
-    )
+def _named(change: PolicyChange) -> None:
     if change.changes_nothing:
         raise typer.BadParameter("name a limit to change; --help lists them")
-    return change
 
 
 def _print(words: Words, json: bool) -> None:

@@ -20,7 +20,7 @@ from tollkeeper.cli.common import (
 )
 from tollkeeper.domain.accounts import Key, KeyChange, NewKey, Unchanged
 from tollkeeper.domain.policy import UNLIMITED
-from tollkeeper.domain.policy_change import changed
+from tollkeeper.domain.policy_change import PolicyChange, changed
 from tollkeeper.domain.words import Words, key_words
 
 app = typer.Typer(help="API keys: create, list, show, update, rotate, revoke.", no_args_is_help=True)
@@ -29,28 +29,18 @@ KeyArgument = Annotated[str, typer.Argument(metavar="KEY", help="Name or id.")]
 
 
 @app.command()
+@options.with_limits
 def create(
     name: Annotated[str, typer.Argument(metavar="NAME")],
     *,
     team: Annotated[str | None, typer.Option(help="Name or id of the team.")] = None,
     org: Annotated[str | None, typer.Option(help="Name or id of the organisation; default: one of its own.")] = None,
-    rpm: options.Rpm = None,
-    tpm: options.Tpm = None,
-    max_parallel: options.MaxParallel = None,
-    budget: options.BudgetAmount = None,
-    period: options.BudgetPeriod = None,
-    cost_cap: options.CostCap = None,
-    model: options.Models = None,
-    limit: options.Limits = None,
-    max_parallel_shadow: options.MaxParallelShadow = None,
+    change: PolicyChange,
     expires: options.Expires = None,
     config: ConfigOption = None,
     json: JsonOption = False,
 ) -> None:
     """Create a key and show its secret, this once."""
-    change = options.policy_change(
-        rpm, tpm, max_parallel, budget, period, cost_cap, model, limit, max_parallel_shadow
-    )
     expires_us = options.expiry_us(expires, now_us())
     new = NewKey(
         name=name,
@@ -103,28 +93,18 @@ def show(key: KeyArgument, config: ConfigOption = None, json: JsonOption = False
 
 
 @app.command()
+@options.with_limits
 def update(
     key: KeyArgument,
     *,
     name: Annotated[str | None, typer.Option(help="A new name.")] = None,
     team: Annotated[str | None, typer.Option(help="Another team of its organisation.")] = None,
-    rpm: options.Rpm = None,
-    tpm: options.Tpm = None,
-    max_parallel: options.MaxParallel = None,
-    budget: options.BudgetAmount = None,
-    period: options.BudgetPeriod = None,
-    cost_cap: options.CostCap = None,
-    model: options.Models = None,
-    limit: options.Limits = None,
-    max_parallel_shadow: options.MaxParallelShadow = None,
+    change: PolicyChange,
     expires: options.Expires = None,
     config: ConfigOption = None,
     json: JsonOption = False,
 ) -> None:
     """Change what is named and nothing else; `none` removes a limit, the team or the expiry."""
-    change = options.policy_change(
-        rpm, tpm, max_parallel, budget, period, cost_cap, model, limit, max_parallel_shadow
-    )
     asked = KeyChange(team=options.named(team), expires_us=options.expiry_us(expires, now_us()))
     if name is not None:
         asked = KeyChange(name=name, team=asked.team, expires_us=asked.expires_us)

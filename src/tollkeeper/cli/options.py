@@ -3,9 +3,11 @@
 A value that cannot be read is wrong use (exit 2); what it means for a policy is decided in `domain/policy_change.py`.
 """
 
+import inspect
 import re
 from collections.abc import Callable
-from typing import Annotated, Final, TypeVar
+from functools import wraps
+from typing import Annotated, Any, Final, TypeVar
 
 import typer
 
@@ -53,16 +55,17 @@ Expires = Annotated[
 Value = TypeVar("Value")
 
 
-def policy_change(
-    rpm: str | None,
-    tpm: str | None,
-    max_parallel: str | None,
-    budget: str | None,
-    period: Period | None,
-    cost_cap: str | None,
-    models: list[str] | None,
-    limits: list[str] | None,
-    max_parallel_shadow: bool | None,
+def _policy_change(
+    *,
+    rpm: Rpm = None,
+    tpm: Tpm = None,
+    max_parallel: MaxParallel = None,
+    budget: BudgetAmount = None,
+    period: BudgetPeriod = None,
+    cost_cap: CostCap = None,
+    model: Models = None,
+    limit: Limits = None,
+    max_parallel_shadow: MaxParallelShadow = None,
 ) -> PolicyChange:
     """The change that the options ask for; `none` removes."""
     return PolicyChange(
@@ -72,10 +75,29 @@ def policy_change(
         budget_nano=_read(budget, "--budget", nano_from_usd),
         period=period,
         cost_cap_nano=_read(cost_cap, "--cost-cap", nano_from_usd),
-        models=UNCHANGED if not models else None if models == [NONE] else tuple(models),
-        windows=_windows(limits),
+        models=UNCHANGED if not model else None if model == [NONE] else tuple(model),
+        windows=_windows(limit),
         max_parallel_shadow=UNCHANGED if max_parallel_shadow is None else max_parallel_shadow,
     )
+
+
+def with_limits(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command all limit options where its parameter `change: PolicyChange` stands, which holds them all."""
+    limits = inspect.signature(_policy_change).parameters
+    own = inspect.signature(command).parameters
+    parameters = [q for p in own.values() for q in (limits.values() if p.name == "change" else (p,))]
+
+    @wraps(command)
+    def wrapper(**given: Any) -> None:
+        change = _policy_change(**{name: given.pop(name) for name in limits})
+        command(**given, change=change)
+
+    wrapper.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        sorted(parameters, key=lambda parameter: parameter.kind), return_annotation=None
+    )
+    hints = {**command.__annotations__, **_policy_change.__annotations__, "return": None}
+    wrapper.__annotations__ = {name: hint for name, hint in hints.items() if name != "change"}
+    return wrapper
 
 
 def _windows(limits: list[str] | None) -> tuple[Window, ...] | None | Unchanged:
