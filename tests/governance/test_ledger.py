@@ -102,6 +102,25 @@ async def test_slot_is_free_for_the_next_request(parts: Parts) -> None:
         await parts.spend(who, f"r{number}.1", hold=10, cost=1)
 
 
+async def test_dead_holder_frees_its_slot_within_30_seconds(tmp_path: Path) -> None:
+    """A slot is a lease: the heartbeat of a living process keeps it, silence frees it."""
+    clock = Clock(time.time_ns() // 1000)
+    parts = await Parts.start(tmp_path, None, clock)
+    who = one_key("org_a", budget(10**9, concurrency=1))
+    held = await parts.admit(who, "held.1", hold=10)
+    assert isinstance(held, Grant)
+    for _ in range(5):
+        clock.now_us += 20_000_000
+        await parts.ledger._renew_leases()
+        assert isinstance(await parts.admit(who, "waits.1", hold=10), Denial)
+    clock.now_us += 30_000_000
+    freed = await parts.admit(who, "freed.1", hold=10)
+    assert isinstance(freed, Grant)
+    parts.ledger.void(held)
+    parts.ledger.void(freed)
+    await parts.stop()
+
+
 async def test_an_attempt_ends_once(parts: Parts) -> None:
     who = one_key("org_a", budget(1000))
     grant = await parts.admit(who, "r1.1", hold=10)

@@ -81,6 +81,8 @@ moves = st.one_of(
     st.tuples(st.just("reset")),
     st.tuples(st.just("seed"), st.integers(0, 3), st.integers(0, 50)),
     st.tuples(st.just("reassert")),
+    st.tuples(st.just("renew")),
+    st.tuples(st.just("wait"), st.sampled_from([29_999_999, 30_000_000])),
     st.tuples(st.just("state")),
     st.tuples(st.just("snapshot"), st.booleans()),
 )
@@ -198,6 +200,10 @@ class Pair:
     async def on_reassert(self) -> None:
         dispatches = [dispatch for _, dispatch in self.grants]
         await self.both(lambda store: store.reassert(self.root, "p_1", dispatches))
+
+    async def on_renew(self) -> None:
+        leases = {self.root: {dispatch.attempt: dispatch.slots for _, dispatch in self.grants}}
+        await self.both(lambda store: store.renew(leases))
 
     async def on_state(self) -> None:
         await self.admit("", 0, 0)
