@@ -142,9 +142,8 @@ class Ledger:
         self._outbox.release()
         self._spawn(self._outbox.fsync_loop(FSYNC_INTERVAL_S))
         self._spawn(self._heartbeat())
-        unsent = [root for root in self._outbox.numbers if self._outbox.entries_above(root, 0)]
-        self.touched.update(unsent)
-        for root in unsent:
+        for root in self._outbox.kept_roots():
+            self.touched.add(root)
             self._recover_soon(root)
 
     async def flush(self, timeout_s: float) -> bool:

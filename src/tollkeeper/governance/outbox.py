@@ -256,6 +256,10 @@ class Outbox:
                 ]
         return found
 
+    def kept_roots(self) -> set[str]:
+        """Roots with entries that are not forgotten yet."""
+        return {root for segment in self._segments for root in segment.last}
+
     def uncovered_of(self, root: str) -> int:
         """How many entries of a root the database is not known to cover."""
         return self.numbers.get(root, 0) - self._covered.get(root, 0)
