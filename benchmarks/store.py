@@ -74,10 +74,10 @@ async def scripts(server: RedisServer, scopes: int) -> tuple[float, float, float
     """Redis time in µs of a call: nothing, admission, settlement."""
     store = RedisStore(StoreSettings(redis_url=server.url, admission_timeout_s=60))
     await store.start()
-    nothing = await store.connection.send("SCRIPT", "LOAD", "return 0")
+    nothing = await store.client.send("SCRIPT", "LOAD", "return 0")
     server.command("CONFIG", "RESETSTAT")
     for _ in range(SCRIPT_CALLS // 100):
-        await asyncio.gather(*(store.connection.send("EVALSHA", nothing, "1", "x") for _ in range(100)))
+        await asyncio.gather(*(store.client.send("EVALSHA", nothing, "1", "x") for _ in range(100)))
     empty = _redis_us(server)
     await store.seed("org_bench", "run", {}, {})
     checks = checks_for(principal(scopes), store.now_us())

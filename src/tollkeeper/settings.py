@@ -48,7 +48,7 @@ class StoreSettings(Group, frozen=True):
     """The fast state. Without a URL it is this process's memory, which only one process may use."""
 
     redis_url: str | None = None
-    """`redis://`, `rediss://` or `unix://`."""
+    """`redis://`, `rediss://` (TLS), `unix://`, `redis+sentinel://hosts/service` or `redis+cluster://hosts`."""
     dial_timeout_s: float = 5.0
     """Longest time to connect."""
     admission_timeout_s: float = 1.0
@@ -217,6 +217,9 @@ FROM_ENVIRONMENT_ONLY: Final = {
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
 _SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+REDIS_SCHEMES: Final = (
+    *("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster"),
+)
 DEFAULT_FILE: Final = "tollkeeper.toml"
 ADMIN_TOKEN_MIN: Final = 16
 DIGEST_KEY_MIN: Final = 32
@@ -447,9 +450,9 @@ def _check_positive(settings: Settings) -> None:
 
 
 def _check_urls(settings: Settings) -> None:
-    _check_url("store.redis_url (REDIS_URL)", settings.store.redis_url, ("redis", "rediss", "unix"))
+    _check_url("store.redis_url (REDIS_URL)", settings.store.redis_url, REDIS_SCHEMES)
     database = "database.url (DATABASE_URL)"
-    _check_url(database, settings.database.url, ("postgresql", "postgres", "sqlite"))
+    _check_url(database, settings.database.url, ("postgresql", "postgres", "sqlite"), drivers=True)
     if settings.database.url is not None and settings.database.url.startswith("sqlite"):
         _, _, path = settings.database.url.partition(":///")
         if path in ("", ":memory:"):
@@ -463,13 +466,13 @@ def _check_urls(settings: Settings) -> None:
         raise ConfigurationError(f"{logs}: name the bucket, like s3://bucket/prefix")
 
 
-def _check_url(what: str, url: str | None, schemes: tuple[str, ...]) -> None:
+def _check_url(what: str, url: str | None, schemes: tuple[str, ...], *, drivers: bool = False) -> None:
     if url is None:
         return
     known = ", ".join(f"{scheme}://" for scheme in schemes)
     try:
         parts = urlsplit(url)
-        scheme = parts.scheme.partition("+")[0]
+        scheme = parts.scheme.partition("+")[0] if drivers else parts.scheme
         _ = None if "," in parts.netloc else parts.port
     except ValueError as error:
         raise ConfigurationError(f"{what}: {mask_url(url)!r} is not a URL ({error})") from None

@@ -3,18 +3,32 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
+from redis.asyncio.connection import AbstractConnection
 
 from tests.servers.redis import RedisServer
-from tollkeeper.domain.errors import ConfigurationError, StoreUnavailable
-from tollkeeper.governance import redis_connection
+from tollkeeper.domain.errors import StoreUnavailable
+from tollkeeper.governance import redis_connection, redis_settings
 from tollkeeper.governance.redis_connection import RedisConnection, ReplyError
+from tollkeeper.governance.redis_topology import dialled
+
+
+def connect(url: str, *, dial_timeout_s: float = 2, reply_timeout_s: float = 1, **more: Any) -> RedisConnection:
+    settings = redis_settings.read(url=url, dial_timeout_s=dial_timeout_s)
+
+    async def dial() -> AbstractConnection:
+        return dialled(settings)
+
+    return RedisConnection(
+        dial, shown_url=settings.url, dial_timeout_s=dial_timeout_s, reply_timeout_s=reply_timeout_s, **more
+    )
 
 
 @pytest.fixture
 async def connection(redis_server: RedisServer) -> AsyncIterator[RedisConnection]:
-    made = RedisConnection(redis_server.url, dial_timeout_s=2, reply_timeout_s=1)
+    made = connect(redis_server.url)
     await made.start()
     yield made
     await made.stop()
@@ -65,7 +79,7 @@ async def test_queue_is_bounded(connection: RedisConnection, monkeypatch: pytest
 
 
 async def test_killed_server_fails_what_waits_and_comes_back(own_redis: RedisServer) -> None:
-    connection = RedisConnection(own_redis.url, dial_timeout_s=2, reply_timeout_s=1)
+    connection = connect(own_redis.url)
     await connection.start()
     own_redis.freeze()
     waiting = connection.send("PING")
@@ -91,7 +105,7 @@ async def test_killed_server_fails_what_waits_and_comes_back(own_redis: RedisSer
 
 
 async def test_frozen_server_counts_as_away_within_the_deadline(own_redis: RedisServer) -> None:
-    connection = RedisConnection(own_redis.url, dial_timeout_s=0.3, reply_timeout_s=0.3)
+    connection = connect(own_redis.url, dial_timeout_s=0.3, reply_timeout_s=0.3)
     await connection.start()
     own_redis.freeze()
     begun = time.monotonic()
@@ -103,12 +117,7 @@ async def test_frozen_server_counts_as_away_within_the_deadline(own_redis: Redis
 
 
 async def test_first_connection_that_fails_says_where(tmp_path: object) -> None:
-    connection = RedisConnection("redis://user:hush@127.0.0.1:1/0", dial_timeout_s=0.5, reply_timeout_s=0.5)
+    connection = connect("redis://user:hush@127.0.0.1:1/0", dial_timeout_s=0.5, reply_timeout_s=0.5)
     with pytest.raises(StoreUnavailable, match=r"cannot connect to Redis at redis://user:\*\*\*@127.0.0.1:1/0"):
         await connection.start()
     await connection.stop()
-
-
-def test_bad_url_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="REDIS_URL"):
-        RedisConnection("http://localhost", dial_timeout_s=1, reply_timeout_s=1)

@@ -1,11 +1,14 @@
 """What can be wrong with a Redis that is to hold money, found by asking it."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Sequence
 from typing import Final
+
+import msgspec
 
 from tollkeeper.domain.errors import StoreUnavailable
 from tollkeeper.domain.findings import Finding
-from tollkeeper.governance.redis_connection import RedisConnection, ReplyError, Send
+from tollkeeper.governance.redis_client import RedisClient
+from tollkeeper.governance.redis_node import Node
 from tollkeeper.settings import Settings
 
 VERSION_MIN: Final = (6, 2)
@@ -13,46 +16,44 @@ CLOCK_WARN_S: Final = 1.0
 
 
 async def inspect(settings: Settings, now_us: Callable[[], int]) -> list[Finding]:
-    """Examine the Redis of the settings; nothing to examine on the memory store. Never raises for a bad Redis."""
-    if settings.store.redis_url is None:
-        return []
-    info: dict[str, str] = {}
-    clock: list[bytes] = []
+    """Examine the Redis of the settings; nothing to examine on the memory store. Never raises for a bad Redis.
 
-    async def ask(send: Send) -> None:
-        try:
-            info.update(_parse((await send("INFO")).decode()))
-            clock.extend(await send("TIME"))
-        except ReplyError as error:
-            raise StoreUnavailable(f"it refused: {error}") from error
-
-    try:
-        await _once(settings, ask)
-    except StoreUnavailable as error:
-        return [Finding("redis", "fail", str(error), "check REDIS_URL and that the server runs")]
-    server_us = int(clock[0]) * 1_000_000 + int(clock[1])
-    return [
-        _version(info),
-        _eviction(info),
-        _persistence(info),
-        _role(info),
-        _clock(abs(server_us - now_us()) / 1e6),
-    ]
-
-
-async def _once(settings: Settings, ask: Callable[[Send], Awaitable[None]]) -> None:
+    Of a cluster every primary is examined, and the worst finding of each kind is told.
+    """
     store = settings.store
-    assert store.redis_url is not None
-    connection = RedisConnection(
-        store.redis_url,
+    if store.redis_url is None:
+        return []
+    client = RedisClient(
+        url=store.redis_url,
+        pool_size=1,
         dial_timeout_s=store.dial_timeout_s,
-        reply_timeout_s=store.admission_timeout_s,
-        on_connect=ask,
+        read_timeout_s=store.admission_timeout_s,
     )
     try:
-        await connection.start()
-    finally:
-        await connection.stop()
+        async with client:
+            found = [await _examine(node, now_us) for node in client.nodes]
+    except StoreUnavailable as error:
+        return [Finding("redis", "fail", str(error), "check REDIS_URL and that the server runs")]
+    if len(found) == 1:
+        return [finding for _, finding in found[0]]
+    return [_worst(same) for same in zip(*found, strict=True)]
+
+
+async def _examine(node: Node, now_us: Callable[[], int]) -> list[tuple[str, Finding]]:
+    """Findings of one server, each with the server's name."""
+    info = _parse((await node.send("INFO")).decode())
+    clock = await node.send("TIME")
+    server_us = int(clock[0]) * 1_000_000 + int(clock[1])
+    difference_s = abs(server_us - now_us()) / 1e6
+    findings = (_version(info), _eviction(info), _persistence(info), _role(info), _clock(difference_s))
+    return [(node.name, finding) for finding in findings]
+
+
+def _worst(same: Sequence[tuple[str, Finding]]) -> Finding:
+    name, worst = max(same, key=lambda pair: ("ok", "warn", "fail").index(pair[1].state))
+    if worst.state == "ok":
+        return worst
+    return msgspec.structs.replace(worst, text=f"{name}: {worst.text}")
 
 
 def _parse(text: str) -> dict[str, str]:

@@ -2,8 +2,8 @@
 
 `redis-py` connects, authenticates and does TLS; after that its streams are used directly, one writer and one reader,
 so that nothing waits for the reply of the command before it. Order of `send` is order of execution: admissions and
-settlements rely on it. This file knows nothing of scripts or money, and never repeats a command: whoever sent it
-knows whether that is safe.
+settlements rely on it. This file knows nothing of scripts, clusters or money, and never repeats a command by itself:
+whoever sent it knows whether that is safe.
 """
 
 import asyncio
@@ -13,61 +13,97 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import hiredis
-from redis.asyncio import ConnectionPool
 from redis.asyncio.connection import AbstractConnection
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
-from redis.maint_notifications import MaintNotificationsConfig
+from redis.exceptions import AuthenticationError, RedisError
 
-from tollkeeper.domain.errors import ConfigurationError, StoreUnavailable
+from tollkeeper.domain.errors import StoreUnavailable
 from tollkeeper.observability.logging import logger
-from tollkeeper.settings import mask_url
 
 PENDING_MAX: Final = 20_000
 """Commands without a reply; above it `send` refuses, so that a slow Redis cannot fill our memory."""
 READ_BYTES: Final = 2**18
 BACKOFF_MIN_S: Final = 0.05
 BACKOFF_MAX_S: Final = 2.0
-
+BATCHES: Final = 16
+"""Buckets of the histogram of batch sizes: 1, 2–3, 4–7, … by powers of two."""
+NOT_RUN: Final = frozenset(
+    {"NOSCRIPT", "MOVED", "ASK", "TRYAGAIN", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "BUSY", "READONLY"}
+)
+"""Errors that say that a command did not run."""
+_NO_PASSWORD: Final = frozenset({"NOAUTH", "WRONGPASS", "NOPERM"})
 
 Send = Callable[..., "asyncio.Future[Any]"]
+Dial = Callable[[], Awaitable[AbstractConnection]]
+"""Where to connect to, asked anew for each try: gives redis-py's connection, not yet connected."""
 
 
-class ReplyError(Exception):
-    """Redis answered with an error: the command ran not at all, or failed. `code` is its first word."""
+class ReplyError(StoreUnavailable):
+    """Redis answered with an error. `code` is its first word; `sent` is False if the command did not run."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(message)
         self.code = message.partition(" ")[0]
+        hint = "; is REDIS_PASSWORD right?" if self.code in _NO_PASSWORD else ""
+        super().__init__(message + hint, sent=self.code not in NOT_RUN)
+
+
+Command = tuple["asyncio.Future[Any]", bytes, int]
+"""A command on its way: who waits, the bytes as they were sent, and how often it was sent on to somewhere else.
+A plain tuple, because one is made for every command."""
+
+
+class Counters:
+    """What connections count, shared by those of a client."""
+
+    __slots__ = ("batches", "commands", "misses", "reconnects", "stale", "timeouts")
+
+    def __init__(self) -> None:
+        self.batches = [0] * BATCHES
+        self.commands = self.misses = self.reconnects = self.stale = self.timeouts = 0
 
 
 class RedisConnection:
-    """States: *connecting* (first try since a loss), *up*, *away* (a try has failed), *stopped*."""
+    """States: *connecting* (first try since a loss), *up*, *away* (a try has failed, or it froze), *stopped*.
+
+    `on_refusal` sees each error reply before its caller and may take the command over (True). With `lasting` False a
+    lost connection is *stopped* and does not come back.
+    """
 
     def __init__(
         self,
-        url: str,
+        dial: Dial,
         *,
+        shown_url: str,
         dial_timeout_s: float,
         reply_timeout_s: float,
+        write_timeout_s: float = 3600.0,
         on_connect: Callable[[Send], Awaitable[None]] | None = None,
+        on_refusal: Callable[["RedisConnection", ReplyError, Command], bool] | None = None,
+        counters: Counters | None = None,
+        lasting: bool = True,
     ) -> None:
         self.state = "stopped"
         self.reconnects = 0
-        self.shown_url = mask_url(url)
+        self.shown_url = shown_url
+        self.counters = counters or Counters()
+        self.born_s = self.used_s = 0.0
+        self._dial = dial
         self._dial_timeout_s = dial_timeout_s
         self._reply_timeout_s = reply_timeout_s
+        self._write_timeout_s = write_timeout_s
         self._on_connect = on_connect
+        self._on_refusal = on_refusal
+        self._lasting = lasting
         self._why = "not started"
-        self._pool = _pool(url, dial_timeout_s)
         self._connection: AbstractConnection | None = None
         self._writer: asyncio.StreamWriter | None = None
-        self._pending: deque[asyncio.Future[Any]] = deque()
+        self._pending: deque[Command] = deque()
         self._ticks: deque[tuple[float, int]] = deque()  # (when written, commands sent by then)
         self._outgoing: list[bytes] = []
+        self._held = False
         self._sent = self._answered = 0
+        self._stuck_s: float | None = None  # since when the system takes no more bytes
         self._changed = asyncio.Event()
+        self._drained: Callable[[], None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._watch: asyncio.TimerHandle | None = None
         self._log = logger("governance")
@@ -75,15 +111,32 @@ class RedisConnection:
     def __repr__(self) -> str:
         return f"<RedisConnection {self.shown_url} {self.state} pending={len(self._pending)}>"
 
+    @property
+    def pending(self) -> int:
+        """Commands without a reply."""
+        return len(self._pending)
+
+    @property
+    def why(self) -> str:
+        """Why it is not up."""
+        return self._why
+
+    @property
+    def peer(self) -> tuple[str, int] | None:
+        """Host and port it is connected to; None without a connection, or on a unix socket."""
+        host = getattr(self._connection, "host", None)
+        return None if host is None else (host, getattr(self._connection, "port", 0))
+
     async def start(self) -> None:
-        """Connect. On failure raises StoreUnavailable and goes on trying in the background."""
+        """Connect. On failure raises StoreUnavailable and, if lasting, goes on trying in the background."""
         self._loop = asyncio.get_running_loop()
-        self._set_state("connecting")
+        self._set_state("connecting", "still connecting")
         try:
             await self._connect()
         except StoreUnavailable as error:
-            self._set_state("away", str(error))
-            self._spawn(self._reconnect())
+            self._set_state("away" if self._lasting else "stopped", str(error))
+            if self._lasting:
+                self._spawn(self._reconnect())
             raise
 
     async def stop(self) -> None:
@@ -99,19 +152,37 @@ class RedisConnection:
 
         Raises StoreUnavailable at once, with nothing sent, when there is no connection.
         """
+        return self.write(parts)
+
+    def write(self, parts: tuple[Any, ...]) -> "asyncio.Future[Any]":
+        """`send`, for parts that are a tuple already."""
         if self.state != "up":
             raise StoreUnavailable(f"Redis at {self.shown_url} is away: {self._why}", sent=False)
-        return self._enqueue(*parts)
+        return self._put((self._loop.create_future(), hiredis.pack_command(parts), 0))
+
+    def forward(self, command: Command, *before: Any) -> None:
+        """Send a command that another connection (or this one) refused, right behind the command `before`.
+
+        Raises StoreUnavailable at once, with nothing sent, when there is no connection.
+        """
+        if self.state != "up":
+            raise StoreUnavailable(f"Redis at {self.shown_url} is away: {self._why}", sent=False)
+        if before:
+            self._enqueue(*before).add_done_callback(_ignore)
+        future, packed, hops = command
+        self._put((future, packed, hops + 1))
 
     def _enqueue(self, *parts: Any) -> "asyncio.Future[Any]":
+        return self._put((self._loop.create_future(), hiredis.pack_command(parts), 0))
+
+    def _put(self, command: Command) -> "asyncio.Future[Any]":
         if len(self._pending) >= PENDING_MAX:
             raise StoreUnavailable(f"Redis at {self.shown_url} has {PENDING_MAX} commands unanswered", sent=False)
         if not self._outgoing:
             self._loop.call_soon(self._flush)
-        self._outgoing.append(hiredis.pack_command(parts))
-        future: asyncio.Future[Any] = self._loop.create_future()
-        self._pending.append(future)
-        return future
+        self._outgoing.append(command[1])
+        self._pending.append(command)
+        return command[0]
 
     async def ready(self, timeout_s: float) -> bool:
         """Wait while a first reconnection is under way. True if the connection is up."""
@@ -124,83 +195,173 @@ class RedisConnection:
                 break
         return self.state == "up"
 
+    # Changing over to another connection, in order
+
+    def succeed(self, old: "RedisConnection") -> None:
+        """Take over from `old`: what is sent from now on is written once nothing is pending there. Then it closes."""
+        self._held = old.pending > 0
+        old.retire(self._release)
+
+    def retire(self, then: Callable[[], None] | None = None) -> None:
+        """Close once nothing is pending. Nothing may be sent any more."""
+
+        def close() -> None:
+            self._spawn(self.stop_quietly())
+            if then is not None:
+                then()
+
+        self._when_drained(close)
+
+    async def stop_quietly(self) -> None:
+        """`stop`, from one of its own tasks."""
+        self._set_state("stopped", "retired")
+        await self._drop("retired")
+
+    def abandon(self, why: str) -> None:
+        """Reconnect (perhaps elsewhere) once what is pending has been answered; nothing is sent until then."""
+        connection = self._connection
+        if self.state == "up" and connection is not None:
+            self._set_state("connecting", why)
+            self._when_drained(lambda: self._spawn(self._lost(connection, why)))
+
+    def _when_drained(self, then: Callable[[], None]) -> None:
+        if self._pending:
+            self._drained = then
+        else:
+            then()
+
+    def _release(self) -> None:
+        self._held = False
+        self._flush()
+
     # Writing and reading
 
     def _flush(self) -> None:
-        if self._writer is None or not self._outgoing:
+        if self._writer is None or self._held or not self._outgoing:
             return
-        self._sent += len(self._outgoing)
-        self._ticks.append((self._loop.time(), self._sent))
+        count = len(self._outgoing)
+        self._sent += count
+        self.used_s = self._loop.time()
+        self._ticks.append((self.used_s, self._sent))
         self._writer.write(b"".join(self._outgoing))
         self._outgoing.clear()
+        self.counters.commands += count
+        self.counters.batches[min(count.bit_length(), BATCHES) - 1] += 1
 
-    async def _read(self, reader: asyncio.StreamReader) -> None:
+    async def _read(self, connection: AbstractConnection, reader: asyncio.StreamReader) -> None:
         parser = hiredis.Reader(notEnoughData=_NOTHING)
         why = "Redis closed the connection"
         try:
             while data := await reader.read(READ_BYTES):
+                if connection is not self._connection:
+                    return
                 parser.feed(data)
                 while (reply := parser.gets()) is not _NOTHING:
                     self._answered += 1
-                    future = self._pending.popleft()
+                    command = self._pending.popleft()
+                    future = command[0]
                     if future.done():
                         continue  # whoever waited was cancelled; the command ran all the same
                     if isinstance(reply, hiredis.ReplyError):
-                        future.set_exception(ReplyError(str(reply)))
+                        self._refused(ReplyError(str(reply)), command)
                     else:
                         future.set_result(reply)
+                if self._drained is not None and not self._pending:
+                    self._now_drained()
         except (OSError, hiredis.ProtocolError) as error:
             why = str(error) or type(error).__name__
-        await self._lost(why)
+        await self._lost(connection, why)
+
+    def _refused(self, error: ReplyError, command: Command) -> None:
+        if self._on_refusal is None or not self._on_refusal(self, error, command):
+            command[0].set_exception(error)
+
+    def _now_drained(self) -> None:
+        then, self._drained = self._drained, None
+        if then is not None:
+            then()
 
     def _check_deadline(self) -> None:
         """A connection whose oldest command has waited too long is given up: a frozen Redis counts as away."""
         while self._ticks and self._ticks[0][1] <= self._answered:
             self._ticks.popleft()
-        self._watch = self._loop.call_later(self._reply_timeout_s / 5, self._check_deadline)
-        if self._ticks and self._loop.time() - self._ticks[0][0] > self._reply_timeout_s:
-            self._spawn(self._lost(f"no answer within {self._reply_timeout_s:g} s"))
+        interval_s = min(self._reply_timeout_s, self._write_timeout_s) / 5
+        self._watch = self._loop.call_later(interval_s, self._check_deadline)
+        now_s, why = self._loop.time(), ""
+        if self._writer is not None and self._writer.transport.get_write_buffer_size():
+            self._stuck_s = self._stuck_s or now_s
+            if now_s - self._stuck_s > self._write_timeout_s:
+                why = f"nothing could be written for {self._write_timeout_s:g} s"
+        else:
+            self._stuck_s = None
+        if self._ticks and now_s - self._ticks[0][0] > self._reply_timeout_s:
+            why = f"no answer within {self._reply_timeout_s:g} s"
+        if why and self._connection is not None:
+            self.counters.timeouts += len(self._pending)
+            self._spawn(self._lost(self._connection, why, frozen=True))
 
     # Connecting
 
     async def _connect(self) -> None:
-        connection: AbstractConnection = self._pool.make_connection()  # type: ignore[no-untyped-call]
-        try:
-            async with asyncio.timeout(self._dial_timeout_s):
-                await connection.connect()  # type: ignore[no-untyped-call]
-        except (RedisError, OSError, TimeoutError) as error:
-            await _close(connection)
-            reason = str(error) or f"no answer within {self._dial_timeout_s:g} s"
-            raise StoreUnavailable(f"cannot connect to Redis at {self.shown_url}: {reason}", sent=False) from error
+        connection = await self._dialled()
         self._connection = connection
         reader, self._writer = connection._reader, connection._writer  # its streams; nothing else is reading
         assert reader is not None
         self._sent = self._answered = 0
         self._ticks.clear()
-        self._spawn(self._read(reader))
+        self._stuck_s = None
+        self._spawn(self._read(connection, reader))
         self._check_deadline()
-        if self._on_connect is not None:
-            await self._on_connect(self._enqueue)
+        try:
+            if self._on_connect is not None:
+                await self._on_connect(self._enqueue)
+        except StoreUnavailable as error:
+            await self._drop(str(error))
+            raise StoreUnavailable(f"cannot use Redis at {self.shown_url}: {error}", sent=False) from error
+        if self._connection is not connection:
+            raise StoreUnavailable(f"cannot use Redis at {self.shown_url}: it closed the connection", sent=False)
+        self.born_s = self.used_s = self._loop.time()
         self._set_state("up")
 
-    async def _lost(self, why: str) -> None:
-        was_up = self.state == "up"
-        if was_up:
-            self._set_state("connecting", why)
-            self._log.warning("redis_lost", url=self.shown_url, why=why)
+    async def _dialled(self) -> AbstractConnection:
+        connection: AbstractConnection | None = None
+        try:
+            async with asyncio.timeout(self._dial_timeout_s):
+                connection = await self._dial()
+                await connection.connect()  # type: ignore[no-untyped-call]
+                return connection
+        except (RedisError, OSError, TimeoutError) as error:
+            if connection is not None:
+                await _close(connection)
+            reason = str(error) or f"no answer within {self._dial_timeout_s:g} s"
+            reason += _hint(error, reason)
+            raise StoreUnavailable(f"cannot connect to Redis at {self.shown_url}: {reason}", sent=False) from error
+
+    async def _lost(self, connection: AbstractConnection, why: str, *, frozen: bool = False) -> None:
+        if connection is not self._connection:
+            return
+        was_up = self.state == "up" or self.born_s > 0
+        self.born_s = 0.0
+        if was_up and self.state != "stopped":
+            after = ("away" if frozen else "connecting") if self._lasting else "stopped"
+            self._set_state(after, why)
+            if self._lasting:
+                self._log.warning("redis_lost", url=self.shown_url, why=why)
+                self._spawn(self._reconnect())
         await self._drop(why)
-        if was_up:
-            self._spawn(self._reconnect())
 
     async def _drop(self, why: str) -> None:
         connection, self._connection, self._writer = self._connection, None, None
         if self._watch is not None:
             self._watch.cancel()
+        unsent = len(self._outgoing)
         self._outgoing.clear()
         pending, self._pending = self._pending, deque()
-        for future in pending:
+        for place, (future, _, _) in enumerate(pending, unsent - len(pending)):
             if not future.done():
-                future.set_exception(StoreUnavailable(f"lost Redis at {self.shown_url}: {why}"))
+                error = StoreUnavailable(f"lost Redis at {self.shown_url}: {why}", sent=place < 0)
+                future.set_exception(error)
+        self._now_drained()
         if connection is not None:
             await _close(connection)
 
@@ -217,6 +378,7 @@ class RedisConnection:
                 delay_s = min(BACKOFF_MAX_S, 2 * delay_s)
             else:
                 self.reconnects += 1
+                self.counters.reconnects += 1
                 self._log.info("redis_back", url=self.shown_url)
 
     def _set_state(self, state: str, why: str = "") -> None:
@@ -232,18 +394,19 @@ class RedisConnection:
 _NOTHING: Final = object()
 
 
-def _pool(url: str, dial_timeout_s: float) -> ConnectionPool:
-    try:
-        return ConnectionPool.from_url(
-            url,
-            protocol=2,
-            socket_connect_timeout=dial_timeout_s,
-            socket_timeout=dial_timeout_s,
-            retry=Retry(NoBackoff(), 0),
-            maint_notifications_config=MaintNotificationsConfig(enabled=False),
-        )
-    except ValueError as error:
-        raise ConfigurationError(f"store.redis_url (REDIS_URL): {error}") from None
+def _ignore(future: "asyncio.Future[Any]") -> None:
+    """Its error shows in the command that follows."""
+    if not future.cancelled():
+        future.exception()
+
+
+def _hint(error: Exception, reason: str) -> str:
+    """What the operator may want to change."""
+    if isinstance(error, AuthenticationError):
+        return "; is REDIS_PASSWORD right?"
+    if "CERTIFICATE_VERIFY_FAILED" in reason or "certificate verify failed" in reason:
+        return "; ssl_ca_certs must name the CA of the server's certificate"
+    return ""
 
 
 async def _close(connection: AbstractConnection) -> None:

@@ -5,7 +5,6 @@ certainly did not run. What the scripts decide is specified by their twin, domai
 """
 
 import asyncio
-import hashlib
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
@@ -25,15 +24,12 @@ from tollkeeper.domain.admission import (
 from tollkeeper.domain.entries import CLOSED, Applied, AppliedStatus, Dispatch, Entry, EntryKind
 from tollkeeper.domain.errors import StoreUnavailable
 from tollkeeper.domain.ports import RootSnapshot, SpendTotals
-from tollkeeper.governance.redis_connection import RedisConnection, ReplyError, Send
-from tollkeeper.governance.scripts import SCRIPTS, source
+from tollkeeper.governance.redis_client import RedisClient
+from tollkeeper.governance.redis_connection import ReplyError, Send
+from tollkeeper.governance.scripts import SCRIPTS
 from tollkeeper.governance.store import Done, SeedTotals, Snapshot
 from tollkeeper.settings import StoreSettings
 
-SHA: Final = {name: hashlib.sha1(source(name).encode()).hexdigest() for name in SCRIPTS}  # noqa: S324 - EVALSHA
-NOT_RUN: Final = frozenset({"NOSCRIPT", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY", "READONLY"})
-"""Errors that say that a command did not run."""
-ATTEMPTS_MAX: Final = 5
 ROOT_SLOT: Final = "."
 """How a hold names the root's own slot set, whose name is empty."""
 _STATUS: Final = {
@@ -75,48 +71,48 @@ def counter_key(root: str, name: str) -> str:
 
 
 class RedisStore:
-    """Keeps `Store` on one ordered connection.
+    """Keeps `Store` on a client of its own: everything of a root goes out in order, on one connection.
 
     `time_us` is for tests: a fixed clock handed to the scripts instead of the server's.
     """
 
     def __init__(self, settings: StoreSettings, *, time_us: int = 0) -> None:
         assert settings.redis_url is not None
-        self._timeout_s = settings.admission_timeout_s
-        self.connection = RedisConnection(
-            settings.redis_url,
+        self.client = RedisClient(
+            url=settings.redis_url,
+            pool_size=1,  # nothing here may be spread
             dial_timeout_s=settings.dial_timeout_s,
-            reply_timeout_s=settings.admission_timeout_s,
-            on_connect=self._prepare,
+            read_timeout_s=settings.admission_timeout_s,
+            write_timeout_s=settings.admission_timeout_s,
+            on_connect=self._on_connect,
         )
+        self._digests = {name: self.client.know(name) for name in SCRIPTS}
         self.time_us = time_us
         self._offset_us = 0
         self._plans: dict[int, tuple[Checks, _Plan]] = {}
 
     def __repr__(self) -> str:
-        return f"<RedisStore {self.connection!r}>"
+        return f"<RedisStore {self.client!r}>"
 
     async def start(self) -> None:
-        await self.connection.start()
+        await self.client.start()
 
     async def stop(self) -> None:
-        await self.connection.stop()
+        await self.client.stop()
 
     async def ping(self) -> None:
-        await self._call("PING")
+        if not self.client.nodes:
+            await self.client.call("PING")  # raises, and says why nothing is known of the cluster
+        await asyncio.gather(*(node.send("PING") for node in self.client.nodes))
 
     def now_us(self) -> int:
         if self.time_us:
             return self.time_us
         return int(asyncio.get_running_loop().time() * 1e6) + self._offset_us
 
-    async def _prepare(self, send: Send) -> None:
-        """After each connect: the scripts, and the server's clock."""
-        try:
-            replies = await asyncio.gather(send("TIME"), *(send("SCRIPT", "LOAD", source(name)) for name in SCRIPTS))
-            self._learn_clock(int(replies[0][0]) * 1_000_000 + int(replies[0][1]))
-        except ReplyError as error:
-            raise StoreUnavailable(f"Redis at {self.connection.shown_url} refused: {error}", sent=False) from error
+    async def _on_connect(self, send: Send) -> None:
+        seconds, micros = await send("TIME")
+        self._learn_clock(int(seconds) * 1_000_000 + int(micros))
 
     def _learn_clock(self, server_us: int) -> None:
         self._offset_us = server_us - int(asyncio.get_running_loop().time() * 1e6)
@@ -154,7 +150,7 @@ class RedisStore:
     def apply(self, root: str, producer: str, entry: Entry, done: Done) -> None:
         name, keys, arguments = self._apply_call(root, producer, entry)
         try:
-            future = self.connection.send("EVALSHA", SHA[name], len(keys), *keys, *arguments)
+            future = self.client.send("EVALSHA", self._digests[name], len(keys), *keys, *arguments, key=keys[0])
         except StoreUnavailable as error:
             done(error)
             return
@@ -251,25 +247,10 @@ class RedisStore:
     # Calls. Everything that comes through here may be repeated: it is idempotent.
 
     async def _run(self, script: str, keys: Sequence[str], *arguments: Any) -> Any:
-        return await self._call("EVALSHA", SHA[script], len(keys), *keys, *arguments)
+        return await self.client.run(script, keys, arguments, idempotent=True)
 
-    async def _call(self, *parts: Any) -> Any:
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._timeout_s
-        for _ in range(ATTEMPTS_MAX):
-            try:
-                return await self.connection.send(*parts)
-            except StoreUnavailable:
-                if not await self.connection.ready(deadline - loop.time()):
-                    raise
-            except ReplyError as error:
-                if error.code != "NOSCRIPT":
-                    sent = error.code not in NOT_RUN
-                    raise StoreUnavailable(f"Redis refused: {error}", sent=sent) from error
-                await self._prepare(self.connection.send)
-            if loop.time() >= deadline:
-                break
-        raise StoreUnavailable(f"Redis at {self.connection.shown_url} did not answer in time")
+    async def _call(self, command: str, key: str, *arguments: Any) -> Any:
+        return await self.client.call(command, key, *arguments, key=key, idempotent=True)
 
 
 PLANS_MAX: Final = 10_000
@@ -372,10 +353,10 @@ def _applied(entry: Entry, future: "asyncio.Future[Any]") -> Applied | StoreUnav
     if future.cancelled():
         return StoreUnavailable("the settlement's reply was not awaited")
     error = future.exception()
-    if isinstance(error, StoreUnavailable):
-        return error
+    if isinstance(error, ReplyError):
+        return StoreUnavailable(f"Redis refused a settlement: {error}", sent=error.sent)
     if error is not None:
-        return StoreUnavailable(f"Redis refused a settlement: {error}", sent=False)
+        return error if isinstance(error, StoreUnavailable) else StoreUnavailable(str(error))
     status, mark, *absent = future.result()
     name = entry.counters[absent[0] - 1].name if absent and absent[0] else ""
     return Applied(_STATUS[status], mark, name)
