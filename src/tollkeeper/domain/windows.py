@@ -65,10 +65,11 @@ class RunLog:
         return self.window_us
 
     def add(self, now_us: int, requests: int, tokens: int) -> int:
-        """Record weights now; the run's index."""
+        """Record weights (each at most 2^40 - 1) now; the run's index. A run is never worth more than 2^40 - 1."""
         stamp = max(self._stamp(now_us), self.last_us if self.runs else 0)
         if self.runs and self.last_us == stamp:
             last = self.runs[-1]
+            requests, tokens = min(requests, WEIGHT_MAX - last[1]), min(tokens, WEIGHT_MAX - last[2])
             last[1] += requests
             last[2] += tokens
         else:

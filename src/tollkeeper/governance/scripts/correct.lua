@@ -1,6 +1,4 @@
 -- What settlement does with a log of window.lua: adds to a run that is still in it; one that has left changes nothing.
-local WEIGHT_MAX = 1099511627775
-
 local function log_correct(key, generation, index, requests, tokens)
   local raw = redis.call('GETRANGE', key, 0, HEADER_BYTES - 1)
   if #raw == 0 then

@@ -66,12 +66,18 @@ local function log_wait(log, now, unit, excess)
   return wait
 end
 
+-- The key lives two windows more, and until its newest run has left: that may lie ahead if the clock was set back.
+-- Returns the time in ms.
+local function log_prolong(log, now)
+  log.expires = math.max(now + 2 * log.window, log.last + log.window)
+  return math.ceil((log.expires - now) / 1000)
+end
+
 -- Writes the header, and `run` (packed) as the newest run if given.
 local function log_write(log, now, run)
-  local live_ms = math.ceil(log.window / 500)
   if log.fresh or log.cut then
     log.first = run and log.tail - 1 or log.tail
-    log.expires = now + 2 * log.window
+    local live_ms = log_prolong(log, now)
     redis.call('SET', log.key, log_header(log) .. (run or ''), 'PX', live_ms)
     return
   end
@@ -80,9 +86,8 @@ local function log_write(log, now, run)
     log.first = log.head
     redis.call('SET', log.key, log_header(log) .. live, 'KEEPTTL')
   end
-  if now + log.window > log.expires then
-    log.expires = now + 2 * log.window
-    redis.call('PEXPIRE', log.key, live_ms)
+  if log.last + log.window > log.expires then
+    redis.call('PEXPIRE', log.key, log_prolong(log, now))
   end
   redis.call('SETRANGE', log.key, 0, log_header(log))
   if run then
@@ -98,6 +103,7 @@ local function log_add(log, now, tick, requests, tokens)
     stamp = log.last
   end
   if not empty and log.last == stamp then
+    requests, tokens = math.min(requests, WEIGHT_MAX - log.last_requests), math.min(tokens, WEIGHT_MAX - log.last_tokens)
     log.last_requests, log.last_tokens = log.last_requests + requests, log.last_tokens + tokens
   else
     log.last, log.last_requests, log.last_tokens = stamp, requests, tokens

@@ -16,6 +16,7 @@ local HEADER = '<dddddddddddd'
 local HEADER_BYTES = 96
 local RUN = '<I7I5I5'
 local RUN_BYTES = 17
+local WEIGHT_MAX = 1099511627775 -- what 5 bytes hold; a run that would get more keeps this much
 
 -- Reads the header. A missing key is an empty log that begins now.
 local function log_open(key, window, now)
