@@ -1,24 +1,33 @@
-"""A client of one connection, as far as the limiters need one."""
+"""A plain redis-py client, as far as tests of scripts and limiters need one."""
 
 from collections.abc import Sequence
 from typing import Any
 
-from tollkeeper.governance.redis_connection import RedisConnection
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+
+from tollkeeper.governance.redis_connection import ReplyError
 from tollkeeper.governance.scripts import source
 
 
-class ConnectionRunner:
+class PlainRunner:
+    """Replies as Redis sends them. Commands of concurrent callers take turns on the connections of a pool."""
+
     def __init__(self, url: str) -> None:
-        self.connection = RedisConnection(url, dial_timeout_s=2, reply_timeout_s=2)
+        self.client = Redis.from_url(url, protocol=2, max_connections=50)
+        self.client.response_callbacks.clear()
 
     async def start(self) -> None:
-        await self.connection.start()
+        await self.command("PING")
 
     async def stop(self) -> None:
-        await self.connection.stop()
+        await self.client.aclose()
 
     async def command(self, *parts: Any) -> Any:
-        return await self.connection.send(*parts)
+        try:
+            return await self.client.execute_command(*parts)  # type: ignore[no-untyped-call]
+        except ResponseError as error:
+            raise ReplyError(str(error)) from error
 
     async def run(self, script: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
-        return await self.connection.send("EVAL", source(script), len(keys), *keys, *args)
+        return await self.command("EVAL", source(script), len(keys), *keys, *args)

@@ -18,6 +18,7 @@ from tollkeeper.domain.bucket import Bucket
 from tollkeeper.domain.errors import StoreUnavailable
 from tollkeeper.domain.limits import US_PER_S, Answer, AskStatus, ask_window
 from tollkeeper.domain.windows import RunLog
+from tollkeeper.governance.redis_connection import ReplyError
 
 Decision = Literal["allow", "bucket"]
 T = TypeVar("T")
@@ -124,7 +125,8 @@ class RedisLimits:
                 answer = await step()
             except StoreUnavailable as error:
                 delay_s = random.uniform(0.5, 1.0) * min(BACKOFF_MAX_S, BACKOFF_MIN_S * 2**attempt)  # noqa: S311
-                if (error.sent and not idempotent) or clock() + delay_s >= until_s:
+                lost = error.sent and not isinstance(error, ReplyError)
+                if (error.sent and not (lost and idempotent)) or clock() + delay_s >= until_s:
                     raise
                 await asyncio.sleep(delay_s)
                 continue
