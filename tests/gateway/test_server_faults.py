@@ -259,7 +259,7 @@ async def test_hang_up_mid_stream_charges_the_hold_at_the_drains_end(stand: Stan
 @pytest.mark.parametrize("stream", [False, True])
 async def test_hang_up_before_headers(stand: Stand, stream: bool) -> None:
     """The provider's answer is awaited and its usage charged, though nobody reads it."""
-    client = await Hanging.open(stand, chat("[[sim output=5 delay_ms=400]]", stream=stream))
+    client = await Hanging.open(stand, chat("[[sim output=5 delay_ms=300]]", stream=stream))
     await asyncio.sleep(0.2)
     client.close()
     end, record = await stand.one_end()

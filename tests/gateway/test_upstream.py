@@ -9,11 +9,20 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 
 from tollkeeper.domain.errors import Fault, UpstreamError
-from tollkeeper.gateway.upstream import AiohttpUpstream
+from tollkeeper.gateway.http1_pool import Http1Upstream
+from tollkeeper.gateway.upstream import Upstream
+from tollkeeper.gateway.upstream_aiohttp import AiohttpUpstream
 from tollkeeper.settings import ProviderSettings
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+made: type[Http1Upstream] | type[AiohttpUpstream] = Http1Upstream
 OK = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
+
+
+@pytest.fixture(autouse=True, params=[Http1Upstream, AiohttpUpstream])
+def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test of this file is a promise of each implementation."""
+    monkeypatch.setitem(globals(), "made", request.param)
 
 
 @asynccontextmanager
@@ -44,10 +53,10 @@ async def listening(handle: Handler) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def upstream_to(base_url: str, **settings: float) -> AsyncIterator[AiohttpUpstream]:
+async def upstream_to(base_url: str, **settings: float) -> AsyncIterator[Upstream]:
     timeouts = {"connect_timeout_s": 1.0, "first_byte_timeout_s": 1.0, "idle_timeout_s": 0.3} | settings
     provider = ProviderSettings(base_url=base_url, dialect="openai", **timeouts)  # type: ignore[arg-type]
-    upstream = AiohttpUpstream({"p": provider})
+    upstream = made({"p": provider})
     try:
         yield upstream
     finally:
@@ -61,7 +70,7 @@ async def request_head(reader: asyncio.StreamReader) -> bytes:
     return head
 
 
-async def failure(upstream: AiohttpUpstream, body: bytes = b"{}") -> UpstreamError:
+async def failure(upstream: Upstream, body: bytes = b"{}") -> UpstreamError:
     with pytest.raises(UpstreamError) as caught:
         response = await upstream.send("p", "/chat", {}, body)
         try:

@@ -33,13 +33,14 @@ from tollkeeper.gateway.dialects import (
     upstream_body,
 )
 from tollkeeper.gateway.dispatch import upstream_headers, upstream_path
+from tollkeeper.gateway.http1_pool import Http1Upstream
 from tollkeeper.gateway.instruments import Instruments
 from tollkeeper.gateway.models import ModelList
 from tollkeeper.gateway.record import HUNG_UP, Exchange, end_user, record_of
 from tollkeeper.gateway.routing import Router, check_allowed
 from tollkeeper.gateway.settle import Attempt
 from tollkeeper.gateway.stream import JSON, answer, headers_of
-from tollkeeper.gateway.upstream import AiohttpUpstream, Upstream
+from tollkeeper.gateway.upstream import Upstream
 from tollkeeper.observability.logging import logger
 from tollkeeper.observability.metrics import Metrics
 from tollkeeper.settings import Settings
@@ -93,7 +94,7 @@ class DataPlane:
 
     async def start(self) -> None:
         """Load the keys and open the pools. A database that is away is no failure: see `health`."""
-        self._upstream = AiohttpUpstream(self._settings.providers)
+        self._upstream = Http1Upstream(self._settings.providers)
         await self._keys.start()
 
     async def stop(self) -> None:
