@@ -10,9 +10,9 @@ import random
 import secrets
 import struct
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
-from typing import Any, Final, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Any, Final, Literal, Protocol, runtime_checkable
 
 from tollkeeper.domain.bucket import Bucket
 from tollkeeper.domain.errors import StoreUnavailable
@@ -21,7 +21,6 @@ from tollkeeper.domain.windows import RunLog
 from tollkeeper.governance.redis_connection import ReplyError
 
 Decision = Literal["allow", "bucket"]
-T = TypeVar("T")
 
 ATTEMPTS_MAX: Final = 8
 """Sends of one ask; the deadline ends most series earlier."""
@@ -51,6 +50,10 @@ class LimitStore(Protocol):
         """
         ...
 
+    async def look(self, decision: Decision, key: str, numbers: tuple[int, ...]) -> Answer:
+        """The state; `numbers` as for `ask`, without the last. Raises StoreUnavailable."""
+        ...
+
     async def forget(self, decision: Decision, key: str) -> None:
         """As if the key had never been asked. Raises StoreUnavailable."""
         ...
@@ -58,9 +61,12 @@ class LimitStore(Protocol):
 
 @runtime_checkable
 class ScriptRunner(Protocol):
-    """What is needed of a client: run one of `scripts/` by name, translating errors into StoreUnavailable."""
+    """What is needed of a client: RedisClient has it."""
 
-    async def run(self, script: str, keys: Sequence[str], args: Sequence[Any]) -> Any: ...
+    async def run(self, script: str, keys: Sequence[str], args: Sequence[Any], *, idempotent: bool = False) -> Any:
+        """Run one of `scripts/` by name. What certainly did not run may be repeated, what may have run only if it is
+        `idempotent`. Raises StoreUnavailable, whose `sent` tells whether it may have run."""
+        ...
 
 
 class RedisLimits:
@@ -90,67 +96,57 @@ class RedisLimits:
         request: str | None = None,
         remember_ms: int = 0,
     ) -> Answer:
-        until_s = asyncio.get_running_loop().time() + self._deadline_s
-        again = request is not None
+        clock = asyncio.get_running_loop().time
+        until_s = clock() + self._deadline_s
+        again = int(bool(request))
         if request == "":
-            again = False
             # `#` and `.`: never equal to an id of a caller, see key_part.
             request, remember_ms = f"#{self._nonce}.{next(self._numbers):x}", int(2000 * self._deadline_s)
-        keys = [key] if request is None else [key, f"{key}:{request}"]
-
-        async def decide() -> Answer | None:
-            nonlocal again
-            if self._offset_us is None and self._time_us is None:
-                self._learn((await self._run(decision, keys[:1], 0, (*numbers[:-1], 0, 0, 0))).now_us)
-            sent = (*numbers, remember_ms, int(again))
-            again = request is not None
-            answer = await self._run(decision, keys, self._server_us(until_s), sent)
-            self._learn(answer.now_us)
-            return None if answer.status is AskStatus.LATE else answer
-
-        return await self._repeat(decide, until_s, idempotent=request is not None or numbers[-1] == 0)
-
-    async def forget(self, decision: Decision, key: str) -> None:
-        async def forget() -> int:
-            return int(await self._client.run("reset", [key], [1 if decision == "allow" else 0]))
-
-        until_s = asyncio.get_running_loop().time() + self._deadline_s
-        await self._repeat(forget, until_s, idempotent=True)
-
-    async def _repeat(self, step: Callable[[], Awaitable[T | None]], until_s: float, *, idempotent: bool) -> T:
-        """Repeat a step that was too late by Redis' clock (None), certainly did not run, or may run twice."""
-        clock = asyncio.get_running_loop().time
+        keys = (key,) if request is None else (key, f"{key}:{request}")
+        lost = None
         for attempt in range(ATTEMPTS_MAX):
             try:
-                answer = await step()
+                if self._offset_us is None:
+                    await self._learn(decision, key, numbers)
+                answer = await self._run(decision, keys, (self._server_us(until_s), *numbers, remember_ms, again))
             except StoreUnavailable as error:
-                delay_s = random.uniform(0.5, 1.0) * min(BACKOFF_MAX_S, BACKOFF_MIN_S * 2**attempt)  # noqa: S311
-                lost = error.sent and not isinstance(error, ReplyError)
-                if (error.sent and not (lost and idempotent)) or clock() + delay_s >= until_s:
-                    raise
-                await asyncio.sleep(delay_s)
-                continue
-            if answer is not None:
-                return answer
-            if clock() >= until_s:
+                if isinstance(error, ReplyError) or not error.sent or request is None:
+                    raise lost or error from error
+                lost, again = error, 1
+            else:
+                if answer.status is not AskStatus.LATE:
+                    return answer
+                if attempt == 0 and clock() < until_s:
+                    continue  # Redis' clock has jumped, and is known now
+            delay_s = random.uniform(0.5, 1.0) * min(BACKOFF_MAX_S, BACKOFF_MIN_S * 2**attempt)  # noqa: S311 - jitter
+            if clock() + delay_s >= until_s:
                 break
-        raise StoreUnavailable(f"Redis did not decide within {self._deadline_s:g} s")
+            await asyncio.sleep(delay_s)
+        raise lost or StoreUnavailable(f"Redis did not decide within {self._deadline_s:g} s")
+
+    async def look(self, decision: Decision, key: str, numbers: tuple[int, ...]) -> Answer:
+        return await self._run(decision, (key,), (0, *numbers, 0, 0, 0), idempotent=True)
+
+    async def forget(self, decision: Decision, key: str) -> None:
+        await self._client.run("reset", (key,), (1 if decision == "allow" else 0,), idempotent=True)
 
     async def _run(
-        self, decision: Decision, keys: Sequence[str], deadline_us: int, numbers: tuple[int, ...]
+        self, decision: Decision, keys: Sequence[str], numbers: tuple[int, ...], *, idempotent: bool = False
     ) -> Answer:
         given = 0 if self._time_us is None else self._time_us()
-        packed = struct.pack(f"<{len(numbers) + 2}d", given, deadline_us, *numbers)
-        status, now_us, amount, wait_us, reset_us = await self._client.run(decision, keys, [packed])
+        packed = struct.pack(f"<{len(numbers) + 1}d", given, *numbers)
+        status, now_us, amount, wait_us, reset_us = await self._client.run(
+            decision, keys, (packed,), idempotent=idempotent
+        )
+        self._offset_us = now_us - int(asyncio.get_running_loop().time() * US_PER_S)
         return Answer(_STATUS[status], now_us, amount, None if wait_us < 0 else wait_us, reset_us)
 
-    def _learn(self, server_us: int) -> None:
-        self._offset_us = server_us - int(asyncio.get_running_loop().time() * US_PER_S)
+    async def _learn(self, decision: Decision, key: str, numbers: tuple[int, ...]) -> None:
+        """Learn Redis' time from any reply."""
+        await self.look(decision, key, numbers[:-1])
 
     def _server_us(self, loop_s: float) -> int:
         """A time of this loop's clock on Redis' clock. It is early by the time a reply takes: the safe side."""
-        if self._time_us is not None:
-            return self._time_us() + int((loop_s - asyncio.get_running_loop().time()) * US_PER_S) + 1
         assert self._offset_us is not None
         return int(loop_s * US_PER_S) + self._offset_us
 
@@ -216,6 +212,9 @@ class MemoryLimits:
         if log.runs:
             self._logs[key] = log
         return answer
+
+    async def look(self, decision: Decision, key: str, numbers: tuple[int, ...]) -> Answer:
+        return self._decide(decision, key, self.now_us(), (*numbers, 0))
 
     async def forget(self, decision: Decision, key: str) -> None:
         kept: dict[str, Any] = self._logs if decision == "allow" else self._buckets

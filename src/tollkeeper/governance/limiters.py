@@ -97,7 +97,7 @@ class SlidingWindowLimiter(_Limiter):
 
     async def get_current_usage(self, key_id: str) -> int:
         """What counts in the window that ends now."""
-        answer = await self._store.ask("allow", self._key(key_id), (self._window_us, self._tick_us, LIMIT_MAX, 0))
+        answer = await self._store.look("allow", self._key(key_id), (self._window_us, self._tick_us, LIMIT_MAX))
         return answer.count
 
     async def reset(self, key_id: str) -> None:
@@ -147,7 +147,7 @@ class TokenBucketLimiter(_Limiter):
     async def get_remaining_tokens(self, key_id: str, rate: int, burst: int) -> int:
         """Whole tokens that are there now."""
         check_bucket(rate, burst)
-        answer = await self._store.ask("bucket", self._key(key_id), (rate, burst, 0))
+        answer = await self._store.look("bucket", self._key(key_id), (rate, burst))
         return answer.count
 
     async def reset(self, key_id: str) -> None:
