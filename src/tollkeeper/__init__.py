@@ -10,6 +10,12 @@ from typing import Any, Final
 
 __version__ = "0.1.0"
 _HOMES: Final = {
+    "tollkeeper.domain.errors": ("InvalidInput", "StoreUnavailable"),
+    "tollkeeper.domain.limits": ("LimitResult",),
+    "tollkeeper.governance.asgi_limits": ("RateLimitMiddleware",),
+    "tollkeeper.governance.fastapi_limits": ("rate_limit",),
+    "tollkeeper.governance.limit_stores": ("MemoryLimits",),
+    "tollkeeper.governance.limiters": ("SlidingWindowLimiter", "TokenBucketLimiter"),
     "tollkeeper.governance.redis_client": ("Health", "RedisClient", "RedisStats"),
     "tollkeeper.governance.redis_connection": ("ReplyError",),
 }

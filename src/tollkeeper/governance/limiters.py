@@ -76,6 +76,10 @@ class SlidingWindowLimiter(_Limiter):
         self._window_us = window_us_of(window)
         self._tick_us = max(1, self._window_us // TICKS_PER_WINDOW)
 
+    def on(self, store: LimitStore | ScriptRunner) -> "SlidingWindowLimiter":
+        """The same limiter on another store."""
+        return SlidingWindowLimiter(store, window=self.window, prefix=self._prefix)
+
     @property
     def window(self) -> float:
         """Seconds."""
@@ -131,6 +135,10 @@ class TokenBucketLimiter(_Limiter):
         idempotent: bool = True,
     ) -> None:
         super().__init__(store, prefix=prefix, deadline=deadline, idempotent=idempotent)
+
+    def on(self, store: LimitStore | ScriptRunner) -> "TokenBucketLimiter":
+        """The same limiter on another store."""
+        return TokenBucketLimiter(store, prefix=self._prefix)
 
     async def allow(
         self, key_id: str, rate: int, burst: int, *, cost: int = 1, request_id: str | None = None
