@@ -1,0 +1,42 @@
+"""Promises 1 to 3: the scripts under Lua in this process equal their twins in every answer and every stored field."""
+
+from hypothesis import example, given, settings
+
+from tests.governance.limiter_trials import Move
+from tests.governance.script_trials import (
+    admissions,
+    buckets,
+    play,
+    play_admission,
+    play_bucket,
+    play_window,
+    windows,
+)
+from tollkeeper.domain.policy import Policy, Unit, Window
+
+REQUESTS = Policy(windows=(Window(Unit.REQUESTS, 3),))
+Admission = tuple[Policy, Policy | None, Policy | None, list[Move], bool]
+
+
+@settings(max_examples=150, deadline=None)
+@given(admissions)
+@example((REQUESTS, None, None, [("admit", 0, 0), ("flood", 0, 2**40 - 1), ("admit", 1, 0)], False))
+def test_admission_and_settlement(trial: Admission) -> None:
+    """Any schedule of admissions, entries, losses, forged corrections, dead producers and clock moves."""
+    play(None, lambda lua: play_admission(lua, trial))
+
+
+@settings(max_examples=150, deadline=None)
+@given(windows)
+@example((60_000_000, [("ask", 9, 1), ("wait", 60_000_000), ("ask", 9, 1), ("wait", 60_001_000), ("usage",)]))
+@example((7_001, [("ask", 9, 1), ("back", 500_000), ("ask", 9, 1), ("wait", 100_000), ("usage",)]))
+def test_windows(trial: tuple[int, list[Move]]) -> None:
+    """The library's sliding window equals its twin and the oracle; its key lives as long as it matters."""
+    play(None, lambda lua: play_window(lua, trial))
+
+
+@settings(max_examples=150, deadline=None)
+@given(buckets)
+def test_buckets(schedule: list[Move]) -> None:
+    """The library's token bucket, the same."""
+    play(None, lambda lua: play_bucket(lua, schedule))
