@@ -3,7 +3,7 @@
 import asyncio
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import aiohttp
 import msgspec
 import pytest
 import uvicorn
+import uvloop
 
 from tests.gateway.fakes import (
     DIGEST_KEY,
@@ -32,6 +33,19 @@ from tollkeeper.simulator import Simulator
 
 PROVIDER_KEY = "sk-provider-secret"
 MODEL = "gpt-4o-mini"
+
+
+ON_BOTH_LOOPS = ("test_http1.py", "test_upstream.py")
+"""What depends on the event loop's transports is tested on asyncio's and on the one that serves."""
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Called by pytest-asyncio for each test of this folder."""
+    if item.path.name in ON_BOTH_LOOPS:
+        return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+    return {"asyncio": asyncio.new_event_loop}
 
 
 def now_us() -> int:

@@ -26,7 +26,9 @@ def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
 
 
 @asynccontextmanager
-async def listening(handle: Handler) -> AsyncIterator[str]:
+async def listening(
+    handle: Handler, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None
+) -> AsyncIterator[str]:
     """A server that does with each connection what the test says; gives its base URL."""
     tasks: set[asyncio.Task[None]] = set()
 
@@ -36,14 +38,15 @@ async def listening(handle: Handler) -> AsyncIterator[str]:
         tasks.add(task)
         try:
             await handle(reader, writer)
-        except (asyncio.CancelledError, ConnectionError, asyncio.IncompleteReadError):
+        except (asyncio.CancelledError, ConnectionError, asyncio.IncompleteReadError, ssl.SSLError):
             pass
         finally:
             writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    server = await asyncio.start_server(serve, host, 0, ssl=tls)
     try:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+        named = f"[{host}]" if ":" in host else host
+        yield f"{'http' if tls is None else 'https'}://{named}:{server.sockets[0].getsockname()[1]}/v1"
     finally:
         server.close()
         for task in tasks:

@@ -25,8 +25,12 @@ CLOSE_TIMEOUT_S: Final = 1.0
 """Longest wait for the event loop to let go of closed sockets."""
 HEADS_MAX: Final = 64
 """Beginnings of requests kept by path; there are as many as endpoints."""
-_LINES: Final = re.compile(r"(?:[!#$%&'*+.^_`|~0-9a-z-]+: [\t\x20-\x7e]*+\r\n)*+")
-"""RFC 9110, section 5: a field's name is a token. Names in lower case, values in ASCII, as ours are."""
+NAMES_MAX: Final = 64
+"""Header names known to be good; there are a dozen."""
+_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+")
+"""RFC 9110, section 5.1, in lower case as ours are."""
+_LINES: Final = re.compile(r"(?:[\x21-\x7e]+: [\t\x20-\x7e]*+\r\n)*+")
+"""Names and values in ASCII; no line ends but ours."""
 _PATH: Final = re.compile(r"/[\x21-\x7e]*")
 _OURS: Final = frozenset({"host", "content-length", "transfer-encoding", "connection", "upgrade", "te", "expect"})
 """What frames the request or the connection is nobody else's to say."""
@@ -45,6 +49,7 @@ class Pool:
         self._slots = settings.connections_max
         self._waiting: deque[asyncio.Future[Connection | None]] = deque()
         self._heads: dict[str, str] = {}
+        self._names: set[str] = set()
         self._closed = False
         self._all_lost = asyncio.Event()
 
@@ -76,9 +81,18 @@ class Pool:
             if len(self._heads) < HEADS_MAX:
                 self._heads[path] = start
         lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
-        if lines.count("\n") != len(headers) or not _LINES.fullmatch(lines) or not _OURS.isdisjoint(headers):
+        if lines.count("\n") != len(headers) or not _LINES.fullmatch(lines) or not self._named_well(headers):
             raise _unsendable()
         return f"{start}{lines}content-length: {length}\r\n\r\n".encode("ascii")
+
+    def _named_well(self, headers: Mapping[str, str]) -> bool:
+        if headers.keys() <= self._names:
+            return True
+        if not all(_NAME.fullmatch(name) and name not in _OURS for name in headers):
+            return False
+        if len(self._names) < NAMES_MAX:
+            self._names.update(headers)
+        return True
 
     # ---- taking a connection
 
