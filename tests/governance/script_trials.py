@@ -103,19 +103,27 @@ extra_moves = st.one_of(
     st.tuples(st.just("overvoid"), st.integers(0, 20), st.integers(0, 3)),
     st.tuples(st.just("forged"), st.integers(0, 20), st.sampled_from([-1, 1]), st.sampled_from([-1, 0, 1])),
 )
-lengths = st.sampled_from([20, 60])
-admissions = st.tuples(
-    policies,
-    st.none() | policies,
-    st.none() | policies,
-    lengths.flatmap(lambda n: st.lists(moves | extra_moves, min_size=1, max_size=n)),
-    st.booleans(),
-)
-windows = st.tuples(
-    st.sampled_from([60_000_000, 6_000_000, 7_001, 1_000]),
-    st.lists(window_moves, min_size=1, max_size=60),
-)
-buckets = st.lists(bucket_moves(4), min_size=1, max_size=60)
+
+
+def schedules(of: st.SearchStrategy[Move], least: int) -> st.SearchStrategy[list[Move]]:
+    """Schedules of moves. Left alone, Hypothesis makes most of them too short to get anywhere."""
+    return st.integers(least, 60).flatmap(lambda number: st.lists(of, min_size=number, max_size=number))
+
+
+def admissions(least: int) -> st.SearchStrategy[Any]:
+    """Policies of key, team and organisation, a schedule, and whether scripts ask Redis for the time."""
+    of = moves | extra_moves
+    return st.tuples(policies, st.none() | policies, st.none() | policies, schedules(of, least), st.booleans())
+
+
+def windows(least: int) -> st.SearchStrategy[Any]:
+    """A window in µs and a schedule."""
+    return st.tuples(st.sampled_from([60_000_000, 6_000_000, 7_001, 1_000]), schedules(window_moves, least))
+
+
+def buckets(least: int) -> st.SearchStrategy[list[Move]]:
+    """A schedule."""
+    return schedules(bucket_moves(4), least)
 
 
 class LuaPair(Pair):
@@ -137,6 +145,10 @@ class LuaPair(Pair):
                 left = log.last_us + log.window_us <= self.now_us
                 if left and self.lua.redis.peek(log_key(self.root, name).encode()) is None:
                     del self.tree.logs[name]  # as a sweep does
+            for name, leases in self.tree.slots.items():
+                if self.lua.redis.peek(slot_key(self.root, name).encode()) is None:
+                    for attempt in [a for a, until_us in leases.items() if until_us <= self.now_us]:
+                        del leases[attempt]
         return stores
 
     async def both(self, call: Callable[[Store], Any]) -> Any:
@@ -328,6 +340,22 @@ async def play_bucket(lua: LuaRedis, schedule: list[Move]) -> None:
         assert 0 <= sixtieths < 60
         assert (micro * 60 + sixtieths, last_us, full_us) == (twin.level, twin.last_us, twin.full_us)
         assert 0 <= lua.redis.expires_ms[b"tokenbucket:{x}"] * 1000 + 999 - full_us < 2000
+
+
+async def play_replies(lua: LuaRedis, script: str) -> None:
+    """What clients do not tell apart: deadlines to the µs, replies as they are on the wire, asks without an id."""
+    lua.begin(lambda: START_US)
+
+    def ask(deadline_us: int, weight: int, key: str = "k", given_us: int = 0) -> Any:
+        numbers = (60_000_000, 10_000, 5, weight) if script == "allow" else (60, 5, weight)
+        return lua.run(script, [key], [struct.pack(f"<{len(numbers) + 4}d", given_us, deadline_us, *numbers, 0, 0)])
+
+    full = [5, 60_006_544] if script == "allow" else [0, 5_000_000]
+    assert ask(START_US, 1) == ask(START_US - 1, 1) == ask(1, 1) == [-1, START_US, 0, 0, 0]
+    assert ask(0, 6)[0] == 0 and ask(0, 6)[3] == -1
+    assert ask(START_US + 1, 5) == [1, START_US, full[0], 0, full[1]]
+    assert ask(0, 1) == [0, START_US, full[0], full[1] if script == "allow" else 1_000_000, full[1]]
+    assert ask(0, 0, "other", 1)[1] == 1
 
 
 def _memory(made: list[MemoryLimits], now_us: Callable[[], int]) -> LimitStore:

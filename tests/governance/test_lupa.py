@@ -1,5 +1,6 @@
 """Promises 1 to 3: the scripts under Lua in this process equal their twins in every answer and every stored field."""
 
+import pytest
 from hypothesis import example, given, settings
 
 from tests.governance.limiter_trials import Move
@@ -9,6 +10,7 @@ from tests.governance.script_trials import (
     play,
     play_admission,
     play_bucket,
+    play_replies,
     play_window,
     windows,
 )
@@ -19,7 +21,7 @@ Admission = tuple[Policy, Policy | None, Policy | None, list[Move], bool]
 
 
 @settings(max_examples=150, deadline=None)
-@given(admissions)
+@given(admissions(0))
 @example((REQUESTS, None, None, [("admit", 0, 0), ("flood", 0, 2**40 - 1), ("admit", 1, 0)], False))
 def test_admission_and_settlement(trial: Admission) -> None:
     """Any schedule of admissions, entries, losses, forged corrections, dead producers and clock moves."""
@@ -27,7 +29,7 @@ def test_admission_and_settlement(trial: Admission) -> None:
 
 
 @settings(max_examples=150, deadline=None)
-@given(windows)
+@given(windows(0))
 @example((60_000_000, [("ask", 9, 1), ("wait", 60_000_000), ("ask", 9, 1), ("wait", 60_001_000), ("usage",)]))
 @example((7_001, [("ask", 9, 1), ("back", 500_000), ("ask", 9, 1), ("wait", 100_000), ("usage",)]))
 def test_windows(trial: tuple[int, list[Move]]) -> None:
@@ -36,7 +38,13 @@ def test_windows(trial: tuple[int, list[Move]]) -> None:
 
 
 @settings(max_examples=150, deadline=None)
-@given(buckets)
+@given(buckets(0))
 def test_buckets(schedule: list[Move]) -> None:
     """The library's token bucket, the same."""
     play(None, lambda lua: play_bucket(lua, schedule))
+
+
+@pytest.mark.parametrize("script", ["allow", "bucket"])
+def test_replies(script: str) -> None:
+    """To the last field, and deadlines to the µs."""
+    play(None, lambda lua: play_replies(lua, script))

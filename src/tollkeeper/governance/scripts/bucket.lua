@@ -19,7 +19,7 @@ if deadline > 0 and now >= deadline then
 end
 local full, asked = burst * PER_TOKEN, cost * PER_TOKEN
 local level, last = full, now
-local raw, stored, full_at, jumped = redis.call('GET', KEYS[1]), full, 0, false
+local raw, stored, full_at, jumped = redis.call('GET', KEYS[1]), nil, nil, false
 if raw then
   local micro, sixtieths
   micro, sixtieths, last, full_at = struct.unpack(STATE, raw)
