@@ -1,6 +1,6 @@
 """Tollkeeper: an LLM gateway with exact limits, hard budgets and proven logs.
 
-The composition root is `app.py`; the rules are in `domain/`. ARCHITECTURE.md is the map.
+The composition root is `app/gateway.py`; the rules are in `domain/`. ARCHITECTURE.md is the map.
 What other services may use is in `_HOMES`; each name is loaded when it is first asked for, so that importing a part
 stays as light as the part. Type checkers read `__init__.pyi`; a test holds the two equal.
 """
