@@ -120,6 +120,8 @@ class ProviderSettings(Group, frozen=True):
     """Longest time of a whole exchange, streams included."""
     connections_max: int = 1000
     """Connections to this provider; requests above it wait within `connect_timeout_s`."""
+    http_client: Literal["http1", "aiohttp"] = "http1"
+    """Ours, or one that costs more and has met more servers, should a provider not get on with ours."""
 
 
 class ModelSettings(Group, frozen=True):

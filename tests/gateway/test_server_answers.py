@@ -1,14 +1,17 @@
 """Whole answers: exact charge, one end, one record, the headers, and the real SDKs."""
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import anthropic
 import openai
 import pytest
+from msgspec import structs
 
-from tests.gateway.conftest import MODEL, PROVIDER_KEY, Stand, chat, message
+from tests.gateway.conftest import MODEL, PROVIDER_KEY, Stand, chat, message, settings_for
 from tollkeeper.domain.policy import Budget, Policy, Unit, Window
+from tollkeeper.simulator import Simulator
 
 DOLLAR = 10**9
 SMALL = "[[sim input=25 output=9 cached=5]] and some words to be sent with it"
@@ -36,6 +39,21 @@ async def test_charge_is_exact_and_recorded(stand: Stand) -> None:
     assert reply.headers["x-upstream-request-id"] == record.upstream_request_id
     served = stand.simulator.served.requests[0]
     assert served.request_id == record.request_id, "the provider is told our id"
+
+
+async def test_each_provider_has_the_http_client_it_asks_for(tmp_path: Path, simulator: Simulator) -> None:
+    """One on aiohttp beside one on ours: both serve and settle."""
+    settings = settings_for(simulator.base_url)
+    other = structs.replace(settings.providers["sim"], http_client="aiohttp")
+    settings = structs.replace(settings, providers={**settings.providers, "sim": other})
+    stand = Stand(tmp_path, settings, simulator)
+    stand.key()
+    async with stand.running():
+        assert (await stand.post(chat(SIZED))).status == 200
+        assert (await stand.post(message(SMALL), "/messages")).status == 200
+    assert [end.kind for end in stand.governor.ends] == ["settled", "settled"]
+    kinds = {name: type(upstream).__name__ for name, upstream in stand.plane._upstreams.items()}
+    assert kinds == {"sim": "AiohttpUpstream", "sim-anthropic": "Http1Upstream"}
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ is no error: what is sent to it is dropped, and `gone` tells.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from functools import partial
 from typing import Any, Final
 
 from tollkeeper.domain.errors import Fault, RequestError
@@ -16,8 +17,9 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Header = tuple[bytes, bytes]
 
-WATCH_AFTER_S: Final = 0.1
-"""Requests that take less are not watched for hang-ups: a watcher is a task, and most requests need none."""
+SLOW_AFTER_S: Final = 0.1
+"""Requests that take less are not watched for hang-ups and have no deadlines of their own: a watcher is a task, a
+deadline is a timer, and most requests need neither."""
 CLIENT_REQUEST_ID_BYTES_MAX: Final = 128
 
 
@@ -34,7 +36,20 @@ class HttpError(RequestError):
 class Client:
     """One request's client. `gone`: it hung up. `started`: the response's status is out."""
 
-    __slots__ = ("_on_gone", "_receive", "_send", "_watch", "gone", "headers", "method", "path", "started")
+    __slots__ = (
+        "_on_gone",
+        "_on_slow",
+        "_receive",
+        "_send",
+        "_slow",
+        "_timer",
+        "_watcher",
+        "gone",
+        "headers",
+        "method",
+        "path",
+        "started",
+    )
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._receive, self._send = receive, send
@@ -43,9 +58,11 @@ class Client:
         self.headers: dict[bytes, bytes] = {}
         for name, value in scope["headers"]:
             self.headers.setdefault(name, value)
-        self.gone = self.started = False
+        self.gone = self.started = self._slow = False
         self._on_gone: Callable[[], None] | None = None
-        self._watch: asyncio.TimerHandle | asyncio.Task[None] | None = None
+        self._on_slow: Callable[[], None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._watcher: asyncio.Task[None] | None = None
 
     def header(self, name: bytes) -> bytes:
         """A header by its lower-case name; empty if absent. The first of several counts."""
@@ -65,12 +82,31 @@ class Client:
         stated = self.header(b"content-length")
         if stated.isdigit() and int(stated) > bytes_max:
             raise _too_large(bytes_max)
+        until = asyncio.get_running_loop().time() + timeout_s
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(None) as deadline:
+                self.when_slow(partial(deadline.reschedule, until))
                 return await self._read(bytes_max)
         except TimeoutError:
             message = f"The request's body did not arrive within {timeout_s:g} s."
             raise HttpError(Fault.INVALID, message, status=408) from None
+        finally:
+            self._on_slow = None
+
+    def when_slow(self, act: Callable[[], None]) -> None:
+        """Call back once the request takes longer than `SLOW_AFTER_S`; only the last callback counts."""
+        if self._slow:
+            act()
+            return
+        self._on_slow = act
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(SLOW_AFTER_S, self._turn_slow)
+
+    def _turn_slow(self) -> None:
+        self._slow = True
+        act, self._on_slow = self._on_slow, None
+        if act is not None:
+            act()
 
     async def _read(self, bytes_max: int) -> bytes | None:
         chunks: list[bytes] = []
@@ -88,20 +124,26 @@ class Client:
                 return chunk if not chunks else b"".join((*chunks, chunk))
             chunks.append(chunk)
 
-    def watch(self, on_gone: Callable[[], None]) -> None:
-        """Call back once if the client hangs up before `unwatch`. Only after the body was read."""
+    def watch(self, on_gone: Callable[[], None], on_slow: Callable[[], None]) -> None:
+        """Call back once if the client hangs up before `unwatch`, and once if the request is slow. Only after the
+        body was read."""
         self._on_gone = on_gone
-        self._watch = asyncio.get_running_loop().call_later(WATCH_AFTER_S, self._begin_watch)
+
+        def begin() -> None:
+            on_slow()
+            self._watcher = asyncio.get_running_loop().create_task(self._wait_for_hangup())
+
+        self.when_slow(begin)
 
     def unwatch(self) -> None:
-        """Stop watching."""
-        self._on_gone = None
-        if self._watch is not None:
-            self._watch.cancel()
-            self._watch = None
-
-    def _begin_watch(self) -> None:
-        self._watch = asyncio.get_running_loop().create_task(self._wait_for_hangup())
+        """Stop watching, for hang-ups and slowness."""
+        self._on_gone = self._on_slow = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._watcher is not None:
+            self._watcher.cancel()
+            self._watcher = None
 
     async def _wait_for_hangup(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, Final
 
 from tollkeeper.domain.admission import Denial, limit_states
@@ -43,7 +44,7 @@ from tollkeeper.gateway.stream import JSON, answer, headers_of
 from tollkeeper.gateway.upstream import Upstream
 from tollkeeper.observability.logging import logger
 from tollkeeper.observability.metrics import Metrics
-from tollkeeper.settings import Settings
+from tollkeeper.settings import ProviderSettings, Settings
 
 MODELS_PATH: Final = "/v1/models"
 RETRY_AFTER: Final[Header] = (b"retry-after", b"1")
@@ -84,7 +85,7 @@ class DataPlane:
         self._models = ModelList(settings, catalog, self._router)
         self._instruments = Instruments(metrics)
         self._ids = RequestIds()
-        self._upstream: Upstream | None = None
+        self._upstreams: dict[str, Upstream] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._idle = asyncio.Event()
         self._log = logger("gateway")
@@ -94,7 +95,7 @@ class DataPlane:
 
     async def start(self) -> None:
         """Load the keys and open the pools. A database that is away is no failure: see `health`."""
-        self._upstream = Http1Upstream(self._settings.providers)
+        self._upstreams = _open_upstreams(self._settings.providers)
         await self._keys.start()
 
     async def stop(self) -> None:
@@ -108,8 +109,8 @@ class DataPlane:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._keys.stop()
-        if self._upstream is not None:
-            await self._upstream.close()
+        for upstream in set(self._upstreams.values()):
+            await upstream.close()
 
     def health(self) -> dict[str, Any]:
         """For readiness: the table of keys and its age in seconds (None: never loaded), and what is in flight."""
@@ -133,6 +134,7 @@ class DataPlane:
         finally:
             self._instruments.active -= 1
             self._tasks.discard(task)
+            client.unwatch()
             if not self._tasks:
                 self._idle.set()
             self._close(exchange)
@@ -217,7 +219,7 @@ class DataPlane:
     async def _forward(self, exchange: Exchange, endpoint: Endpoint) -> None:
         """Dispatch and pass the answer on, until the total deadline, or the drain's once the client has hung up."""
         attempt, plan, client = exchange.attempt, exchange.plan, exchange.client
-        assert attempt is not None and plan is not None and self._upstream is not None
+        assert attempt is not None and plan is not None
         route, call = plan.route, plan.call
         body = upstream_body(call, model=route.upstream_model, output_limit=self._bounder.output_limit(plan))
         headers = upstream_headers(
@@ -231,7 +233,8 @@ class DataPlane:
         attempt.dispatch()
         drained = False
         try:
-            async with asyncio.timeout(provider.connect_timeout_s + provider.total_timeout_s) as deadline:
+            async with asyncio.timeout(None) as deadline:
+                ends_at = asyncio.get_running_loop().time() + provider.connect_timeout_s + provider.total_timeout_s
 
                 def drain() -> None:
                     nonlocal drained
@@ -241,7 +244,7 @@ class DataPlane:
                     self._instruments.draining += 1
                     deadline.reschedule(asyncio.get_running_loop().time() + self._settings.server.drain_timeout_s)
 
-                client.watch(drain)
+                client.watch(drain, partial(deadline.reschedule, ends_at))
                 try:
                     await self._exchange_with(exchange, route.provider, upstream_path(endpoint), headers, body)
                 finally:
@@ -258,10 +261,10 @@ class DataPlane:
     async def _exchange_with(
         self, exchange: Exchange, provider: str, path: str, headers: Mapping[str, str], body: bytes
     ) -> None:
-        assert exchange.attempt is not None and self._upstream is not None
+        assert exchange.attempt is not None
         asked_at = time.perf_counter()
         try:
-            response = await self._upstream.send(provider, path, headers, body)
+            response = await self._upstreams[provider].send(provider, path, headers, body)
         except UpstreamError as error:
             if not error.sent:
                 exchange.attempt.void()
@@ -326,3 +329,15 @@ class DataPlane:
         if exchange.first_byte_s is not None:
             instruments.first_byte.observe(exchange.first_byte_s)
             instruments.overhead.observe(max(0.0, exchange.first_byte_s - exchange.upstream_s))
+
+
+def _open_upstreams(providers: Mapping[str, ProviderSettings]) -> dict[str, Upstream]:
+    """The HTTP client of each provider. aiohttp is loaded only for those that ask for it."""
+    ours = {name: provider for name, provider in providers.items() if provider.http_client == "http1"}
+    upstreams: dict[str, Upstream] = dict.fromkeys(ours, Http1Upstream(ours))
+    theirs = {name: provider for name, provider in providers.items() if provider.http_client == "aiohttp"}
+    if theirs:
+        from tollkeeper.gateway.upstream_aiohttp import AiohttpUpstream
+
+        upstreams |= dict.fromkeys(theirs, AiohttpUpstream(theirs))
+    return upstreams
