@@ -1,6 +1,6 @@
 """`Upstream` on aiohttp: for a provider that the own client does not get on with (`http_client = "aiohttp"`).
 
-This is the only file that touches aiohttp. It costs about ten times the processor time of `http1.py`.
+This is the only file that touches aiohttp. A governed request costs about 100 µs of processor time more with it.
 """
 
 import asyncio
