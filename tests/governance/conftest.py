@@ -1,3 +1,10 @@
-from tests.servers.redis import own_redis, redis_server
+from tests.servers.redis import (
+    certificates,
+    guarded_redis,
+    own_redis,
+    redis_cluster,
+    redis_server,
+    sentinel_group,
+)
 
-__all__ = ["own_redis", "redis_server"]
+__all__ = ["certificates", "guarded_redis", "own_redis", "redis_cluster", "redis_server", "sentinel_group"]

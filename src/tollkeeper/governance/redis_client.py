@@ -251,8 +251,8 @@ class RedisClient:
         """Queue one command; all commands for a key run in the order of `send` and `run`, on one connection.
 
         The future yields the reply, or raises StoreUnavailable (`sent` tells whether it may have run; its subclass
-        ReplyError if Redis answered with an error). Redirections are followed: while a cluster moves the key's slot,
-        order is kept among those that were sent before the move was learned, and among those after.
+        ReplyError if Redis answered with an error). Redirections are followed, in order; only while a cluster moves
+        the key's slot from server to server (ASK) may one command overtake another.
         Raises StoreUnavailable at once, with nothing sent, when the server is not up.
         """
         return (self._only or self._node_of(key)).lead.write(parts)
@@ -364,7 +364,7 @@ class RedisClient:
         if text is None:
             return False
         try:
-            connection.forward(command, "SCRIPT", "LOAD", text)
+            connection.forward(command, connection, "SCRIPT", "LOAD", text)
         except StoreUnavailable:
             return False
         return True
@@ -383,21 +383,23 @@ class RedisClient:
         before = ("ASKING",) if error.code == "ASK" else ()
         if node.state == "up":
             try:
-                node.lead.forward(command, *before)
+                node.lead.forward(command, connection, *before)
             except StoreUnavailable:
                 return False
         else:
-            self._spawn(self._forward_later(node, command, before))
+            self._spawn(self._forward_later(node, command, connection, before))
         return True
 
-    async def _forward_later(self, node: Node, command: Command, before: Sequence[str]) -> None:
+    async def _forward_later(
+        self, node: Node, command: Command, connection: RedisConnection, before: Sequence[str]
+    ) -> None:
         """To a server that is not connected yet."""
         try:
             if node.state == "stopped":
                 await node.start()
             await node.lead.ready(self.settings.dial_timeout_s)
             if not command[0].done():
-                node.lead.forward(command, *before)
+                node.lead.forward(command, connection, *before)
         except StoreUnavailable as error:
             if not command[0].done():
                 command[0].set_exception(StoreUnavailable(str(error), sent=False))

@@ -7,6 +7,7 @@ whoever sent it knows whether that is safe.
 """
 
 import asyncio
+import math
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -24,6 +25,8 @@ PENDING_MAX: Final = 20_000
 READ_BYTES: Final = 2**18
 BACKOFF_MIN_S: Final = 0.05
 BACKOFF_MAX_S: Final = 2.0
+AWAY_TRIES: Final = 2
+"""Failed tries to reconnect after which a server counts as away. One that froze counts so at once."""
 BATCHES: Final = 16
 """Buckets of the histogram of batch sizes: 1, 2–3, 4–7, … by powers of two."""
 NOT_RUN: Final = frozenset(
@@ -62,7 +65,7 @@ class Counters:
 
 
 class RedisConnection:
-    """States: *connecting* (first try since a loss), *up*, *away* (a try has failed, or it froze), *stopped*.
+    """States: *connecting* (first tries since a loss), *up*, *away* (they failed, or it froze), *stopped*.
 
     `on_refusal` sees each error reply before its caller and may take the command over (True). With `lasting` False a
     lost connection is *stopped* and does not come back.
@@ -99,11 +102,12 @@ class RedisConnection:
         self._pending: deque[Command] = deque()
         self._ticks: deque[tuple[float, int]] = deque()  # (when written, commands sent by then)
         self._outgoing: list[bytes] = []
-        self._held = False
+        self._front: list[Command] = []  # goes ahead of `_outgoing`
+        self._holds = 0  # reasons not to write
         self._sent = self._answered = 0
         self._stuck_s: float | None = None  # since when the system takes no more bytes
         self._changed = asyncio.Event()
-        self._drained: Callable[[], None] | None = None
+        self._marks: list[tuple[int, Callable[[], None]]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._watch: asyncio.TimerHandle | None = None
         self._log = logger("governance")
@@ -145,7 +149,7 @@ class RedisConnection:
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._drop("stopped")
+        self._drop("stopped")
 
     def send(self, *parts: Any) -> "asyncio.Future[Any]":
         """Queue one command; the future yields its reply, or ReplyError, or StoreUnavailable if it was lost.
@@ -160,17 +164,32 @@ class RedisConnection:
             raise StoreUnavailable(f"Redis at {self.shown_url} is away: {self._why}", sent=False)
         return self._put((self._loop.create_future(), hiredis.pack_command(parts), 0))
 
-    def forward(self, command: Command, *before: Any) -> None:
-        """Send a command that another connection (or this one) refused, right behind the command `before`.
+    def forward(self, command: Command, refused_by: "RedisConnection", *before: Any) -> None:
+        """Send on a command that a connection (this one, perhaps) refused, right behind the command `before`.
 
-        Raises StoreUnavailable at once, with nothing sent, when there is no connection.
+        It goes ahead of all that is not written yet, and nothing is written until `refused_by` has answered what was
+        written there by now, since that may be refused too: order survives. Raises StoreUnavailable at once, with
+        nothing sent, when there is no connection.
         """
         if self.state != "up":
             raise StoreUnavailable(f"Redis at {self.shown_url} is away: {self._why}", sent=False)
         if before:
-            self._enqueue(*before).add_done_callback(_ignore)
+            ignored = self._loop.create_future()
+            ignored.add_done_callback(_ignore)
+            self._front.append((ignored, hiredis.pack_command(before), 0))
         future, packed, hops = command
-        self._put((future, packed, hops + 1))
+        self._front.append((future, packed, hops + 1))
+        self._holds += 1
+        refused_by._answer_written(self)
+
+    def _answer_written(self, held: "RedisConnection") -> None:
+        if held is not self:
+            self._flush()  # what is queued here may belong to the same key
+        self.after(self._sent, held._release)
+
+    def after(self, count: int, then: Callable[[], None]) -> None:
+        """Call `then` when that many commands have been answered, or the connection is lost."""
+        self._marks.append((count, then))
 
     def _enqueue(self, *parts: Any) -> "asyncio.Future[Any]":
         return self._put((self._loop.create_future(), hiredis.pack_command(parts), 0))
@@ -185,7 +204,7 @@ class RedisConnection:
         return command[0]
 
     async def ready(self, timeout_s: float) -> bool:
-        """Wait while a first reconnection is under way. True if the connection is up."""
+        """Wait while the first tries to reconnect are under way. True if the connection is up."""
         deadline = self._loop.time() + timeout_s
         while self.state == "connecting" and self._loop.time() < deadline:
             self._changed.clear()
@@ -199,46 +218,45 @@ class RedisConnection:
 
     def succeed(self, old: "RedisConnection") -> None:
         """Take over from `old`: what is sent from now on is written once nothing is pending there. Then it closes."""
-        self._held = old.pending > 0
+        self._holds += 1
         old.retire(self._release)
 
     def retire(self, then: Callable[[], None] | None = None) -> None:
         """Close once nothing is pending. Nothing may be sent any more."""
 
         def close() -> None:
-            self._spawn(self.stop_quietly())
+            self._set_state("stopped", "retired")
+            self._drop("retired")
             if then is not None:
                 then()
 
         self._when_drained(close)
-
-    async def stop_quietly(self) -> None:
-        """`stop`, from one of its own tasks."""
-        self._set_state("stopped", "retired")
-        await self._drop("retired")
 
     def abandon(self, why: str) -> None:
         """Reconnect (perhaps elsewhere) once what is pending has been answered; nothing is sent until then."""
         connection = self._connection
         if self.state == "up" and connection is not None:
             self._set_state("connecting", why)
-            self._when_drained(lambda: self._spawn(self._lost(connection, why)))
+            self._when_drained(lambda: self._lost(connection, why))
 
     def _when_drained(self, then: Callable[[], None]) -> None:
-        if self._pending:
-            self._drained = then
+        unanswered = len(self._pending) + len(self._front)
+        if unanswered:
+            self.after(self._answered + unanswered, lambda: self._when_drained(then))
         else:
             then()
 
     def _release(self) -> None:
-        self._held = False
+        self._holds -= 1
         self._flush()
 
     # Writing and reading
 
     def _flush(self) -> None:
-        if self._writer is None or self._held or not self._outgoing:
+        if self._writer is None or self._holds or not (self._outgoing or self._front):
             return
+        if self._front:
+            self._put_front()
         count = len(self._outgoing)
         self._sent += count
         self.used_s = self._loop.time()
@@ -247,6 +265,15 @@ class RedisConnection:
         self._outgoing.clear()
         self.counters.commands += count
         self.counters.batches[min(count.bit_length(), BATCHES) - 1] += 1
+
+    def _put_front(self) -> None:
+        """Between what is written and what is not."""
+        unwritten = len(self._outgoing)
+        self._pending.rotate(unwritten)
+        self._pending.extend(self._front)
+        self._pending.rotate(-unwritten)
+        self._outgoing[:0] = [packed for _, packed, _ in self._front]
+        self._front.clear()
 
     async def _read(self, connection: AbstractConnection, reader: asyncio.StreamReader) -> None:
         parser = hiredis.Reader(notEnoughData=_NOTHING)
@@ -266,19 +293,20 @@ class RedisConnection:
                         self._refused(ReplyError(str(reply)), command)
                     else:
                         future.set_result(reply)
-                if self._drained is not None and not self._pending:
-                    self._now_drained()
+                if self._marks:
+                    self._reach_marks(self._answered)
         except (OSError, hiredis.ProtocolError) as error:
             why = str(error) or type(error).__name__
-        await self._lost(connection, why)
+        self._lost(connection, why)
 
     def _refused(self, error: ReplyError, command: Command) -> None:
         if self._on_refusal is None or not self._on_refusal(self, error, command):
             command[0].set_exception(error)
 
-    def _now_drained(self) -> None:
-        then, self._drained = self._drained, None
-        if then is not None:
+    def _reach_marks(self, answered: float) -> None:
+        reached = [then for count, then in self._marks if count <= answered]
+        self._marks = [mark for mark in self._marks if mark[0] > answered]
+        for then in reached:
             then()
 
     def _check_deadline(self) -> None:
@@ -297,8 +325,9 @@ class RedisConnection:
         if self._ticks and now_s - self._ticks[0][0] > self._reply_timeout_s:
             why = f"no answer within {self._reply_timeout_s:g} s"
         if why and self._connection is not None:
-            self.counters.timeouts += len(self._pending)
-            self._spawn(self._lost(self._connection, why, frozen=True))
+            if self.state == "up":
+                self.counters.timeouts += len(self._pending)
+            self._lost(self._connection, why, frozen=True)
 
     # Connecting
 
@@ -316,7 +345,7 @@ class RedisConnection:
             if self._on_connect is not None:
                 await self._on_connect(self._enqueue)
         except StoreUnavailable as error:
-            await self._drop(str(error))
+            self._drop(str(error))
             raise StoreUnavailable(f"cannot use Redis at {self.shown_url}: {error}", sent=False) from error
         if self._connection is not connection:
             raise StoreUnavailable(f"cannot use Redis at {self.shown_url}: it closed the connection", sent=False)
@@ -330,14 +359,18 @@ class RedisConnection:
                 connection = await self._dial()
                 await connection.connect()  # type: ignore[no-untyped-call]
                 return connection
+        except asyncio.CancelledError:
+            if connection is not None:
+                _close(connection)
+            raise
         except (RedisError, OSError, TimeoutError) as error:
             if connection is not None:
-                await _close(connection)
+                _close(connection)
             reason = str(error) or f"no answer within {self._dial_timeout_s:g} s"
             reason += _hint(error, reason)
             raise StoreUnavailable(f"cannot connect to Redis at {self.shown_url}: {reason}", sent=False) from error
 
-    async def _lost(self, connection: AbstractConnection, why: str, *, frozen: bool = False) -> None:
+    def _lost(self, connection: AbstractConnection, why: str, *, frozen: bool = False) -> None:
         if connection is not self._connection:
             return
         was_up = self.state == "up" or self.born_s > 0
@@ -348,32 +381,35 @@ class RedisConnection:
             if self._lasting:
                 self._log.warning("redis_lost", url=self.shown_url, why=why)
                 self._spawn(self._reconnect())
-        await self._drop(why)
+        self._drop(why)
 
-    async def _drop(self, why: str) -> None:
+    def _drop(self, why: str) -> None:
         connection, self._connection, self._writer = self._connection, None, None
         if self._watch is not None:
             self._watch.cancel()
-        unsent = len(self._outgoing)
+        unsent = len(self._outgoing) + len(self._front)
+        pending, self._pending = [*self._pending, *self._front], deque()
         self._outgoing.clear()
-        pending, self._pending = self._pending, deque()
+        self._front.clear()
         for place, (future, _, _) in enumerate(pending, unsent - len(pending)):
             if not future.done():
                 error = StoreUnavailable(f"lost Redis at {self.shown_url}: {why}", sent=place < 0)
                 future.set_exception(error)
-        self._now_drained()
+        self._reach_marks(math.inf)
         if connection is not None:
-            await _close(connection)
+            _close(connection)
 
     async def _reconnect(self) -> None:
-        delay_s = BACKOFF_MIN_S
+        delay_s, tries = BACKOFF_MIN_S, 0
         while self.state in ("connecting", "away"):
+            tries += 1
             try:
                 await self._connect()
             except StoreUnavailable as error:
-                if self.state == "connecting":
+                self._why = str(error)
+                if self.state == "connecting" and tries >= AWAY_TRIES:
                     self._log.warning("redis_away", url=self.shown_url, why=str(error))
-                self._set_state("away", str(error))
+                    self._set_state("away", str(error))
                 await asyncio.sleep(delay_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
                 delay_s = min(BACKOFF_MAX_S, 2 * delay_s)
             else:
@@ -409,8 +445,9 @@ def _hint(error: Exception, reason: str) -> str:
     return ""
 
 
-async def _close(connection: AbstractConnection) -> None:
-    try:
-        await connection.disconnect(nowait=True)
-    except (RedisError, OSError):
-        return
+def _close(connection: AbstractConnection) -> None:
+    """At once: whatever is not written yet has failed already, and a frozen server would never take it."""
+    if connection._writer is not None:
+        connection._writer.transport.abort()
+    connection._parser.on_disconnect()  # type: ignore[no-untyped-call]
+    connection._close()  # type: ignore[no-untyped-call]
