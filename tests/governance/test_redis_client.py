@@ -86,7 +86,26 @@ async def test_a_client_that_was_not_started_says_so() -> None:
     client = RedisClient(address="127.0.0.1:1")
     with pytest.raises(StoreUnavailable, match="not started"):
         client.send("PING")
-    assert client.state == "stopped"
+    with pytest.raises(StoreUnavailable, match="not started"):
+        await client.call("PING", idempotent=True)
+    health = await client.health()
+    assert client.state == "stopped" and health.failed == "connect" and "not started" in health.reason
+    await client.stop()
+
+
+async def test_a_client_that_started_too_early_connects_later(own_redis: RedisServer) -> None:
+    own_redis.kill()
+    client = RedisClient(url=own_redis.url)
+    with pytest.raises(StoreUnavailable, match="cannot connect"):
+        await client.start()
+    own_redis.start()
+    await until(lambda: client.state == "up")
+    assert await client.call("PING") == b"PONG"
+    await client.stop()
+    await client.start()
+    assert await client.call("PING") == b"PONG"
+    await until(lambda: client.get_stats().total_conns == 2)
+    await client.stop()
 
 
 # Order, sharing, cancellation
@@ -122,7 +141,7 @@ async def test_cancelled_waiters_never_mispair_replies(client: RedisClient) -> N
 
 
 async def test_commands_that_change_a_shared_connection_are_refused(client: RedisClient) -> None:
-    for parts in (("MULTI",), ("blpop", "q", 0), ("SUBSCRIBE", "c"), ("SELECT", 1)):
+    for parts in (("MULTI",), ("blpop", "q", 0), (b"SUBSCRIBE", "c"), ("SELECT", 1)):
         with pytest.raises(InvalidInput, match="give it one of its own"):
             await client.call(*parts)
 

@@ -4,6 +4,7 @@ import asyncio
 import time
 from typing import Any
 
+import msgspec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis.crc import key_slot
@@ -140,11 +141,19 @@ async def test_examination_covers_every_primary(redis_cluster: RedisCluster) -> 
         redis_cluster.servers[1].command("CONFIG", "SET", "maxmemory-policy", "noeviction")
 
 
+def without_instants(policy: Policy) -> Policy:
+    """Windows of milliseconds expire by Redis' own clock while a busy machine makes the schedule wait."""
+    return msgspec.structs.replace(policy, windows=tuple(w for w in policy.windows if w.window_us >= 1_000_000))
+
+
+lasting = policies.map(without_instants)
+
+
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    key=policies,
-    team=st.none() | policies,
-    organisation=st.none() | policies,
+    key=lasting,
+    team=st.none() | lasting,
+    organisation=st.none() | lasting,
     schedule=st.lists(moves, max_size=30),
 )
 def test_scripts_equal_their_twin_on_a_cluster(

@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import secrets
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from time import monotonic
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -221,11 +222,11 @@ class RedisClient:
         key, value = self._probe_key(node), secrets.token_hex(8)
         try:
             async with asyncio.timeout(self.settings.read_timeout_s):
-                begun_s = self._loop.time()
+                begun_s = monotonic()
                 ping = node.send("PING")
                 step = "ping"
                 await ping
-                latency_us = int((self._loop.time() - begun_s) * 1e6)
+                latency_us = int((monotonic() - begun_s) * 1e6)
                 step = "write"
                 await node.send("SET", key, value, "PX", HEALTH_TTL_MS)
                 step = "read"
@@ -264,9 +265,10 @@ class RedisClient:
         repeated within the read timeout if it certainly did not run, or was lost and is `idempotent`. Raises
         ReplyError, StoreUnavailable; InvalidInput for commands that block or change a shared connection.
         """
-        if str(parts[0]).upper() in NOT_SHARED:
-            raise InvalidInput(f"{parts[0]} blocks or changes a connection that others use: give it one of its own")
-        begun_s = self._loop.time()
+        name = parts[0].decode() if isinstance(parts[0], bytes) else str(parts[0])
+        if name.upper() in NOT_SHARED:
+            raise InvalidInput(f"{name} blocks or changes a connection that others use: give it one of its own")
+        begun_s = monotonic()
         try:
             return await self._send_anywhere(parts, key)
         except StoreUnavailable as error:
@@ -281,7 +283,7 @@ class RedisClient:
         digest = self._digests.get(script) or self._digest(script)
         key = keys[0] if keys else None
         parts = ("EVALSHA", digest, len(keys), *keys, *args)
-        begun_s = self._loop.time()
+        begun_s = monotonic()
         try:
             return await (self._only or self._node_of(key)).lead.write(parts)
         except StoreUnavailable as error:
@@ -322,9 +324,9 @@ class RedisClient:
             if isinstance(error, ReplyError):
                 if error.code not in NOT_RUN:
                     raise error
-            elif (error.sent and not idempotent) or not await self._ready(key, until_s - self._loop.time()):
+            elif (error.sent and not idempotent) or not await self._ready(key, until_s - monotonic()):
                 raise error
-            if self._loop.time() + delay_s >= until_s:
+            if monotonic() + delay_s >= until_s:
                 raise error
             try:
                 return await send(parts, key)

@@ -11,6 +11,7 @@ import math
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, Final
 
 import hiredis
@@ -205,13 +206,11 @@ class RedisConnection:
 
     async def ready(self, timeout_s: float) -> bool:
         """Wait while the first tries to reconnect are under way. True if the connection is up."""
-        deadline = self._loop.time() + timeout_s
-        while self.state == "connecting" and self._loop.time() < deadline:
-            self._changed.clear()
-            try:
-                await asyncio.wait_for(self._changed.wait(), deadline - self._loop.time())
-            except TimeoutError:
-                break
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while self.state == "connecting":
+                    self._changed.clear()
+                    await self._changed.wait()
         return self.state == "up"
 
     # Changing over to another connection, in order

@@ -62,6 +62,7 @@ class Node:
 
     async def start(self) -> None:
         """Connect the lead. Raises StoreUnavailable; the lead goes on trying."""
+        self._stopped = False
         await self.lead.start()
 
     async def stop(self) -> None:
