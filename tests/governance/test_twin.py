@@ -52,7 +52,7 @@ windows = st.builds(
     Window,
     st.sampled_from(Unit),
     st.integers(1, 40),
-    st.sampled_from([60_000_000, 6_000_000, 7_001]),
+    st.sampled_from([60_000_000, 6_000_000, 7_000_001]),
     st.sampled_from([None, None, "gpt-*", "gpt-4o"]),
     st.sampled_from([False, False, True]),
     st.sampled_from([False, False, True]),
