@@ -91,6 +91,17 @@ async def test_concurrent_migrators_wait_for_each_other(empty: str, opened: Open
     assert len(await databases[0].accounts(b"k" * 32, lambda: 1).list_keys()) == 4
 
 
+async def test_many_open_a_new_sqlite_file_at_once(tmp_path: Path) -> None:
+    """SQLite refuses to wait while the write-ahead log is switched on; whoever is second tries again."""
+    for round_ in range(10):
+        databases = [await Database.open(f"sqlite:///{tmp_path / f'new{round_}.db'}") for _ in range(12)]
+        try:
+            await asyncio.gather(*(database.ping() for database in databases))
+        finally:
+            for database in databases:
+                await database.close()
+
+
 async def test_a_migration_that_fails_leaves_nothing_behind(empty: str, opened: Opener) -> None:
     """A table in the way stops it half-way: nothing was made, and without the obstacle it goes through."""
     database = await opened(empty)

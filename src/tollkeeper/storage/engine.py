@@ -1,6 +1,8 @@
 """Makes SQLAlchemy's engine for an address: drivers, pool, and what each new connection is told. Opens nothing."""
 
+import asyncio
 import os
+import sqlite3
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -9,10 +11,12 @@ import asyncpg
 from sqlalchemy import URL, event
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.util import await_only
 
 from tollkeeper.domain.errors import DatabaseUnavailable
 from tollkeeper.storage.address import Address
 
+WAL_ATTEMPTS: Final = 100
 BUSY_SHARE: Final = 0.8
 """The share of the deadline that SQLite waits for another process's lock, so that its own error arrives in time."""
 
@@ -66,15 +70,32 @@ def _sqlite(path: Path, pool_size: int, timeout_s: float) -> AsyncEngine:
     @event.listens_for(engine.sync_engine, "connect")
     def _configure(connection: Any, _record: Any) -> None:
         cursor = connection.cursor()
-        cursor.execute("PRAGMA journal_mode")
-        if cursor.fetchone()[0] != "wal":
-            cursor.execute("PRAGMA journal_mode = WAL")
+        _use_write_ahead_log(cursor, timeout_s * BUSY_SHARE)
         # FULL: a mark that was committed must survive a power cut, since the outbox forgets what it covers.
         cursor.execute("PRAGMA synchronous = FULL")
         cursor.execute("PRAGMA foreign_keys = ON")
         cursor.close()
 
     return engine
+
+
+def _use_write_ahead_log(cursor: Any, timeout_s: float) -> None:
+    """Switch a new file over, or find that another connection has done so.
+
+    SQLite does not wait for locks here, whatever its busy timeout: of several that switch at once, all but one learn
+    at once that the database is locked. Raises sqlite3.OperationalError if it stays so.
+    """
+    for attempt in range(1, WAL_ATTEMPTS + 1):
+        try:
+            cursor.execute("PRAGMA journal_mode")
+            if cursor.fetchone()[0] == "wal":
+                return
+            cursor.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError:
+            if attempt == WAL_ATTEMPTS:
+                raise
+            await_only(asyncio.sleep(timeout_s / WAL_ATTEMPTS))
 
 
 def prepare_file(path: Path) -> None:
