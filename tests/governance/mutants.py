@@ -1,7 +1,7 @@
 """Mutation of the scripts: change one comparison, operator or number at a time; a test must notice.
 
 `python -m tests.governance.mutants` tries every mutant, writes docs/mutants.md, and fails if one survives that is not
-argued below to be equivalent. `test_mutants.py` tries a sample in each test run. What notices is `suite`: fixed
+argued to be equivalent in equivalent_mutants.py. `test_mutants.py` tries a sample in each test run. What notices is `suite`: fixed
 schedules of `script_trials.py`, and a few made by hand for what random ones seldom reach.
 """
 
@@ -18,17 +18,21 @@ from typing import Any, Final
 import msgspec
 from hypothesis import HealthCheck, Phase, given, settings
 
-from tests.governance.lua_redis import LuaRedis
+from tests.governance.equivalent_mutants import ARGUMENTS
 from tests.governance.script_trials import (
+    CheckedLua,
     admissions,
     buckets,
     play_admission,
     play_bucket,
+    play_heavy_runs,
+    play_limits_of_nothing,
     play_replies,
     play_window,
     windows,
 )
 from tests.governance.test_twin import START_US
+from tollkeeper.domain.policy import Policy, Unit, Window
 from tollkeeper.governance import scripts
 from tollkeeper.governance.scripts import SCRIPTS, source
 
@@ -76,9 +80,17 @@ class Mutant(msgspec.Struct, frozen=True):
         return f"{self.file}:{self.line} `{self.text}`: {self.old} ({self.nth}) → {self.new}"
 
     @property
-    def key(self) -> tuple[str, str, str, int, str]:
-        """What `EQUIVALENT` names it by: no line numbers, which move."""
-        return (self.file, self.text, self.old, self.nth, self.new)
+    def equivalent(self) -> str | None:
+        """Why nobody could notice it, if nobody could."""
+        for argument in ARGUMENTS:
+            if (
+                (argument.file, argument.old) == (self.file, self.old)
+                and self.text.startswith(argument.line)
+                and (argument.nth is None or self.nth in argument.nth)
+                and (argument.new is None or self.new in argument.new)
+            ):
+                return argument.why
+        return None
 
 
 @cache
@@ -144,9 +156,32 @@ def fixed(strategy: Any, number: int) -> list[Any]:
     return found
 
 
-RUSH: Final = (1_000, [("ask", 1_000, 1), ("wait", 10)] * 1_300 + [("ask", 100, 80), ("wait", 400), ("ask", 100, 99)])
-"""A hundred runs in the window and 1,300 in all: chunks end, and what has left is cut off."""
-
+_MINUTE: Final = 60_000_000
+RUSH: Final = (1_000, [("ask", 1_000, 1), ("wait", 10)] * 2_500 + [("ask", 100, 80), ("wait", 400), ("ask", 100, 99)])
+"""A hundred runs in the window and 2,500 in all: chunks end, and what has left is cut off, twice."""
+SLOW_RUSH: Final = (6_000_000, [("ask", 10_000, 1), ("wait", 5_454)] * 2_320)
+"""More in the window than is cut off at once."""
+EDGES: Final = [
+    (_MINUTE, [("ask", 9, 1), ("wait", _MINUTE), ("ask", 9, 1), ("wait", _MINUTE + 1_000), ("usage",)]),
+    (7_001, [("ask", 9, 1), ("back", 500_000), ("ask", 9, 1), ("wait", 100_000), ("usage",)]),
+    (7_001, [("ask", 9, 1), ("wait", 12_000), ("back", 500_000), ("ask", 9, 1), ("wait", 100_000), ("usage",)]),
+]
+"""A key that is about to expire, and a clock set back under a short window."""
+_REQUESTS: Final = Policy(windows=(Window(Unit.REQUESTS, 3),))
+_TOKENS: Final = Policy(windows=(Window(Unit.TOKENS, 30), Window(Unit.REQUESTS, 4, 6_000_000)))
+_GROWING: Final = [("admit", 9, 1), ("wait", 1_000_000)] * 3
+CROWDED: Final = [
+    (
+        _TOKENS,
+        None,
+        None,
+        [*_GROWING, ("admit", 15, 1), ("admit", 28, 1), ("wait", 57_500_000), ("admit", 29, 1)],
+        True,
+    ),
+    (_REQUESTS, None, None, [("admit", 0, 0), ("flood", 0, 2**40 - 1), ("admit", 1, 0)], False),
+    (_TOKENS, None, None, [("admit", 1, 9), ("admit", 2, 9), ("lose", 5), ("settle", 0, 4, 3), ("state",)], False),
+]
+"""Refusals that end only when several runs have left; a run that is full; holds that are made again."""
 FULL_AGAIN: Final = [("ask", 2, 1), ("wait", 999_999), ("usage", 3), ("wait", 1), ("usage", 3)]
 """A bucket is forgotten in the very µs in which it is full, whatever it is asked for next."""
 
@@ -155,9 +190,9 @@ FULL_AGAIN: Final = [("ask", 2, 1), ("wait", 999_999), ("usage", 3), ("wait", 1)
 def schedules() -> dict[str, list[Any]]:
     """By what plays them."""
     return {
-        "window": [*fixed(windows(50), 150), RUSH],
+        "window": [*EDGES, *fixed(windows(50), 150), RUSH, SLOW_RUSH],
         "bucket": [*fixed(buckets(50), 150), FULL_AGAIN],
-        "admission": fixed(admissions(40), 300),
+        "admission": [*CROWDED, *fixed(admissions(40), 300)],
     }
 
 
@@ -175,9 +210,13 @@ def suite(sources: dict[str, str]) -> None:
         kinds.append("admission")
 
     async def run() -> None:
-        lua = LuaRedis(lambda: START_US, sources)
+        asyncio.get_running_loop().set_exception_handler(lambda *_: None)  # a callback's answer is missed anyway
+        lua = CheckedLua(lambda: START_US, sources)
         for script in {"allow", "bucket"} & set(sources or SCRIPTS):
             await play_replies(lua, script)
+        if "admission" in kinds:
+            await play_limits_of_nothing(lua)
+            await play_heavy_runs(lua)
         for kind in kinds:
             for example in schedules()[kind]:
                 await _PLAYERS[kind](lua, example)
@@ -194,17 +233,55 @@ def survives(mutant: Mutant) -> bool:
     return True
 
 
+def document() -> str:
+    """What docs/mutants.md says once every mutant that is not argued for was noticed."""
+    rows: list[tuple[str, int, int, int]] = []
+    arguments = []
+    for file in lua_files():
+        of_file = list(mutants_of(file))
+        same = [mutant for mutant in of_file if mutant.equivalent]
+        rows.append((file, len(of_file), len(of_file) - len(same), len(same)))
+        arguments += [f"- `{m.file}` `{m.text}`: `{m.old}` ({m.nth}) → `{m.new}`. {m.equivalent}" for m in same]
+    rows.append(("all", sum(r[1] for r in rows), sum(r[2] for r in rows), sum(r[3] for r in rows)))
+    table = [f"| {file} | {tried} | {noticed} | {same} |" for file, tried, noticed, same in rows]
+    return "\n".join([_HEAD, *table, "", _EQUIVALENT_HEAD, "", *arguments, ""])
+
+
+_HEAD: Final = """# Mutants of the scripts
+
+Written by `python -m tests.governance.mutants`; a test holds it equal to the scripts.
+
+Each comparison, arithmetic operator, rounding and number of every Lua script is changed, one at a time, and the
+schedules of `tests/governance/script_trials.py` are played against the result under Lua 5.1. A mutant is *noticed* if
+an answer or a stored field then differs from the Python twin or from a brute-force oracle. A comparison becomes its
+neighbour and its opposite (`<`: `<=`, `>=`), `+` `-` and `*` `/` are exchanged, as are `min` `max` and `ceil`
+`floor`, and a number becomes one more and one less.
+
+| script | mutants | noticed | equivalent |
+|---|---|---|---|"""
+_EQUIVALENT_HEAD: Final = """## Equivalent mutants
+
+These change nothing that anybody could see, and why."""
+
+
 def main() -> int:
-    """Try all; write the document; the number of unargued survivors."""
+    """Try all, or those of the files named; write the document if every mutant was noticed or is argued for."""
     only = set(sys.argv[1:])
     everything = [mutant for file in lua_files() if not only or file in only for mutant in mutants_of(file)]
     suite({})
     with ProcessPoolExecutor(WORKERS) as pool:
-        survived = [m for m, lives in zip(everything, pool.map(survives, everything), strict=True) if lives]
-    for mutant in survived:
-        print(mutant)
-    print(f"{len(everything)} mutants, {len(survived)} survived")
-    return 0
+        lived = pool.map(survives, everything, chunksize=4)
+        survived = [mutant for mutant, lives in zip(everything, lived, strict=True) if lives]
+    unargued = [mutant for mutant in survived if not mutant.equivalent]
+    wrong = [mutant for mutant in everything if mutant.equivalent and mutant not in survived]
+    for mutant in unargued:
+        print(f"survived: {mutant}")
+    for mutant in wrong:
+        print(f"not equivalent after all: {mutant}")
+    print(f"{len(everything)} mutants, {len(survived)} survived, {len(unargued)} of them without an argument")
+    if not unargued and not wrong and not only:
+        DOCUMENT.write_text(document())
+    return 1 if unargued or wrong else 0
 
 
 if __name__ == "__main__":

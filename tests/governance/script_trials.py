@@ -5,7 +5,7 @@
 
 import asyncio
 import struct
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -18,10 +18,12 @@ from tests.governance.limiter_trials import (
     bucket_moves,
     window_moves,
 )
-from tests.governance.lua_redis import LuaClient, LuaRedis
+from tests.governance.lua_redis import LuaClient, LuaRedis, word
 from tests.governance.test_twin import START_US, Pair, moves, policies, principal
 from tollkeeper.domain.admission import Checks, Demand, Grant, Reply, Status, checks_for
-from tollkeeper.domain.entries import CounterRef, Entry, EntryKind, close_entry, dispatch_of, void_entry
+from tollkeeper.domain.entries import Applied, CounterRef, Entry, EntryKind, close_entry, dispatch_of, void_entry
+from tollkeeper.domain.errors import StoreUnavailable
+from tollkeeper.domain.periods import Span
 from tollkeeper.domain.policy import Policy, Principal
 from tollkeeper.domain.ports import SpendTotals
 from tollkeeper.domain.tree import Tree
@@ -63,34 +65,100 @@ class Log:
 
     def __init__(self, raw: bytes) -> None:
         self.header = dict(zip(HEADER, map(int, struct.unpack("<12d", raw[:96])), strict=True))
-        first, head, tail = self.header["first"], self.header["head"], self.header["tail"]
-        body = raw[96:]
-        assert len(body) == 17 * (tail - first), "no more and no less than the runs from `first` on"
-        self.physical = tail - first
-        self.runs = []
-        for at in range(17 * (head - first), len(body), 17):
-            fields = (body[at : at + 7], body[at + 7 : at + 12], body[at + 12 : at + 17])
+        self.body = raw[96:]
+        self.live = self.header["tail"] - self.header["head"]
+        self.dead = self.header["head"] - self.header["first"]
+        assert len(self.body) == 17 * (self.live + self.dead), "no more and no less than the runs from `first` on"
+
+    def runs(self) -> list[list[int]]:
+        """Those in the window."""
+        runs = []
+        for at in range(17 * self.dead, len(self.body), 17):
+            fields = (self.body[at : at + 7], self.body[at + 7 : at + 12], self.body[at + 12 : at + 17])
             stamp, requests, tokens = (int.from_bytes(field, "little") for field in fields)
-            self.runs.append([stamp + self.header["offset"], requests, tokens])
+            runs.append([stamp + self.header["offset"], requests, tokens])
+        return runs
 
     def equals(self, twin: RunLog) -> None:
         """Same runs, and a header that agrees with them."""
-        assert self.runs == [list(run) for run in twin.runs]
-        header = self.header
+        runs, header = self.runs(), self.header
+        assert runs == [list(run) for run in twin.runs]
         assert (header["generation"], header["head"]) == (twin.generation, twin.head)
         assert (header["requests"], header["tokens"]) == (twin.requests, twin.tokens)
-        if self.runs:
+        if runs:
             newest = (header["last"], header["last_requests"], header["last_tokens"])
-            assert newest == tuple(self.runs[-1]) and header["last"] == twin.last_us
-            assert header["oldest"] + header["offset"] == self.runs[0][0]
-        live = len(self.runs)
-        assert self.physical - live <= max(1024, live), "runs that have left are cut off"
+            assert newest == tuple(runs[-1]) and header["last"] == twin.last_us
+            assert header["oldest"] + header["offset"] == runs[0][0]
 
     def lives_long_enough(self, window_us: int, expires_ms: int) -> None:
         """The key outlives its runs, and its header knows when it ends, to the ms."""
         assert -999 <= expires_ms * 1000 - self.header["expires"] <= 999
-        if self.runs:
+        if self.live:
             assert expires_ms * 1000 + 999 >= self.header["last"] + window_us
+
+    def follows(self, before: "Log | None") -> None:
+        """Runs that have left are cut off when there are 1,024 of them and more than are left; not earlier, which
+        would copy a log again and again, and not later."""
+        assert self.dead < 1024 or self.dead <= self.live
+        if before is not None and before.live and self.live > 1 and before.header["first"] != self.header["first"]:
+            cut = self.header["first"] - before.header["first"]
+            assert cut >= 1024 and cut > self.live
+
+
+class CheckedLua(LuaRedis):
+    """Holds every reply to what its script's header says, beyond what clients can tell apart."""
+
+    def run(self, script: str, keys: Sequence[str | bytes], arguments: Sequence[Any]) -> Any:
+        names = [word(key) for key in keys]
+        before = getattr(self, f"before_{script}", lambda *_: None)(names, arguments)
+        reply = super().run(script, keys, arguments)
+        getattr(self, f"after_{script}", lambda *_: None)(names, arguments, before, reply)
+        return reply
+
+    def there(self, key: bytes) -> bool:
+        return self.redis.peek(key) is not None
+
+    def after_admit(self, keys: list[bytes], arguments: Sequence[Any], _: Any, reply: list[int]) -> None:
+        logs, slots, counters = map(int, struct.unpack_from("<3d", arguments[1]))
+        assert reply[0] in (-2, -1, 0, 1)
+        filled = {-2: 2, -1: 2, 0: 8, 1: 2}[reply[0]] + (5 * logs + slots + 2 * counters) * (reply[0] >= 0)
+        named = list(zip(reply[filled::2], reply[filled + 1 :: 2], strict=True))
+        assert not named or reply[0] == 1
+        if reply[0] == 0:
+            check, unit, _used, _asked, wait, never = reply[2:8]
+            named.append((check, unit))
+            assert never in (0, 1) and wait >= (0 if wait != -1 else -1) and not (never and wait != -1)
+        for check, unit in named:
+            assert 1 <= check <= logs + slots + counters and (unit in (1, 2) if check <= logs else unit == 0)
+
+    def after_apply(self, _keys: list[bytes], _arguments: Sequence[Any], _: Any, reply: list[int]) -> None:
+        assert len(reply) == 3 and reply[0] in (0, 1, 2, 3) and (reply[2] > 0) == (reply[0] == 3)
+        assert reply[2] >= 0
+
+    def after_seed(self, _keys: list[bytes], _arguments: Sequence[Any], _: Any, reply: int) -> None:
+        assert reply in (0, 1)
+
+    def before_clear(self, keys: list[bytes], _: Sequence[Any]) -> int:
+        return len(self.redis.values.get(keys[1], ()))
+
+    def after_clear(self, keys: list[bytes], _: Sequence[Any], before: int, reply: int) -> None:
+        assert reply == before - len(self.redis.values.get(keys[1], ()))
+
+    def before_reset(self, keys: list[bytes], arguments: Sequence[Any]) -> int:
+        return sum(self.there(key) for key in keys[: int(arguments[0])])
+
+    def after_reset(self, _keys: list[bytes], _arguments: Sequence[Any], before: int, reply: int) -> None:
+        assert reply == before
+
+    def before_restore(self, keys: list[bytes], _: Sequence[Any]) -> bool:
+        return self.there(keys[0]) and not self.there(keys[1])
+
+    after_restore = after_reset
+
+    def before_reassert(self, keys: list[bytes], arguments: Sequence[Any]) -> bool:
+        return self.there(keys[0]) and self.redis.execute(b"HGET", keys[1], word(arguments[0])) is None
+
+    after_reassert = after_reset
 
 
 extra_moves = st.one_of(
@@ -99,9 +167,12 @@ extra_moves = st.one_of(
     st.tuples(st.just("edge"), st.sampled_from([-1, 0, 1]), st.sampled_from([-1, 0, 1, 2])),
     st.tuples(st.just("past"), st.sampled_from([-1, 0, 1]), st.sampled_from([None, None, 0, 10**9])),
     st.tuples(st.just("bring"), st.integers(0, 90)),
+    st.tuples(st.just("lose"), st.integers(0, 50)),
+    st.tuples(st.just("more"), st.integers(0, 50), st.integers(-1, 2)),
+    st.tuples(st.just("stranger"), st.integers(0, 2), st.integers(-1, 2)),
     st.tuples(st.just("flood"), st.integers(0, 20), st.sampled_from([2**40 - 1, 2**40, 2**41, -(2**41)])),
     st.tuples(st.just("overvoid"), st.integers(0, 20), st.integers(0, 3)),
-    st.tuples(st.just("forged"), st.integers(0, 20), st.sampled_from([-1, 1]), st.sampled_from([-1, 0, 1])),
+    st.tuples(st.just("forged"), st.integers(0, 20), st.sampled_from([-1, 1]), st.sampled_from([-1, 0, 1, 2])),
 )
 
 
@@ -156,6 +227,15 @@ class LuaPair(Pair):
         assert one == two
         return two
 
+    async def apply(self, entry: Entry, producer: str = "p_1") -> Applied:
+        answers: list[Applied | StoreUnavailable] = []
+        for store in self.stores():
+            store.apply(self.root, producer, entry, answers.append)
+        await asyncio.sleep(0)  # callbacks of a future that is done
+        assert len(answers) == 2 and answers[0] == answers[1], answers
+        assert isinstance(answers[0], Applied)
+        return answers[0]
+
     @property
     def tree(self) -> Tree:
         return self.memory.tree(self.root)
@@ -182,9 +262,13 @@ class LuaPair(Pair):
         self.buried += number == 1
 
     async def on_edge(self, valid_from: int, not_after: int) -> None:
-        """At the first and the last µs in which an admission may run."""
+        """At the first and the last µs in which an admission may run; its periods end in the midst of a ms."""
         self.attempts += 1
-        checks = msgspec.structs.replace(checks_for(self.who, self.now_us), valid_from_us=self.now_us + valid_from)
+        checks = checks_for(self.who, self.now_us)
+        spans = [c.span if c.span.ends_us is None else _odd(c.span) for c in checks.counters]
+        counters = [msgspec.structs.replace(c, span=s) for c, s in zip(checks.counters, spans, strict=True)]
+        valid_from_us = self.now_us + valid_from
+        checks = msgspec.structs.replace(checks, valid_from_us=valid_from_us, counters=tuple(counters))
         await self.ask(checks, Demand(f"e{self.attempts}.1", "p_1", 1, 1, self.now_us + not_after))
 
     async def on_past(self, ends: int, expires: int | None) -> None:
@@ -205,7 +289,7 @@ class LuaPair(Pair):
 
     async def on_flood(self, which: int, tokens: int) -> None:
         """A truth so large that it no longer fits, or so small that it would be negative."""
-        await self.end(which, lambda g, d, n: void_entry(n, d, -g.demand.requests, -tokens))
+        await self.end(which, lambda g, d, n: void_entry(n, d, -tokens - 1, -tokens))
 
     async def on_overvoid(self, which: int, more: int) -> None:
         """More than the run has; the grant stays, so that it may come again."""
@@ -220,12 +304,55 @@ class LuaPair(Pair):
         if self.grants:
             _, dispatch = self.grants[which % len(self.grants)]
             entry = void_entry(self.number + 1, dispatch, 1, 1)
-            runs = [msgspec.structs.replace(r, index=r.index + index * 2) for r in entry.runs]
+            runs = [msgspec.structs.replace(r, index=r.index + index) for r in entry.runs]
             if not index:
                 runs = [msgspec.structs.replace(r, generation=r.generation + generation) for r in entry.runs]
             entry = msgspec.structs.replace(entry, attempt="none.1", slots=(), runs=tuple(runs))
             if (await self.apply(entry)).status == "ok":
                 self.number += 1
+
+    async def on_lose(self, cost: int) -> None:
+        """The store restarts empty, is seeded, and what is in flight is held again; each step may be repeated."""
+        snapshot = await self.both(lambda store: store.snapshot(self.root))
+        self.lua.redis.values.clear()
+        self.lua.redis.expires_ms.clear()
+        self.memory._trees.clear()
+        await self.on_bring(cost)
+        await self.on_reassert()
+        grants = list(self.grants)
+        self.attempts += 1
+        await self.on_seed(0, cost)
+        self.grants = grants
+        await self.on_reassert()
+        await self.on_reassert()
+        if snapshot is not None:  # what was read from the lost memory clears nothing in this one
+            await self.both(lambda store: store.clear(self.root, snapshot.run, snapshot.versions))
+
+    async def on_more(self, cost: int, mark: int) -> None:
+        """A database that knows several counters, one without an end, and producers that this memory does not."""
+        self.attempts += 1
+        names = [c.name for c in checks_for(self.who, self.now_us).counters]
+        totals = {
+            name: SeedTotals(START_US + 10**12 + n, SpendTotals(cost + n, 2 + n, 30 + n, 400 + n, 5000 + n))
+            for n, name in enumerate([*names, "key_1:total"])
+        }
+        totals["key_1:total"] = SeedTotals(0, SpendTotals(cost, 1, 2, 3, 4))
+        marks = {"p_1": self.number}
+        if mark >= 0:
+            marks[f"n_{self.attempts % 3}"] = mark
+        if await self.both(lambda store: store.seed(self.root, f"more{self.attempts}", marks, totals)):
+            await self.on_reassert()
+
+    async def on_stranger(self, entries: int, gap: int) -> None:
+        """A producer that nobody has heard of: its entries, some without counters, then its close."""
+        self.attempts += 1
+        producer = f"q_{self.attempts}"
+        refs = [CounterRef(name, 0, counter.expires_us) for name, counter in self.tree.counters.items()]
+        for number in range(1, entries + 1):
+            counters = tuple(refs[:1]) if number % 2 else ()
+            await self.apply(Entry(number, EntryKind.SETTLE, "x.1", 5, 1, 2, 3, number - 1, counters), producer)
+        await self.apply(close_entry(entries + gap), producer)
+        await self.apply(Entry(entries + 1, EntryKind.SETTLE, "x.1", 5, 1, 2, 3, 0, ()), producer)
 
     # Everything that is stored
 
@@ -235,6 +362,8 @@ class LuaPair(Pair):
         assert texts.pop("run", None) == tree.run and {k: int(v) for k, v in texts.items()} == tree.marks
         flags = redis.values.get(changed_key(root).encode(), {})
         assert {k.decode(): v.decode() for k, v in flags.items()} == tree.changed
+        for forever in (marks_key(root), hold_key(root), changed_key(root)):
+            assert forever.encode() not in redis.expires_ms
         self.compare_holds()
         self.compare_counters()
         for name, log in tree.logs.items():
@@ -244,8 +373,8 @@ class LuaPair(Pair):
             stored = {k.decode(): v for k, v in (redis.peek(key) or {}).items()}
             now_us = self.now_us if self.server_time else 0
             assert {a: t for a, t in stored.items() if t > now_us} == {a: t for a, t in leases.items() if t > now_us}
-            if stored:
-                assert redis.expires_ms[key] >= START_US // 1000
+            if stored and self.server_time:
+                assert self.now_us // 1000 <= redis.expires_ms[key] <= self.now_us // 1000 + 30_000
 
     def compare_holds(self) -> None:
         stored = self.lua.redis.values.get(hold_key(self.root).encode(), {})
@@ -265,7 +394,9 @@ class LuaPair(Pair):
             for field in fields:
                 assert int(stored[name].get(field.encode(), 0)) == getattr(counter, field)
             expires_ms = self.lua.redis.expires_ms.get(prefix + name.encode())
-            if not name.startswith("key_1:old"):
+            if name.startswith("key_1:old"):
+                assert expires_ms is not None
+            else:
                 assert expires_ms == (-(-counter.expires_us // 1000) if counter.expires_us else None)
 
     def compare_log(self, key: bytes, twin: RunLog) -> None:
@@ -277,6 +408,11 @@ class LuaPair(Pair):
         log.equals(twin)
         if self.server_time:
             log.lives_long_enough(twin.window_us, self.lua.redis.expires_ms[key])
+
+
+def _odd(span: Span) -> Span:
+    assert span.ends_us is not None
+    return msgspec.structs.replace(span, ends_us=span.ends_us + 1)
 
 
 def _plain(answer: Any) -> Any:
@@ -314,15 +450,21 @@ async def play_window(lua: LuaRedis, example: tuple[int, list[Move]]) -> None:
     trial = WindowTrial([lambda now_us: _memory(memory, now_us), lambda _: _scripts(lua)], window_us, "x")
     lua.begin(lambda: trial.now_us)
     key = f"ratelimit:{{x}}:{window_us}".encode()
-    for move in schedule:
+    before: Log | None = None
+    for number, move in enumerate(schedule):
         await trial.step(move)
         twin, raw = memory[0]._logs.get(key.decode()), lua.redis.peek(key)
         if raw is None or twin is None:
             assert twin is None or not twin.runs or twin.last_us + window_us <= trial.now_us
+            before = None
             continue
-        twin.generation, twin.head = Log(raw).header["generation"], Log(raw).header["head"]
-        Log(raw).equals(twin)
-        Log(raw).lives_long_enough(window_us, lua.redis.expires_ms[key])
+        log = Log(raw)
+        log.follows(before)
+        log.lives_long_enough(window_us, lua.redis.expires_ms[key])
+        before = log
+        if number < 200 or number % 100 == 0:
+            twin.generation, twin.head = log.header["generation"], log.header["head"]
+            log.equals(twin)
 
 
 async def play_bucket(lua: LuaRedis, schedule: list[Move]) -> None:
@@ -356,6 +498,44 @@ async def play_replies(lua: LuaRedis, script: str) -> None:
     assert ask(START_US + 1, 5) == [1, START_US, full[0], 0, full[1]]
     assert ask(0, 1) == [0, START_US, full[0], full[1] if script == "allow" else 1_000_000, full[1]]
     assert ask(0, 0, "other", 1)[1] == 1
+    now_ms = START_US // 1000
+    assert lua.redis.expires_ms[b"k"] == now_ms + (120_000 if script == "allow" else 5_000)
+    if script == "allow":  # two windows of 7.001 ms, rounded up
+        lua.run("allow", ["odd"], [struct.pack("<8d", 0, 0, 7_001, 1, 5, 1, 0, 0)])
+        assert lua.redis.expires_ms[b"odd"] == now_ms + 15
+
+
+async def play_limits_of_nothing(lua: LuaRedis) -> None:
+    """Limits of zero refuse, in shadow they report; a lease is rounded up to the ms."""
+    lua.begin(lambda: START_US)
+    lua.redis.execute(b"HSET", b"m", b"run", b"r")
+
+    def admit(attempt: str, *limits: int) -> Any:
+        moving = struct.pack("<7d", 0, 0, START_US + 1, 1, 1, 0, 1_500)
+        plan = struct.pack("<11d", 1, 1, 0, 60_000_000, 10_000, *limits, 1, 0)
+        return lua.run("admit", ["m", "h", "log", "slots"], [moving, plan, attempt, "p\n\n."])
+
+    state = [0, -1, 0, 0, 0, 0]
+    assert admit("a", 0, -1, -1, -1) == [0, START_US, 1, 1, 0, 1, -1, 1, *state]
+    assert admit("a", -1, 0, -1, -1) == [0, START_US, 1, 2, 0, 1, -1, 1, *state]
+    assert admit("a", -1, -1, 0, 0) == [1, START_US, START_US, 0, 1, 1, 60_006_544, 1, 1, 1, 1, 2]
+    assert lua.redis.expires_ms[b"slots"] == START_US // 1000 + 2
+    assert admit("b", -1, -1, -1, -1) == [0, START_US, 2, 0, 1, 1, -1, 0, START_US, -1, 1, 1, 60_006_544, 1]
+
+
+async def play_heavy_runs(lua: LuaRedis) -> None:
+    """What is cut off takes no byte of what stays, though every byte of a run is in use."""
+    now_us = START_US
+    lua.begin(lambda: now_us)
+    lua.redis.execute(b"HSET", b"m", b"run", b"r")
+    plan = struct.pack("<9d", 1, 0, 0, 1_000, 1, -1, -1, -1, -1)
+    heavy = 2**40 - 1
+    for number in range(1_200):
+        now_us += 10
+        moving = struct.pack("<7d", 0, 0, now_us + 1, heavy, heavy, 0, 1)
+        lua.run("admit", ["m", "h", "log"], [moving, plan, f"a{number}", "p\n\n"])
+    log = Log(lua.redis.values[b"log"])
+    assert log.header["first"] > 1_000 and {tuple(run[1:]) for run in log.runs()} == {(heavy, heavy)}
 
 
 def _memory(made: list[MemoryLimits], now_us: Callable[[], int]) -> LimitStore:
@@ -369,4 +549,4 @@ def _scripts(lua: LuaRedis) -> LimitStore:
 
 def play(sources: Mapping[str, str] | None, work: Callable[[LuaRedis], Coroutine[Any, Any, None]]) -> None:
     """Run `work` on a fresh Lua."""
-    asyncio.run(work(LuaRedis(lambda: START_US, sources)))
+    asyncio.run(work(CheckedLua(lambda: START_US, sources)))

@@ -10,6 +10,8 @@ from tests.governance.script_trials import (
     play,
     play_admission,
     play_bucket,
+    play_heavy_runs,
+    play_limits_of_nothing,
     play_replies,
     play_window,
     windows,
@@ -48,3 +50,13 @@ def test_buckets(schedule: list[Move]) -> None:
 def test_replies(script: str) -> None:
     """To the last field, and deadlines to the µs."""
     play(None, lambda lua: play_replies(lua, script))
+
+
+def test_limits_of_nothing() -> None:
+    """What no policy can say, but a script must not misread."""
+    play(None, play_limits_of_nothing)
+
+
+def test_heavy_runs() -> None:
+    """A thousand runs of the largest weights, and the log is cut."""
+    play(None, play_heavy_runs)

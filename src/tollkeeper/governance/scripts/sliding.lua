@@ -66,11 +66,11 @@ local function log_wait(log, now, unit, excess)
   return wait
 end
 
--- The key lives two windows more, and until its newest run has left: that may lie ahead if the clock was set back.
--- Returns the time in ms.
+-- The key lives two windows more, and so until its newest run has left: no run is stamped later than a tick after now,
+-- but those that were there when the clock was set back, and for them it lived long enough before. Returns that in ms.
 local function log_prolong(log, now)
-  log.expires = math.max(now + 2 * log.window, log.last + log.window)
-  return math.ceil((log.expires - now) / 1000)
+  log.expires = now + 2 * log.window
+  return math.ceil(log.window / 500)
 end
 
 -- Writes the header, and `run` (packed) as the newest run if given.
