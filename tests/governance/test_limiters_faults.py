@@ -1,0 +1,86 @@
+"""The limiters on the real client while things break: exact all the same, and no error that asking again avoids."""
+
+import asyncio
+import random
+import time
+
+import pytest
+
+from tests.servers.redis import RedisCluster, RedisServer
+from tollkeeper import RedisClient, SlidingWindowLimiter, TokenBucketLimiter
+from tollkeeper.domain.errors import StoreUnavailable
+
+LIMIT = 1_000
+TASKS = 64
+
+
+async def test_exact_through_faults(own_redis: RedisServer) -> None:
+    """64 tasks ask for twice the limit; scripts are flushed and connections killed: exactly the limit, no error."""
+    async with RedisClient(url=own_redis.url) as one, RedisClient(url=own_redis.url) as two:
+        limiters = [SlidingWindowLimiter(one), SlidingWindowLimiter(two)]
+        buckets = [TokenBucketLimiter(one), TokenBucketLimiter(two)]
+        done = asyncio.Event()
+
+        async def faults() -> int:
+            number = 0
+            while not done.is_set():
+                own_redis.command("SCRIPT", "FLUSH")
+                own_redis.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+                number += 1
+                await asyncio.sleep(0.02)
+            return number
+
+        async def task(number: int) -> tuple[int, int]:
+            window = bucket = 0
+            for _ in range(2 * LIMIT // TASKS):
+                window += (await limiters[number % 2].allow("shared", LIMIT)).allowed
+                bucket += (await buckets[number % 2].allow("shared", 1, LIMIT)).allowed
+                await asyncio.sleep(random.uniform(0, 0.02))
+            return window, bucket
+
+        breaking = asyncio.create_task(faults())
+        allowed = await asyncio.gather(*(task(n) for n in range(TASKS)))
+        done.set()
+        assert await breaking > 5 and one.get_stats().reconnects > 3
+        assert sum(a for a, _ in allowed) == LIMIT == await limiters[0].get_current_usage("shared")
+        assert LIMIT <= sum(b for _, b in allowed) <= LIMIT + 1, "one a minute flows in"
+
+
+async def test_frozen_redis_runs_nothing_abandoned(own_redis: RedisServer) -> None:
+    """Asks that were given up while Redis was frozen have no effect when it wakes, and each ends by its deadline."""
+    async with RedisClient(url=own_redis.url, read_timeout_s=0.3, dial_timeout_s=0.3) as client:
+        limiter = SlidingWindowLimiter(client, deadline=0.2)
+        assert await limiter.allow("k", 100)
+        own_redis.freeze()
+        begun = time.monotonic()
+        results = await asyncio.gather(*(limiter.allow("k", 100) for _ in range(20)), return_exceptions=True)
+        assert all(isinstance(r, StoreUnavailable) for r in results) and time.monotonic() - begun < 1.5
+        own_redis.thaw()
+        while client.state != "up":
+            await asyncio.sleep(0.01)
+        assert await limiter.get_current_usage("k") == 1
+
+
+async def test_skewed_processes_share_redis_clock(own_redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock of a client does not matter: one that is a minute off refuses and allows what all others do."""
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    monkeypatch.setattr(time, "time_ns", lambda: 0)
+    async with RedisClient(url=own_redis.url) as client:
+        limiter = SlidingWindowLimiter(client)
+        assert [(await limiter.allow("k", 2)).allowed for _ in range(3)] == [True, True, False]
+
+
+async def test_on_a_cluster(redis_cluster: RedisCluster) -> None:
+    """Keys of one id share a slot, whatever the id: windows, buckets and request ids."""
+    async with RedisClient(url=redis_cluster.url) as client:
+        window, bucket = SlidingWindowLimiter(client, prefix="c"), TokenBucketLimiter(client, prefix="c")
+        for name in ["", "a", "{b}", "c}{", "ü", "x" * 10_000, *map(str, range(30))]:
+            for _ in range(2):
+                assert await window.allow(name, 2, request_id="one") and await bucket.allow(
+                    name, 1, 2, request_id="one"
+                )
+            assert await window.allow(name, 2) and await bucket.allow(name, 1, 2)
+            assert not await window.allow(name, 2) and not await bucket.allow(name, 1, 2)
+            await window.reset(name)
+            await bucket.reset(name)
+            assert await window.get_current_usage(name) == 0 and await bucket.get_remaining_tokens(name, 1, 2) == 2
