@@ -24,7 +24,7 @@ FILL_MAX_US: Final = 100 * WINDOW_MAX_US
 """A bucket that takes longer to fill is a mistake, and its times would not be exact."""
 
 
-class LimitResult(msgspec.Struct, frozen=True):
+class LimitResult(msgspec.Struct, frozen=True, gc=False):
     """The answer to one ask. It is true exactly if it is `allowed`.
 
     `remaining` is what would be allowed now, never below zero. If nothing else came, the same ask would be allowed in
@@ -61,7 +61,7 @@ class AskStatus(IntEnum):
     ALLOWED = 1
 
 
-class Answer(msgspec.Struct, frozen=True):
+class Answer(msgspec.Struct, frozen=True, gc=False):
     """A limit after the decision, at the store's time `now_us`.
 
     `count` is the weight in the window, or the whole tokens left in the bucket. `wait_us` None: never.
@@ -93,6 +93,8 @@ def _empty_in(log: RunLog, now_us: int) -> int:
 
 def whole(value: object, what: str, most: int | None = None) -> int:
     """A positive int as it is. Raises InvalidInput for everything else: bool and float are not counts."""
+    if type(value) is int and 0 < value and (most is None or value <= most):
+        return value
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise InvalidInput(f"{what} must be a positive int, not {value!r}")
     if most is not None and value > most:

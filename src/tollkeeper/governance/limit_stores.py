@@ -134,7 +134,7 @@ class RedisLimits:
         self, decision: Decision, keys: Sequence[str], numbers: tuple[int, ...], *, idempotent: bool = False
     ) -> Answer:
         given = 0 if self._time_us is None else self._time_us()
-        packed = struct.pack(f"<{len(numbers) + 1}d", given, *numbers)
+        packed = _PACK[len(numbers)](given, *numbers)
         status, now_us, amount, wait_us, reset_us = await self._client.run(
             decision, keys, (packed,), idempotent=idempotent
         )
@@ -151,6 +151,7 @@ class RedisLimits:
         return int(loop_s * US_PER_S) + self._offset_us
 
 
+_PACK: Final = {count: struct.Struct(f"<{count + 1}d").pack for count in (6, 7)}
 _STATUS: Final = {status.value: status for status in AskStatus}
 
 
