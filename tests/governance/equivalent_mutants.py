@@ -1,7 +1,7 @@
 """Mutants that change nothing that anybody could see, each with its argument. `mutants.py` reads this.
 
-An argument names a line by how it begins, what was changed in it (old text, which occurrences, new texts; None: all), and
-says why nothing follows. If a mutant named here is noticed after all, the campaign fails.
+An argument names a line by how it begins, what was changed in it (old text, which occurrences, new texts; None: all),
+and says why nothing follows. If a mutant named here is noticed after all, the campaign fails.
 """
 
 from typing import Final
@@ -48,8 +48,8 @@ ARGUMENTS: Final = (
         "clear.lua",
         "for i = 2, #ARGV, 2 do",
         "2",
-        "In between it takes a version for a counter and the next counter for its version: no counter is called like a "
-        "version, `producer:number`.",
+        "In between it takes a version for a counter and the next counter for its version: no counter is called like "
+        "a version, `producer:number`.",
         nth=(2,),
         new=("(1)",),
     ),

@@ -1,8 +1,8 @@
 """Mutation of the scripts: change one comparison, operator or number at a time; a test must notice.
 
 `python -m tests.governance.mutants` tries every mutant, writes docs/mutants.md, and fails if one survives that is not
-argued to be equivalent in equivalent_mutants.py. `test_mutants.py` tries a sample in each test run. What notices is `suite`: fixed
-schedules of `script_trials.py`, and a few made by hand for what random ones seldom reach.
+argued to be equivalent in equivalent_mutants.py. `test_mutants.py` tries a sample in each test run. What notices is
+`suite`: fixed schedules of `script_trials.py`, and a few made by hand for what random ones seldom reach.
 """
 
 import asyncio
