@@ -93,7 +93,7 @@ def _empty_in(log: RunLog, now_us: int) -> int:
 
 def whole(value: object, what: str, most: int | None = None) -> int:
     """A positive int as it is. Raises InvalidInput for everything else: bool and float are not counts."""
-    if type(value) is int and 0 < value and (most is None or value <= most):
+    if type(value) is int and value > 0 and (most is None or value <= most):
         return value
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise InvalidInput(f"{what} must be a positive int, not {value!r}")
