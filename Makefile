@@ -32,8 +32,8 @@ docs: setup ## Write the reference pages from the code
 	$(BIN)/python tools/write_reference.py
 
 lock: ## Resolve dependencies anew into the pinned, hashed requirements
-	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header pyproject.toml -o requirements.txt
-	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header pyproject.toml --group dev -c requirements.txt -o requirements-dev.txt
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --extra query pyproject.toml -o requirements.txt
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --extra query pyproject.toml --group dev -c requirements.txt -o requirements-dev.txt
 
 setup: $(VENV)/.run ## Make .venv with pinned, hashed dependencies
 setup-dev: $(VENV)/.dev ## The same with what tests, lint and benchmarks need

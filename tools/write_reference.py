@@ -1,4 +1,4 @@
-"""Write docs/ENV_VARIABLES.md and docs/SETTINGS.md from the source of settings.py.
+"""Write docs/ENV_VARIABLES.md and docs/SETTINGS.md from settings.py, and the schema of log records from record.py.
 
 Types and defaults come from the running classes, the line of why from the docstring below each field. A test calls
 `pages` and fails when a page on disk differs, so the reference cannot go stale.
@@ -6,6 +6,7 @@ Types and defaults come from the running classes, the line of why from the docst
 
 import ast
 import inspect
+import json
 import sys
 import textwrap
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hi
 import msgspec
 
 from tollkeeper import settings
+from tollkeeper.domain.record import SCHEMA_VERSION, RequestRecord
+from tollkeeper.logs import schema
 
 DOCS: Final = Path(__file__).resolve().parent.parent / "docs"
 HEAD: Final = (
@@ -147,9 +150,43 @@ def variables_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def log_schema_page() -> str:
+    """The text of docs/log-schema.md."""
+    texts, words, columns = field_texts(RequestRecord), schema.type_words(), schema.columns()
+    lines = [
+        HEAD.replace("settings.py", "domain/record.py"),
+        "# The log record",
+        "",
+        f"Version {SCHEMA_VERSION}, in every record as `schema_version`. Fields are only ever added to a version, so",
+        "readers should pass over what they do not know; a field never changes its meaning or type within one. Every",
+        "field is always written. Times are Unix microseconds, durations are microseconds, money is nano-dollars",
+        "(1e-9 USD). In a record with `replaced`, any field may be null.",
+        "",
+        "[log-record.schema.json](log-record.schema.json) says the same to machines (JSON Schema 2020-12). The",
+        "columns are those of Parquet objects and of the table `logs` of `tollkeeper logs query`, which adds the",
+        "folders `dt` (DATE) and `hour` (BIGINT) of the object that a record is in. Columns are nullable.",
+        "",
+        "| field | JSON | column | meaning |",
+        "|---|---|---|---|",
+    ]
+    for name, text in texts.items():
+        lines.append(f"| `{name}` | {words[name]} | `{columns[name]}` | {text} |")
+    return "\n".join(lines) + "\n"
+
+
+def log_schema_json() -> str:
+    """The text of docs/log-record.schema.json."""
+    return json.dumps(schema.json_schema(field_texts(RequestRecord)), indent=2) + "\n"
+
+
 def pages() -> dict[Path, str]:
     """Every page with the text it should have."""
-    return {DOCS / "SETTINGS.md": settings_page(), DOCS / "ENV_VARIABLES.md": variables_page()}
+    return {
+        DOCS / "SETTINGS.md": settings_page(),
+        DOCS / "ENV_VARIABLES.md": variables_page(),
+        DOCS / "log-schema.md": log_schema_page(),
+        DOCS / "log-record.schema.json": log_schema_json(),
+    }
 
 
 if __name__ == "__main__":

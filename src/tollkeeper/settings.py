@@ -81,6 +81,9 @@ class LogSettings(Group, frozen=True):
     """Oldest age of a record before it is shipped."""
     timeout_s: float = 30.0
     """Longest wait for one upload."""
+    refusals: bool = False
+    """Also record what a known key asked and was not admitted: refused by a limit, or wrong. Off, because a client
+    that is refused may ask very often."""
 
 
 class BillingSettings(Group, frozen=True):

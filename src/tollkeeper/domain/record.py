@@ -1,4 +1,10 @@
-"""The log record of a request. Version 1 of its schema; fields are only ever added."""
+"""The log record of a request: version 1 of its schema. Fields are only ever added; a change of meaning is a new
+version.
+
+This struct is the only source of the schema: docs/log-schema.md and docs/log-record.schema.json are written from it
+(`make docs`), the columns of Parquet files and of the table `logs` follow from its types. Times are Unix µs,
+durations are µs, money is nano-dollars (1e-9 USD).
+"""
 
 from typing import Final
 
@@ -8,46 +14,95 @@ SCHEMA_VERSION: Final = 1
 
 
 class RequestRecord(msgspec.Struct, kw_only=True, omit_defaults=False, gc=False):
-    """One admitted request. Times are Unix µs or durations in µs, money in nano-dollars.
+    """One request of a known key: every admitted one, and those that were not if `logs.refusals` is set."""
 
-    `presumed`: the true cost could not be known and the hold was charged. `tokens_*` are as in `Usage`.
-    `replaced`: why this record stands in, cut short, for one that could not be encoded or was too large.
-    `shadow_refusals` are limits in shadow (`scope/kind`) that would have refused.
-    `producer` and `number` are given when the record enters the log buffer; a producer's numbers tile 1..N.
-    """
-
-    v: int = SCHEMA_VERSION
+    schema_version: int = SCHEMA_VERSION
+    """The version of this schema that the record was written with."""
     producer: str = ""
+    """The run of the gateway process that wrote the record."""
     number: int = 0
+    """The record's number of its producer; a producer's numbers tile 1..N, so a gap cannot hide."""
     request_id: str
+    """Made by the gateway; the answer's `x-request-id`."""
     client_request_id: str | None = None
+    """The client's own `x-request-id`."""
     time_us: int
+    """When the request arrived."""
     key_id: str
+    """The key that it came with."""
     key_name: str
+    """That key's name at the time."""
     team_id: str | None = None
+    """The key's team."""
     organisation_id: str
+    """The key's organisation, which is one of its own if none was named."""
     endpoint: str
+    """The path, like `/v1/chat/completions`."""
     dialect: str
+    """`openai` or `anthropic`: the format of request and answer."""
     provider: str
+    """The provider as configured; empty if the request came to none."""
     model: str
+    """The model as it is known here; empty if the request did not say."""
     upstream_model: str | None = None
+    """The provider's name for it."""
     streaming: bool = False
-    status: int
-    error: str | None = None
-    client_disconnected: bool = False
-    admission_us: int = 0
-    first_byte_us: int | None = None
-    total_us: int = 0
-    tokens_input: int = 0
-    tokens_output: int = 0
-    tokens_cached: int = 0
-    tokens_cache_write: int = 0
-    tokens_reasoning: int = 0
-    cost_nano: int = 0
-    hold_nano: int = 0
-    presumed: bool = False
-    price_version: str | None = None
-    upstream_request_id: str | None = None
-    user: str | None = None
+    """Whether the answer was asked for as a stream."""
+    admitted: bool = True
+    """Whether limits and budgets let it pass; if not, it cost nothing."""
+    refused_by: str | None = None
+    """The limit that refused it, as `scope/kind`, like `team/budget`."""
     shadow_refusals: tuple[str, ...] = ()
+    """Limits in shadow that would have refused it, as `scope/kind`."""
+    status: int
+    """The answer's HTTP status; 499 if the client hung up before there was one."""
+    error: str | None = None
+    """The gateway's word for what went wrong, like `rate_limit_exceeded` or `upstream_500`."""
+    client_disconnected: bool = False
+    """Whether the client hung up before the answer's end."""
+    queue_us: int | None = None
+    """From arrival until it was dispatched to the provider: body, authentication, admission."""
+    admission_us: int = 0
+    """The part of it spent waiting for the decision over limits and budgets."""
+    first_byte_us: int | None = None
+    """From arrival to the first byte of the answer's body."""
+    total_us: int = 0
+    """From arrival to the end."""
+    attempts: int = 0
+    """Times it was dispatched to a provider; above 1 there were retries."""
+    tokens_input: int = 0
+    """Input tokens, cached and cache-writing ones included."""
+    tokens_output: int = 0
+    """Output tokens, reasoning included."""
+    tokens_cached: int = 0
+    """Input tokens read from the provider's cache."""
+    tokens_cache_write: int = 0
+    """Input tokens written to the provider's cache."""
+    tokens_reasoning: int = 0
+    """Output tokens of reasoning."""
+    cost_nano: int = 0
+    """What was charged, in nano-dollars."""
+    hold_nano: int = 0
+    """The upper bound of the cost that was held, in nano-dollars."""
+    presumed: bool = False
+    """Whether the true cost could not be known, so that the hold was charged."""
+    price_version: str | None = None
+    """The source and version of the price."""
+    upstream_request_id: str | None = None
+    """The provider's id of the request."""
+    user: str | None = None
+    """The client's end user: the header `x-tollkeeper-user`, or `user` (OpenAI), `metadata.user_id` (Anthropic)."""
+    metadata: dict[str, str] = {}
+    """The request's `metadata`, and what the header `x-tollkeeper-metadata` (a JSON object) adds."""
+    tags: tuple[str, ...] = ()
+    """The header `x-tollkeeper-tags`, split at commas."""
+    request_body: str | None = None
+    """The request's body, redacted, if `log_bodies` says so."""
+    response_body: str | None = None
+    """The answer's body, redacted; a stream is put together as the answer it would have been without streaming."""
+    bodies_cut: bool = False
+    """Whether a body is longer than what is kept of it."""
+    bodies_omitted: str | None = None
+    """Why bodies that should be here are not, or are only in part."""
     replaced: str | None = None
+    """Why this record stands in, cut short, for one that could not be encoded or was too large."""

@@ -4,7 +4,6 @@
 """
 
 import time
-from hashlib import blake2b
 from typing import Final
 
 from tollkeeper.domain.admission import LimitKind, LimitState, limit_states
@@ -14,12 +13,13 @@ from tollkeeper.domain.usage import NO_USAGE, Usage
 from tollkeeper.gateway.asgi import Client, Header
 from tollkeeper.gateway.bound import Plan
 from tollkeeper.gateway.dialects import ENDPOINTS, Call, Dialect, Endpoint
+from tollkeeper.gateway.labels import metadata_of, tags_of
 from tollkeeper.gateway.settle import Attempt
 
 HUNG_UP: Final = 499
 """Status of a request whose client left before an answer began, as in nginx' logs."""
-USER_CHARS_MAX: Final = 256
-USER_HEADER: Final = b"x-tollkeeper-user"
+MODEL_CHARS_MAX: Final = 256
+"""Of a model's name that only the client knows."""
 
 
 class Exchange:
@@ -29,6 +29,8 @@ class Exchange:
         "admission_s",
         "arrived",
         "attempt",
+        "attempts",
+        "call",
         "client",
         "dialect",
         "endpoint",
@@ -36,6 +38,8 @@ class Exchange:
         "first_byte_s",
         "plan",
         "principal",
+        "queue_s",
+        "refused_by",
         "request_id",
         "status",
         "time_us",
@@ -50,13 +54,17 @@ class Exchange:
         self.endpoint: Endpoint | None = ENDPOINTS.get(client.path)
         self.dialect: Dialect = _dialect(client, self.endpoint)
         self.principal: Principal | None = None
+        self.call: Call | None = None
         self.plan: Plan | None = None
         self.attempt: Attempt | None = None
+        self.attempts = 0
         self.status = 0
         self.error: str | None = None
+        self.refused_by: str | None = None
         self.user: str | None = None
         self.upstream_request_id: str | None = None
         self.admission_s = self.upstream_s = 0.0
+        self.queue_s: float | None = None
         self.first_byte_s: float | None = None
 
     @property
@@ -68,6 +76,12 @@ class Exchange:
         """The first byte of the answer's body is out."""
         if self.first_byte_s is None:
             self.first_byte_s = self.age_s
+
+    def mark_dispatched(self) -> None:
+        """An attempt is about to be sent to a provider."""
+        self.attempts += 1
+        if self.queue_s is None:
+            self.queue_s = self.age_s
 
     def id_headers(self) -> list[Header]:
         """The request's id as the dialect's SDK looks for it."""
@@ -125,23 +139,12 @@ def _after(state: LimitState, money: int, tokens: int, hold_nano: int) -> LimitS
     )
 
 
-def end_user(client: Client, call: Call) -> str | None:
-    """The caller's end user: from the header if there is one, else from the body, as each dialect names it."""
-    header = client.header(USER_HEADER)
-    user = header.decode("utf-8", "replace") if header else call.user
-    if user is not None and len(user) > USER_CHARS_MAX:
-        # Bounded, and still not to be mixed up with another that begins alike.
-        digest = blake2b(user.encode("utf-8", "replace"), digest_size=16).hexdigest()
-        user = f"{user[: USER_CHARS_MAX - len(digest) - 1]}#{digest}"
-    return user
-
-
 def record_of(exchange: Exchange) -> RequestRecord:
-    """The record of an admitted request that has come to its end."""
+    """The record of a request of a known key that has come to its end, admitted or not."""
     attempt, plan, principal, endpoint = exchange.attempt, exchange.plan, exchange.principal, exchange.endpoint
-    assert attempt is not None and plan is not None and principal is not None and endpoint is not None
-    usage, client, call = attempt.usage, exchange.client, plan.call
-    first_byte_s = exchange.first_byte_s
+    assert principal is not None and endpoint is not None
+    client, call = exchange.client, exchange.call
+    usage = NO_USAGE if attempt is None else attempt.usage
     return RequestRecord(
         request_id=exchange.request_id,
         client_request_id=client.request_id,
@@ -152,26 +155,38 @@ def record_of(exchange: Exchange) -> RequestRecord:
         organisation_id=principal.root,
         endpoint=endpoint.path,
         dialect=endpoint.dialect,
-        provider=plan.route.provider,
-        model=plan.route.model,
-        upstream_model=plan.route.upstream_model,
-        streaming=call.stream,
+        provider="" if plan is None else plan.route.provider,
+        model=plan.route.model if plan is not None else "" if call is None else call.model[:MODEL_CHARS_MAX],
+        upstream_model=None if plan is None else plan.route.upstream_model,
+        streaming=call is not None and call.stream,
+        admitted=attempt is not None,
+        refused_by=exchange.refused_by,
+        shadow_refusals=()
+        if attempt is None
+        else tuple([f"{s.scope}/{s.kind}" for s in attempt.grant.reply.shadowed]),
         status=exchange.status,
         error=exchange.error,
         client_disconnected=client.gone,
+        queue_us=_us(exchange.queue_s),
         admission_us=int(exchange.admission_s * 1e6),
-        first_byte_us=None if first_byte_s is None else int(first_byte_s * 1e6),
+        first_byte_us=_us(exchange.first_byte_s),
         total_us=int(exchange.age_s * 1e6),
+        attempts=exchange.attempts,
         tokens_input=usage.input_tokens,
         tokens_output=usage.output_tokens,
         tokens_cached=usage.cached_tokens,
         tokens_cache_write=usage.cache_write_tokens,
         tokens_reasoning=usage.reasoning_tokens,
-        cost_nano=attempt.cost_nano,
-        hold_nano=attempt.grant.demand.hold_nano,
-        presumed=attempt.presumed,
-        price_version=None if plan.info.price is None else plan.info.price.version,
+        cost_nano=0 if attempt is None else attempt.cost_nano,
+        hold_nano=0 if attempt is None else attempt.grant.demand.hold_nano,
+        presumed=attempt is not None and attempt.presumed,
+        price_version=None if plan is None or plan.info.price is None else plan.info.price.version,
         upstream_request_id=exchange.upstream_request_id,
         user=exchange.user,
-        shadow_refusals=tuple([f"{s.scope}/{s.kind}" for s in attempt.grant.reply.shadowed]),
+        metadata=metadata_of(client, call),
+        tags=tags_of(client),
     )
+
+
+def _us(seconds: float | None) -> int | None:
+    return None if seconds is None else int(seconds * 1e6)

@@ -36,8 +36,9 @@ from tollkeeper.gateway.dialects import (
 from tollkeeper.gateway.dispatch import upstream_headers, upstream_path
 from tollkeeper.gateway.http1_pool import Http1Upstream
 from tollkeeper.gateway.instruments import Instruments
+from tollkeeper.gateway.labels import end_user
 from tollkeeper.gateway.models import ModelList
-from tollkeeper.gateway.record import HUNG_UP, Exchange, end_user, record_of
+from tollkeeper.gateway.record import HUNG_UP, Exchange, record_of
 from tollkeeper.gateway.routing import Router, check_allowed
 from tollkeeper.gateway.settle import Attempt
 from tollkeeper.gateway.stream import JSON, answer, headers_of
@@ -197,12 +198,12 @@ class DataPlane:
         body = await client.body(server.body_bytes_max, server.body_timeout_s)
         if body is None:
             return
-        call = parse(endpoint, body)
+        call = exchange.call = parse(endpoint, body)
+        exchange.user = end_user(client, call)
         route = self._router.resolve(call.model, endpoint.dialect)
         check_allowed(principal, call.model, route.model)
         plan = exchange.plan = self._bounder.plan(call, route, principal, exchange.time_us)
         asked_at = time.perf_counter()
-        exchange.user = end_user(client, call)
         decision = await admit(self._governor, principal, exchange.request_id, plan, exchange.user or "")
         exchange.admission_s = time.perf_counter() - asked_at
         self._instruments.admission.observe(exchange.admission_s)
@@ -231,6 +232,7 @@ class DataPlane:
         )
         provider = self._settings.providers[route.provider]
         attempt.dispatch()
+        exchange.mark_dispatched()
         drained = False
         try:
             async with asyncio.timeout(None) as deadline:
@@ -279,6 +281,7 @@ class DataPlane:
     async def _refuse(self, exchange: Exchange, denial: Denial) -> None:
         refusal = denial.refusal
         self._instruments.refused(refusal.kind, refusal.scope)
+        exchange.refused_by = f"{refusal.scope}/{refusal.kind}"
         states = limit_states(denial.checks, denial.reply)
         headers = [
             *limit_headers(exchange.dialect, states, denial.reply.now_us),
@@ -324,6 +327,8 @@ class DataPlane:
                 attempt.finish()
             finally:
                 self._records.put(record_of(exchange))
+        elif self._settings.logs.refusals and exchange.endpoint is not None and exchange.principal is not None:
+            self._records.put(record_of(exchange))
         instruments.count("other" if exchange.endpoint is None else exchange.endpoint.name, exchange.status)
         instruments.total.observe(exchange.age_s)
         if exchange.first_byte_s is not None:
