@@ -25,6 +25,9 @@ async def test_the_life_of_a_key(control: Control) -> None:
         "tpm": 1000,
         "max_parallel": 2,
         "budgets": {"month": "25.00", "day": "5.00"},
+        "soft_budgets": {},
+        "warn_at": {},
+        "raises": {},
         "cost_cap_usd": "0.50",
         "models": ["gpt-*"],
         "windows": [],
@@ -53,6 +56,20 @@ async def test_update_changes_what_is_named_and_nothing_else(control: Control) -
     assert changed.json == key | {"name": "other", "expires_at": None}
     changed = await control("PATCH", "/admin/v1/keys/other", {"limits": {"budgets": None}})
     assert changed.json["limits"]["budgets"] == {}
+
+
+async def test_soft_budgets_warnings_and_raises(control: Control) -> None:
+    """In the same words as they are answered; null removes them all."""
+    more = {"month": {"amount_usd": "10.00", "until": "2099-12-01T00:00:00Z"}}
+    limits = {"budgets": {"month": "25.00"}, "soft_budgets": {"day": "5.00"}, "warn_at": {"day": ["80%", "1.50"]}}
+    key = (await control("POST", "/admin/v1/keys", {"name": "k", "limits": limits | {"raises": more}})).json
+    assert {field: key["limits"][field] for field in (*limits, "raises")} == limits | {"raises": more}
+    changed = await control("PATCH", "/admin/v1/keys/k", {"limits": {"raises": None, "warn_at": None}})
+    assert (changed.json["limits"]["raises"], changed.json["limits"]["warn_at"]) == ({}, {})
+    changed = await control("PATCH", "/admin/v1/keys/k", {"limits": {"soft_budgets": None}})
+    assert changed.json["limits"]["soft_budgets"] == {} and changed.json["limits"]["budgets"] == {"month": "25.00"}
+    refused = await control("PATCH", "/admin/v1/keys/k", {"limits": {"raises": {"day": more["month"]}}})
+    assert (refused.status, refused.json["error"]["param"]) == (400, "raise")
 
 
 async def test_teams_and_organisations(control: Control) -> None:

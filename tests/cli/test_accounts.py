@@ -49,6 +49,9 @@ def test_update_changes_what_is_named_and_nothing_else(command: Command) -> None
         "tpm": 2,
         "max_parallel": 3,
         "budgets": {"month": "4.00"},
+        "soft_budgets": {},
+        "warn_at": {},
+        "raises": {},
         "cost_cap_usd": "0.50",
         "models": ["gpt-*", "o3"],
         "windows": [],
@@ -65,6 +68,19 @@ def test_update_changes_what_is_named_and_nothing_else(command: Command) -> None
     before["expires_at"] = None
     options = ("--cost-cap", "none", "--model", "none", "--budget", "none", "--expires", "none", "--name", "other")
     assert command("keys", "update", "k", *options, "--json").json == before | {"name": "other"}
+
+
+def test_soft_budgets_warnings_and_raises(command: Command) -> None:
+    """They are set, shown in one line as they can be typed, and removed by `none`."""
+    options = ("--budget", "10", "--soft-budget", "8", "--warn-at", "80%", "--warn-at", "7.50", "--period", "week")
+    assert command("keys", "create", "k", *options).code == 0
+    raised = command("keys", "update", "k", "--raise", "5", "--until", "2099-12-01T00:00Z", "--json").json["limits"]
+    assert raised["soft_budgets"] == {"week": "8.00"} and raised["warn_at"] == {"week": ["80%", "7.50"]}
+    assert raised["raises"] == {"week": {"amount_usd": "5.00", "until": "2099-12-01T00:00:00Z"}}
+    shown = "10.00 USD a week, 8.00 USD a week (soft), warnings at 80% 7.50 a week, 5.00 USD more a week until 2099-"
+    assert shown in command("keys", "list").out
+    left = command("keys", "update", "k", "--raise", "none", "--soft-budget", "none", "--json").json["limits"]
+    assert left["raises"] == left["soft_budgets"] == left["warn_at"] == {} and left["budgets"] == {"week": "10.00"}
 
 
 def test_budgets_of_several_periods(command: Command) -> None:
@@ -107,6 +123,11 @@ def test_teams_and_organisations(command: Command) -> None:
         (("keys", "create", "k", "--rpm", "many"), 2, "'many' is not a whole number"),
         (("keys", "create", "k", "--budget", "1e99"), 2, "is above the largest amount"),
         (("keys", "create", "k", "--budget", "-1"), 2, "must be zero or more"),
+        (("keys", "create", "k", "--budget", "1", "--raise", "1"), 2, "a raise has an end; give --until too"),
+        (("keys", "create", "k", "--budget", "1", "--until", "7d"), 2, "give --raise too"),
+        (("keys", "create", "k", "--raise", "1", "--until", "7d"), 1, "there is no budget for the period month"),
+        (("keys", "create", "k", "--budget", "1", "--raise", "1", "--until", "2020-01-01"), 2, "has passed already"),
+        (("keys", "create", "k", "--soft-budget", "1", "--warn-at", "0%"), 2, "is not a percentage from 1%"),
         (("keys", "create", "k", "--budget", "1", "--period", "year"), 2, "'year' is not one of"),
         (("keys", "create", "k", "--period", "day"), 1, "error: period: says which budget is meant"),
         (("keys", "create", "k", "--expires", "soon"), 2, "'soon' is not a date; write \"2026-12-31\""),

@@ -6,8 +6,17 @@ from hypothesis import strategies as st
 
 from tollkeeper.domain.errors import InvalidInput
 from tollkeeper.domain.periods import Period
-from tollkeeper.domain.policy import UNLIMITED, Budget, Policy, Unit, Window
-from tollkeeper.domain.policy_change import PolicyChange, changed, per_minute, window_from, window_text
+from tollkeeper.domain.policy import UNLIMITED, Budget, Policy, Raise, Unit, Window
+from tollkeeper.domain.policy_change import (
+    PolicyChange,
+    Thresholds,
+    changed,
+    per_minute,
+    warn_from,
+    warn_texts,
+    window_from,
+    window_text,
+)
 
 HOUR = Window(Unit.REQUESTS, 1000, 3_600_000_000)
 FULL = Policy((HOUR, Window(Unit.TOKENS, 5)), 3, (Budget(7), Budget(9, Period.DAY)), 11, ("gpt-*",))
@@ -44,6 +53,31 @@ def test_budgets_by_period() -> None:
         changed(FULL, PolicyChange(budget_nano=1))
     with pytest.raises(InvalidInput, match="give the budget too"):
         changed(FULL, PolicyChange(period=Period.DAY))
+
+
+def test_hard_and_soft_budgets_of_a_period_live_side_by_side() -> None:
+    """Changing an amount keeps warnings and raise; warnings go to the soft one, a raise to the hard one."""
+    both = changed(UNLIMITED, PolicyChange(budget_nano=10, soft_budget_nano=8, warn_at=Thresholds((80,), (3,))))
+    assert both.budgets == (Budget(10), Budget(8, soft=True, warn_percents=(80,), warn_nanos=(3,)))
+    raised = changed(both, PolicyChange(raised=Raise(5, 77)))
+    assert raised.budgets[0] == Budget(10, raised=Raise(5, 77))
+    assert changed(raised, PolicyChange(budget_nano=11)).budgets[0] == Budget(11, raised=Raise(5, 77))
+    assert changed(raised, PolicyChange(raised=None)) == both
+    assert changed(both, PolicyChange(warn_at=None)).budgets[1] == Budget(8, soft=True)
+    assert changed(both, PolicyChange(budget_nano=None)).budgets == both.budgets[1:]
+    assert changed(both, PolicyChange(soft_budget_nano=None)).budgets == (Budget(10),)
+    for change in (PolicyChange(raised=Raise(5, 77)), PolicyChange(warn_at=Thresholds((80,)))):
+        with pytest.raises(InvalidInput, match="there is no budget for the period month"):
+            changed(UNLIMITED, change)
+
+
+def test_warnings_in_words_round_trip() -> None:
+    at = warn_from(["80%", "12.50", "120%"])
+    assert at == Thresholds((80, 120), (12_500_000_000,))
+    assert warn_texts(Budget(1, warn_percents=at.percents, warn_nanos=at.nanos)) == ["80%", "120%", "12.50"]
+    for text in ("0%", "1001%", "-5%", "1e99", "x", "%"):
+        with pytest.raises(InvalidInput, match="warn_at: "):
+            warn_from([text])
 
 
 @pytest.mark.parametrize(

@@ -3,17 +3,19 @@
 A field that a request leaves out stays as it is; null removes.
 """
 
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 
+from tollkeeper.domain import policy as policies
 from tollkeeper.domain.accounts import UNCHANGED, Unchanged
 from tollkeeper.domain.errors import InvalidInput
 from tollkeeper.domain.money import MoneyError, nano_from_usd
 from tollkeeper.domain.periods import Period
-from tollkeeper.domain.policy import UNLIMITED, Budget, Policy
-from tollkeeper.domain.policy_change import PolicyChange, changed, window_from
+from tollkeeper.domain.policy import UNLIMITED, Policy
+from tollkeeper.domain.policy_change import PolicyChange, changed, warn_from, window_from
 from tollkeeper.domain.words import time_us_from
 
 Usd = Annotated[str, Field(description='An amount in USD as a string, like "25.00".', examples=["25.00"])]
@@ -28,6 +30,19 @@ class Request(BaseModel):
     def given(self, field: str) -> Any:
         """The field's value, or UNCHANGED if the request left it out."""
         return getattr(self, field) if field in self.model_fields_set else UNCHANGED
+
+
+class Raise(Request):
+    """More for a while, on top of a budget."""
+
+    amount_usd: Usd
+    until: Time
+
+    def read(self, where: str) -> policies.Raise:
+        """Raises InvalidInput."""
+        amount = _nano(self.amount_usd, f"{where}.amount_usd")
+        assert isinstance(amount, int)
+        return policies.Raise(amount, time_us_from(self.until, what=f"{where}.until"))
 
 
 class LimitsChange(Request):
@@ -51,6 +66,18 @@ class LimitsChange(Request):
         examples=[["requests=1000/1h", "tokens=2000000/1d,model=gpt-4o*,shadow"]],
     )
     max_parallel_shadow: bool | None = Field(None, description="Only report requests above max_parallel.")
+    soft_budgets: dict[str, Usd | None] | None = Field(
+        None, description="As `budgets`, but these refuse nothing: they warn.", examples=[{"month": "20.00"}]
+    )
+    warn_at: dict[str, list[str] | None] | None = Field(
+        None,
+        description="Period to thresholds: percentages of its soft budget (its hard one, if it has no other), or "
+        "amounts in USD. A soft budget warns at 50%, 80% and 100% if it does not say.",
+        examples=[{"month": ["80%", "25.00"]}],
+    )
+    raises: dict[str, Raise | None] | None = Field(
+        None, description="Period to what its budget is raised by for a while; replaces an earlier raise."
+    )
 
     def applied(self, policy: Policy) -> Policy:
         """The policy with this change made. Raises InvalidInput."""
@@ -67,22 +94,44 @@ class LimitsChange(Request):
                 max_parallel_shadow=False if shadow is None else shadow,
             ),
         )
-        budgets = self.given("budgets")
-        if isinstance(budgets, Unchanged):
-            return policy
-        return _with_budgets(policy, budgets)
+        return self._with_raises(self._with_warnings(self._with_budgets(policy)))
+
+    def _with_budgets(self, policy: Policy) -> Policy:
+        for field in ("budgets", "soft_budgets"):
+            soft, given = field == "soft_budgets", self.given(field)
+            if given is None:
+                kept = tuple(b for b in policy.budgets if b.soft is not soft)
+                policy = msgspec.structs.replace(policy, budgets=kept)
+            for period, amount in _by_period(given, field):
+                nano = _nano(amount, f"limits.{field}.{period}")
+                change = PolicyChange(soft_budget_nano=nano, period=period)
+                policy = changed(policy, change if soft else PolicyChange(budget_nano=nano, period=period))
+        return policy
+
+    def _with_warnings(self, policy: Policy) -> Policy:
+        given = self.given("warn_at")
+        if given is None:
+            given = {budget.period: None for budget in policy.budgets}
+        for period, texts in _by_period(given, "warn_at"):
+            warn_at = None if texts is None else warn_from(texts)
+            policy = changed(policy, PolicyChange(warn_at=warn_at, period=period))
+        return policy
+
+    def _with_raises(self, policy: Policy) -> Policy:
+        given = self.given("raises")
+        if given is None:
+            given = {budget.period: None for budget in policy.budgets}
+        for period, more in _by_period(given, "raises"):
+            raised = None if more is None else more.read(f"limits.raises.{period}")
+            policy = changed(policy, PolicyChange(raised=raised, period=period))
+        return policy
 
 
-def _with_budgets(policy: Policy, budgets: dict[str, str | None] | None) -> Policy:
-    if budgets is None:
-        none: tuple[Budget, ...] = ()
-        return msgspec.structs.replace(policy, budgets=none)
-    for name, amount in budgets.items():
+def _by_period(given: dict[str, Any] | Unchanged | None, field: str) -> Iterator[tuple[Period, Any]]:
+    for name, value in given.items() if isinstance(given, dict) else ():
         if name not in tuple(Period):
-            raise InvalidInput(f"limits.budgets: {name!r} is not a period; known are {', '.join(Period)}")
-        nano = _nano(amount, f"limits.budgets.{name}")
-        policy = changed(policy, PolicyChange(budget_nano=nano, period=Period(name)))
-    return policy
+            raise InvalidInput(f"limits.{field}: {name!r} is not a period; known are {', '.join(Period)}")
+        yield Period(name), value
 
 
 def _nano(amount: str | Unchanged | None, what: str) -> int | Unchanged | None:
@@ -154,6 +203,9 @@ class Limits(BaseModel):
     tpm: int | None
     max_parallel: int | None
     budgets: dict[str, Usd]
+    soft_budgets: dict[str, Usd]
+    warn_at: dict[str, list[str]] = Field(description="Where it is not what is usual.")
+    raises: dict[str, Raise]
     cost_cap_usd: Usd | None
     models: list[str] | None
     windows: list[str] = Field(description="All limits but rpm and tpm, as in requests.")

@@ -97,7 +97,13 @@ def limits_text(limits: Words) -> str:
     parts += limits["windows"]
     if limits["max_parallel"] is not None:
         parts.append(f"{limits['max_parallel']:,} parallel{' (shadow)' * limits['max_parallel_shadow']}")
-    parts += [f"{amount} USD {_each(period)}" for period, amount in limits["budgets"].items()]
+    for kind, soft in (("budgets", ""), ("soft_budgets", " (soft)")):
+        parts += [f"{amount} USD {_each(period)}{soft}" for period, amount in limits[kind].items()]
+    parts += [f"warnings at {' '.join(at)} {_each(period)}" for period, at in limits["warn_at"].items()]
+    parts += [
+        f"{more['amount_usd']} USD more {_each(period)} until {more['until']}"
+        for period, more in limits["raises"].items()
+    ]
     if limits["cost_cap_usd"] is not None:
         parts.append(f"{limits['cost_cap_usd']} USD a request")
     if limits["models"] is not None:

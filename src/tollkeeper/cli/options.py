@@ -11,12 +11,13 @@ from typing import Annotated, Any, Final, TypeVar
 
 import typer
 
+from tollkeeper.cli.common import now_us
 from tollkeeper.domain.accounts import UNCHANGED, Unchanged
 from tollkeeper.domain.errors import InvalidInput
 from tollkeeper.domain.money import MoneyError, nano_from_usd
 from tollkeeper.domain.periods import US_PER_S, Period
-from tollkeeper.domain.policy import Window
-from tollkeeper.domain.policy_change import PolicyChange, window_from
+from tollkeeper.domain.policy import Raise, Window
+from tollkeeper.domain.policy_change import PolicyChange, Thresholds, warn_from, window_from
 from tollkeeper.domain.words import month_from, time_us_from
 
 NONE: Final = "none"
@@ -29,6 +30,24 @@ MaxParallel = Annotated[str | None, typer.Option("--max-parallel", metavar="N", 
 BudgetAmount = Annotated[str | None, typer.Option("--budget", metavar="USD", help="Hard budget, like 25.00.")]
 BudgetPeriod = Annotated[
     Period | None, typer.Option("--period", help="When the budget starts anew, in UTC; default: month.")
+]
+SoftBudget = Annotated[
+    str | None, typer.Option("--soft-budget", metavar="USD", help="Budget that only warns; see --warn-at.")
+]
+WarnAt = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--warn-at",
+        metavar="THRESHOLD",
+        help="Warn once a period when its spend reaches 80% of the budget, or 12.50 USD; may be repeated. A soft "
+        "budget warns at 50%, 80% and 100% if it does not say.",
+    ),
+]
+RaiseAmount = Annotated[
+    str | None, typer.Option("--raise", metavar="USD", help="That much on top of the budget until --until.")
+]
+Until = Annotated[
+    str | None, typer.Option("--until", metavar="WHEN", help="End of the raise: 7d, 12h or 2026-12-01T00:00Z.")
 ]
 MaxParallelShadow = Annotated[
     bool | None,
@@ -66,6 +85,10 @@ def _policy_change(
     model: Models = None,
     limit: Limits = None,
     max_parallel_shadow: MaxParallelShadow = None,
+    soft_budget: SoftBudget = None,
+    warn_at: WarnAt = None,
+    more: RaiseAmount = None,
+    until: Until = None,
 ) -> PolicyChange:
     """The change that the options ask for; `none` removes."""
     return PolicyChange(
@@ -78,7 +101,32 @@ def _policy_change(
         models=UNCHANGED if not model else None if model == [NONE] else tuple(model),
         windows=_windows(limit),
         max_parallel_shadow=UNCHANGED if max_parallel_shadow is None else max_parallel_shadow,
+        soft_budget_nano=_read(soft_budget, "--soft-budget", nano_from_usd),
+        warn_at=UNCHANGED if not warn_at else None if warn_at == [NONE] else _thresholds(warn_at),
+        raised=_raise(more, until),
     )
+
+
+def _thresholds(texts: list[str]) -> Thresholds:
+    try:
+        return warn_from(texts)
+    except InvalidInput as error:
+        raise typer.BadParameter(str(error), param_hint="--warn-at") from None
+
+
+def _raise(more: str | None, until: str | None) -> Raise | None | Unchanged:
+    amount = _read(more, "--raise", nano_from_usd)
+    if not isinstance(amount, int):
+        if until is not None:
+            raise typer.BadParameter("says when a raise ends; give --raise too", param_hint="--until")
+        return amount
+    at_us = now_us()
+    until_us = None if until is None else _read(until, "--until", lambda text: _moment(text, at_us, "until"))
+    if not isinstance(until_us, int):
+        raise typer.BadParameter("a raise has an end; give --until too", param_hint="--raise")
+    if until_us <= at_us:
+        raise typer.BadParameter("this time has passed already", param_hint="--until")
+    return Raise(amount, until_us)
 
 
 def with_limits(command: Callable[..., None]) -> Callable[..., None]:
@@ -114,13 +162,14 @@ def _windows(limits: list[str] | None) -> tuple[Window, ...] | None | Unchanged:
 def expiry_us(text: str | None, now_us: int) -> int | None | Unchanged:
     """When a key expires: an age from now, or a moment."""
 
-    def moment(text: str) -> int:
-        age = _AGE.fullmatch(text)
-        if age:
-            return now_us + int(age[1]) * _SECONDS[age[2]] * US_PER_S
-        return time_us_from(text, what="expires")
+    return _read(text, "--expires", lambda text: _moment(text, now_us, "expires"))
 
-    return _read(text, "--expires", moment)
+
+def _moment(text: str, now_us: int, what: str) -> int:
+    age = _AGE.fullmatch(text)
+    if age:
+        return now_us + int(age[1]) * _SECONDS[age[2]] * US_PER_S
+    return time_us_from(text, what=what)
 
 
 def named(text: str | None) -> str | None | Unchanged:

@@ -6,6 +6,7 @@ hash tag: a scope is its id, the root itself is the empty scope. What is made fo
 garbage collector (`gc=False`): frozen values cannot form cycles.
 """
 
+from collections.abc import Iterable
 from enum import StrEnum
 from hashlib import blake2b
 from typing import Final
@@ -65,12 +66,17 @@ class SlotCheck(msgspec.Struct, frozen=True):
 
 
 class CounterCheck(msgspec.Struct, frozen=True):
-    """The spend of one scope in one period. Every scope's month is counted; `budget_nano` None refuses nothing."""
+    """The spend of one scope in one period. Every scope's month is counted; `budget_nano` None refuses nothing.
+
+    `soft_nano` is a soft budget, only reported; `thresholds` are worth a warning each when `spent` reaches them.
+    """
 
     name: str
     scope: ScopeKind
     span: Span
     budget_nano: int | None
+    soft_nano: int | None = None
+    thresholds: tuple[int, ...] = ()
 
 
 class Checks(msgspec.Struct, frozen=True):
@@ -82,6 +88,8 @@ class Checks(msgspec.Struct, frozen=True):
     counters: tuple[CounterCheck, ...]
     valid_from_us: int
     valid_until_us: int
+    warns: bool = False
+    """Whether any counter has thresholds."""
 
 
 def checks_for(principal: Principal, now_us: int, model: str | None = None, user: str | None = None) -> Checks:
@@ -100,23 +108,33 @@ def checks_for(principal: Principal, now_us: int, model: str | None = None, user
         if policy.concurrency is not None:
             name = prefix.rstrip(":")
             slots.append(SlotCheck(name, scope.kind, policy.concurrency, policy.concurrency_shadow))
-        budgets = {Period.MONTH: None} | {
-            period: min(b.limit_nano for b in policy.budgets if b.period is period)
-            for period in Period
-            if any(b.period is period for b in policy.budgets)
-        }
-        for period, budget in budgets.items():
-            span = span_at(period, now_us)
-            counters.append(CounterCheck(f"{prefix}{span.label}", scope.kind, span, budget))
+        counters += _counter_checks(policy, scope.kind, prefix, now_us)
     ends = [c.span.ends_us for c in counters if c.span.ends_us is not None]
+    raised = [b.raised.until_us for s in principal.scopes for b in s.policy.budgets if b.raised is not None]
     return Checks(
         principal.root,
         tuple(logs),
         tuple(slots),
         tuple(counters),
-        max(c.span.starts_us for c in counters),
-        min(ends),
+        max([c.span.starts_us for c in counters] + [until for until in raised if until <= now_us]),
+        min(ends + [until for until in raised if until > now_us]),
+        any(c.thresholds for c in counters),
     )
+
+
+def _counter_checks(policy: Policy, scope: ScopeKind, prefix: str, now_us: int) -> Iterable[CounterCheck]:
+    """One counter for the month, and one for each period that has a budget."""
+    for period in dict.fromkeys([Period.MONTH, *(b.period for b in policy.budgets)]):
+        budgets = [b for b in policy.budgets if b.period is period]
+        span = span_at(period, now_us)
+        yield CounterCheck(
+            f"{prefix}{span.label}",
+            scope,
+            span,
+            min((b.limit_at(now_us) for b in budgets if not b.soft), default=None),
+            min((b.limit_at(now_us) for b in budgets if b.soft), default=None),
+            tuple(sorted({t for b in budgets for t in b.thresholds_at(now_us)})),
+        )
 
 
 def _log_checks(policy: Policy, scope: ScopeKind, prefix: str, model: str | None, user: str | None) -> list[LogCheck]:
@@ -271,20 +289,24 @@ def limit_states(checks: Checks, reply: Reply, *, with_shadow: bool = False) -> 
             continue
         states.append(LimitState(LimitKind.CONCURRENCY, slot.scope, slot.limit, in_flight, None, shadow=slot.shadow))
     for counter, money in zip(checks.counters, reply.counters, strict=True):
-        if counter.budget_nano is not None:
-            ends = counter.span.ends_us
-            states.append(
-                LimitState(
-                    LimitKind.BUDGET,
-                    counter.scope,
-                    counter.budget_nano,
-                    money.spent + money.held,
-                    None if ends is None else max(0, ends - reply.now_us),
-                    period=counter.span.period,
-                    held=money.held,
-                )
-            )
+        for limit, shadow in ((counter.budget_nano, False), (counter.soft_nano, True)):
+            if limit is not None and with_shadow >= shadow:
+                states.append(_budget_state(counter, money, limit, reply.now_us, shadow=shadow))
     return states
+
+
+def _budget_state(counter: CounterCheck, money: CounterState, limit: int, now_us: int, *, shadow: bool) -> LimitState:
+    ends_us = counter.span.ends_us
+    return LimitState(
+        LimitKind.BUDGET,
+        counter.scope,
+        limit,
+        money.spent + money.held,
+        None if ends_us is None else max(0, ends_us - now_us),
+        period=counter.span.period,
+        held=money.held,
+        shadow=shadow,
+    )
 
 
 def _log_states(log: LogCheck, state: LogState, with_shadow: bool) -> list[LimitState]:

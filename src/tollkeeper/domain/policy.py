@@ -25,6 +25,11 @@ WINDOWS_MAX: Final = 16
 BUDGETS_MAX: Final = 16
 MODELS_MAX: Final = 1000
 MODEL_NAME_MAX: Final = 200
+SOFT_PERCENTS: Final = (50, 80, 100)
+"""Where a soft budget warns if it does not say."""
+THRESHOLDS_MAX: Final = 10
+"""Percentages, and amounts, of one budget."""
+PERCENT_MAX: Final = 1000
 PATTERNS_KEPT: Final = 4096
 """Compiled wildcards."""
 
@@ -64,11 +69,38 @@ class Window(msgspec.Struct, frozen=True):
         return self.window_us == MINUTE_US and self.model is None and not self.per_user and not self.shadow
 
 
-class Budget(msgspec.Struct, frozen=True):
-    """At most `limit_nano` nano-dollars spent and held in each period."""
+class Raise(msgspec.Struct, frozen=True):
+    """More for a while: `amount_nano` on top of a budget while the store's clock is before `until_us` (Unix µs)."""
+
+    amount_nano: int
+    until_us: int
+
+
+class Budget(msgspec.Struct, frozen=True, omit_defaults=True):
+    """At most `limit_nano` nano-dollars spent and held in each period.
+
+    A *soft* budget refuses nothing: it warns, once per threshold and period. Thresholds are percentages of the budget
+    in force (`warn_percents`) and amounts (`warn_nanos`); a soft budget that names none has `SOFT_PERCENTS`, a hard
+    one may name some, too.
+    """
 
     limit_nano: int
     period: Period = Period.MONTH
+    soft: bool = False
+    warn_percents: tuple[int, ...] = ()
+    warn_nanos: tuple[int, ...] = ()
+    raised: Raise | None = None
+
+    def limit_at(self, now_us: int) -> int:
+        """The limit with the raise that is in force at that time."""
+        raised = self.raised
+        return self.limit_nano + (raised.amount_nano if raised is not None and now_us < raised.until_us else 0)
+
+    def thresholds_at(self, now_us: int) -> tuple[int, ...]:
+        """Spend of the period that is worth a warning: nano-dollars, each once, ascending, all above zero."""
+        limit = self.limit_at(now_us)
+        percents = self.warn_percents or (SOFT_PERCENTS if self.soft and not self.warn_nanos else ())
+        return tuple(sorted({*(-(-limit * percent // 100) for percent in percents), *self.warn_nanos} - {0}))
 
 
 class Policy(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -104,11 +136,25 @@ def validate_policy(policy: Policy) -> None:
         _within("concurrency", policy.concurrency, 1, COUNT_MAX)
     _at_most("budgets", policy.budgets, BUDGETS_MAX)
     for index, budget in enumerate(policy.budgets):
-        _within(f"budgets[{index}].limit_nano", budget.limit_nano, 0, NANO_MAX)
+        _validate_budget(budget, f"budgets[{index}]")
     if policy.cost_cap_nano is not None:
         _within("cost_cap_nano", policy.cost_cap_nano, 0, NANO_MAX)
     if policy.models is not None:
         _validate_models(policy.models)
+
+
+def _validate_budget(budget: Budget, where: str) -> None:
+    _within(f"{where}.limit_nano", budget.limit_nano, 0, NANO_MAX)
+    for field, values, most in (
+        ("warn_percents", budget.warn_percents, PERCENT_MAX),
+        ("warn_nanos", budget.warn_nanos, NANO_MAX),
+    ):
+        _at_most(f"{where}.{field}", values, THRESHOLDS_MAX)
+        for value in values:
+            _within(f"{where}.{field}", value, 1, most)
+    if budget.raised is not None:
+        _within(f"{where}.raised.amount_nano", budget.raised.amount_nano, 1, NANO_MAX - budget.limit_nano)
+        _within(f"{where}.raised.until_us", budget.raised.until_us, 0, COUNT_MAX)
 
 
 @lru_cache(maxsize=PATTERNS_KEPT)
@@ -168,7 +214,9 @@ class Principal(msgspec.Struct, frozen=True):
     @property
     def has_budget(self) -> bool:
         """Whether a hard budget or cost cap stands anywhere above the request, so that its cost must be bounded."""
-        return any(s.policy.budgets or s.policy.cost_cap_nano is not None for s in self.scopes)
+        return any(
+            s.policy.cost_cap_nano is not None or any(not b.soft for b in s.policy.budgets) for s in self.scopes
+        )
 
     @property
     def has_token_limit(self) -> bool:

@@ -1,4 +1,5 @@
-"""Changing a policy in the words people use: rpm, tpm, max parallel, one budget a period, cost cap, models.
+"""Changing a policy in the words people use: rpm, tpm, max parallel, cost cap, models, and for each period one hard
+and one soft budget with its warnings and a raise for a while.
 
 The command line and the admin API both read their options into a `PolicyChange`; what a change does not name stays
 as it is. Windows that are more than rpm and tpm are written like `requests=1000/1h,model=gpt-4o*,per-user,shadow`.
@@ -6,16 +7,17 @@ Nothing is read or stored here.
 """
 
 import re
-from typing import Final
+from collections.abc import Sequence
+from typing import Any, Final
 
 import msgspec
 
 from tollkeeper.domain.accounts import UNCHANGED, Unchanged
 from tollkeeper.domain.admission import WEIGHT_MAX
 from tollkeeper.domain.errors import InvalidInput
-from tollkeeper.domain.money import NANO_MAX
+from tollkeeper.domain.money import NANO_MAX, MoneyError, nano_from_usd, usd
 from tollkeeper.domain.periods import US_PER_S, Period
-from tollkeeper.domain.policy import MINUTE_US, Budget, Policy, Unit, Window
+from tollkeeper.domain.policy import MINUTE_US, PERCENT_MAX, Budget, Policy, Raise, Unit, Window
 
 _UNITS_US: Final = {"us": 1, "ms": 1000, "s": US_PER_S, "m": MINUTE_US, "h": 60 * MINUTE_US, "d": 1440 * MINUTE_US}
 _WINDOW: Final = re.compile(r"(requests|tokens)=(\d[\d_]{0,20})/(\d{1,9})?(us|ms|s|m|h|d)")
@@ -24,8 +26,19 @@ PATTERNS_MAX: Final = 100
 CONCURRENCY_MAX: Final = 100_000
 
 
+class Thresholds(msgspec.Struct, frozen=True):
+    """Where a budget warns: percentages of it, and nano-dollars."""
+
+    percents: tuple[int, ...] = ()
+    nanos: tuple[int, ...] = ()
+
+
 class PolicyChange(msgspec.Struct, frozen=True):
-    """Fields are as in `Policy`; None removes. `period` says which budget is meant; None: not said."""
+    """Fields are as in `Policy`; None removes. `period` says which budget is meant; None: not said.
+
+    `warn_at` is for the soft budget of the period if there is one, else for the hard one; `raised`, which replaces an
+    earlier raise, for the hard one if there is one.
+    """
 
     rpm: int | None | Unchanged = UNCHANGED
     tpm: int | None | Unchanged = UNCHANGED
@@ -37,6 +50,9 @@ class PolicyChange(msgspec.Struct, frozen=True):
     windows: tuple[Window, ...] | None | Unchanged = UNCHANGED
     """All windows but plain rpm and tpm."""
     max_parallel_shadow: bool | Unchanged = UNCHANGED
+    soft_budget_nano: int | None | Unchanged = UNCHANGED
+    warn_at: Thresholds | None | Unchanged = UNCHANGED
+    raised: Raise | None | Unchanged = UNCHANGED
 
     @property
     def changes_nothing(self) -> bool:
@@ -106,14 +122,68 @@ def _kept(value: int | None, change: int | None | Unchanged) -> int | None:
     return value if isinstance(change, Unchanged) else change
 
 
+def warn_from(texts: Sequence[str]) -> Thresholds:
+    """`80%` and `12.50` (USD) → thresholds. Raises InvalidInput."""
+    percents, nanos = [], []
+    for text in texts:
+        if text.endswith("%"):
+            if not text[:-1].isdecimal() or not 1 <= int(text[:-1]) <= PERCENT_MAX:
+                raise InvalidInput(f"warn_at: {text!r} is not a percentage from 1% to {PERCENT_MAX}%")
+            percents.append(int(text[:-1]))
+        else:
+            try:
+                nanos.append(nano_from_usd(text, what="warn_at"))
+            except MoneyError as error:
+                raise InvalidInput(f'{error}; or write a percentage like "80%"') from None
+    return Thresholds(tuple(percents), tuple(nanos))
+
+
+def warn_texts(budget: Budget) -> list[str]:
+    """The inverse of `warn_from`; empty: what is usual."""
+    return [f"{percent}%" for percent in budget.warn_percents] + [usd(nano) for nano in budget.warn_nanos]
+
+
 def _budgets(budgets: tuple[Budget, ...], change: PolicyChange) -> tuple[Budget, ...]:
-    if isinstance(change.budget_nano, Unchanged):
+    named = (change.budget_nano, change.soft_budget_nano, change.warn_at, change.raised)
+    if all(isinstance(value, Unchanged) for value in named):
         if change.period is not None:
             raise InvalidInput("period: says which budget is meant; give the budget too")
         return budgets
     period = change.period or _only_period(budgets)
-    rest = tuple(b for b in budgets if b.period is not period)
-    return rest if change.budget_nano is None else (*rest, Budget(change.budget_nano, period))
+    budgets = _with_limit(budgets, period, change.budget_nano, soft=False)
+    budgets = _with_limit(budgets, period, change.soft_budget_nano, soft=True)
+    if not isinstance(change.warn_at, Unchanged):
+        at = change.warn_at or Thresholds()
+        meant = _meant(budgets, period, "warn_at", soft_first=True)
+        budgets = _replaced(budgets, meant, warn_percents=at.percents, warn_nanos=at.nanos)
+    if not isinstance(change.raised, Unchanged):
+        budgets = _replaced(budgets, _meant(budgets, period, "raise", soft_first=False), raised=change.raised)
+    return budgets
+
+
+def _with_limit(
+    budgets: tuple[Budget, ...], period: Period, limit_nano: int | None | Unchanged, *, soft: bool
+) -> tuple[Budget, ...]:
+    """The budgets with this one set, changed in place (its warnings and raise stay) or removed."""
+    if isinstance(limit_nano, Unchanged):
+        return budgets
+    known = [b for b in budgets if b.period is period and b.soft is soft]
+    if limit_nano is None:
+        return tuple(b for b in budgets if b not in known)
+    if known:
+        return _replaced(budgets, known[0], limit_nano=limit_nano)
+    return (*budgets, Budget(limit_nano, period, soft))
+
+
+def _meant(budgets: tuple[Budget, ...], period: Period, what: str, *, soft_first: bool) -> Budget:
+    of_period = sorted((b for b in budgets if b.period is period), key=lambda b: b.soft is not soft_first)
+    if not of_period:
+        raise InvalidInput(f"{what}: there is no budget for the period {period}; give one too, or name its period")
+    return of_period[0]
+
+
+def _replaced(budgets: tuple[Budget, ...], budget: Budget, **fields: Any) -> tuple[Budget, ...]:
+    return tuple(msgspec.structs.replace(b, **fields) if b is budget else b for b in budgets)
 
 
 def _only_period(budgets: tuple[Budget, ...]) -> Period:
@@ -129,9 +199,10 @@ def _check(change: PolicyChange) -> None:
         ("tpm", change.tpm, WEIGHT_MAX),
         ("max_parallel", change.max_parallel, CONCURRENCY_MAX),
         ("budget", change.budget_nano, NANO_MAX),
+        ("soft_budget", change.soft_budget_nano, NANO_MAX),
         ("cost_cap", change.cost_cap_nano, NANO_MAX),
     ):
-        least = 0 if name == "budget" else 1
+        least = 0 if name in ("budget", "soft_budget") else 1
         if isinstance(value, int) and not least <= value <= largest:
             raise InvalidInput(f"{name}: must be from {least} to {largest}, or none to remove the limit")
     if isinstance(change.models, tuple):

@@ -12,7 +12,7 @@ from tollkeeper.domain.errors import InvalidInput
 from tollkeeper.domain.money import usd
 from tollkeeper.domain.periods import US_PER_S
 from tollkeeper.domain.policy import Policy, Unit
-from tollkeeper.domain.policy_change import per_minute, window_text
+from tollkeeper.domain.policy_change import per_minute, warn_texts, window_text
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -53,7 +53,18 @@ def policy_words(policy: Policy) -> Words:
         "rpm": per_minute(policy, Unit.REQUESTS),
         "tpm": per_minute(policy, Unit.TOKENS),
         "max_parallel": policy.concurrency,
-        "budgets": {b.period.value: usd(b.limit_nano) for b in policy.budgets},
+        "budgets": {b.period.value: usd(b.limit_nano) for b in policy.budgets if not b.soft},
+        "soft_budgets": {b.period.value: usd(b.limit_nano) for b in policy.budgets if b.soft},
+        "warn_at": {
+            period.value: texts
+            for period in dict.fromkeys(b.period for b in policy.budgets)
+            if (texts := [text for b in policy.budgets if b.period is period for text in warn_texts(b)])
+        },
+        "raises": {
+            b.period.value: {"amount_usd": usd(b.raised.amount_nano), "until": instant(b.raised.until_us)}
+            for b in policy.budgets
+            if b.raised is not None
+        },
         "cost_cap_usd": None if policy.cost_cap_nano is None else usd(policy.cost_cap_nano),
         "models": None if policy.models is None else list(policy.models),
         "max_parallel_shadow": policy.concurrency_shadow,
