@@ -13,14 +13,14 @@ from typing import Any, Final
 
 from tollkeeper import __version__
 from tollkeeper.admin import Probe, Readiness, create_admin
+from tollkeeper.app.accounting import Accounting
 from tollkeeper.app.data_dir import DataDir, admin_token, digest_key
 from tollkeeper.app.database import open_database
-from tollkeeper.domain.errors import DatabaseUnavailable, OutboxUnavailable, Unavailable
+from tollkeeper.domain.errors import DatabaseUnavailable, OutboxUnavailable
 from tollkeeper.domain.ports import Accounts
 from tollkeeper.gateway.server import DataPlane
-from tollkeeper.governance import Closer, Ledger, SyncWorker, open_store
+from tollkeeper.governance import Ledger
 from tollkeeper.logs.pipeline import LogPipeline
-from tollkeeper.observability.logging import logger
 from tollkeeper.observability.metrics import Metrics
 from tollkeeper.settings import Settings, provider_key
 
@@ -62,7 +62,6 @@ class Gateway:
         self._plane: DataPlane
         self._admin: Any
         self._parts = AsyncExitStack()
-        self._log = logger("app")
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """The data plane for `/v1/`, the control plane for everything else."""
@@ -96,34 +95,10 @@ class Gateway:
         key = digest_key(settings)
         self.accounts = database.accounts(key, now_us)
 
-        store = open_store(settings, now_us)
-        parts.push_async_callback(store.stop)
-        await store.start()
-
-        ledger = Ledger(
-            store=store,
-            spend=database.spend,
-            outbox_dir=settings.data_dir / "outbox",
-            metrics=metrics,
-            now_us=now_us,
-            admission_timeout_s=settings.store.admission_timeout_s,
-        )
-        parts.push_async_callback(ledger.stop)
-        await ledger.start()
-
-        sync = SyncWorker(
-            store=store,
-            spend=database.spend,
-            ledger=ledger,
-            interval_s=settings.billing.sync_interval_s,
-            metrics=metrics,
-            now_us=now_us,
-        )
-        parts.push_async_callback(self._last_sync, ledger, sync)
-        closer = Closer(store=store, spend=database.spend, ledger=ledger, sync=sync, metrics=metrics, now_us=now_us)
-        parts.push_async_callback(closer.stop)
-        await closer.start()
-        await sync.start()
+        accounting = Accounting(settings, database, metrics, now_us)
+        parts.push_async_callback(accounting.stop)
+        await accounting.start()
+        store, ledger, sync = accounting.store, accounting.ledger, accounting.sync
 
         records = LogPipeline(
             settings=settings.logs,
@@ -168,14 +143,6 @@ class Gateway:
             version=__version__,
             now_us=now_us,
         )
-
-    async def _last_sync(self, ledger: Ledger, sync: SyncWorker) -> None:
-        if not await ledger.flush(self.settings.server.drain_timeout_s):
-            self._log.warning("stopped_unsettled", entries=ledger.unacknowledged, why="they wait in the outbox")
-        try:
-            await sync.stop()
-        except Unavailable as error:
-            self._log.warning("last_sync_failed", why=str(error), then="the outbox keeps it for the next start")
 
 
 def provider_keys(settings: Settings) -> Mapping[str, str | None]:

@@ -1,0 +1,79 @@
+"""The accounts as one part: store, ledger, closer and sync worker, in the order in which they need each other.
+
+The gateway and the billing cache both run on it, so that what recovers one recovers the other.
+"""
+
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+
+from tollkeeper.domain.errors import Unavailable
+from tollkeeper.governance import Closer, Ledger, Store, SyncWorker, open_store
+from tollkeeper.observability.logging import logger
+from tollkeeper.observability.metrics import Metrics
+from tollkeeper.settings import Settings
+from tollkeeper.storage.database import Database
+
+
+class Accounting:
+    """`start` before the first admission; `stop` settles, syncs a last time and lets go. Parts exist after `start`.
+
+    `start` raises ConfigurationError or Unavailable; what it had started is then still to be stopped.
+    """
+
+    store: Store
+    ledger: Ledger
+    sync: SyncWorker
+
+    def __init__(self, settings: Settings, database: Database, metrics: Metrics, now_us: Callable[[], int]) -> None:
+        self._settings, self._database, self._metrics, self._now_us = settings, database, metrics, now_us
+        self._parts = AsyncExitStack()
+        self._synced = True
+        self._log = logger("app")
+
+    async def start(self) -> None:
+        """Start the parts; what a dead process left behind is closed now, or in the background."""
+        settings, parts, spend = self._settings, self._parts, self._database.spend
+        metrics, now_us = self._metrics, self._now_us
+        self.store = store = open_store(settings, now_us)
+        parts.push_async_callback(store.stop)
+        await store.start()
+
+        self.ledger = ledger = Ledger(
+            store=store,
+            spend=spend,
+            outbox_dir=settings.data_dir / "outbox",
+            metrics=metrics,
+            now_us=now_us,
+            admission_timeout_s=settings.store.admission_timeout_s,
+        )
+        parts.push_async_callback(ledger.stop)
+        await ledger.start()
+
+        self.sync = sync = SyncWorker(
+            store=store,
+            spend=spend,
+            ledger=ledger,
+            interval_s=settings.billing.sync_interval_s,
+            metrics=metrics,
+            now_us=now_us,
+        )
+        parts.push_async_callback(self._last_sync)
+        closer = Closer(store=store, spend=spend, ledger=ledger, sync=sync, metrics=metrics, now_us=now_us)
+        parts.push_async_callback(closer.stop)
+        await closer.start()
+        await sync.start()
+
+    async def stop(self) -> bool:
+        """The reverse of the start. False: the outbox keeps something for the next start."""
+        await self._parts.aclose()
+        return self._synced
+
+    async def _last_sync(self) -> None:
+        if not await self.ledger.flush(self._settings.server.drain_timeout_s):
+            self._synced = False
+            self._log.warning("stopped_unsettled", entries=self.ledger.unacknowledged, why="they wait in the outbox")
+        try:
+            await self.sync.stop()
+        except Unavailable as error:
+            self._synced = False
+            self._log.warning("last_sync_failed", why=str(error), then="the outbox keeps it for the next start")
