@@ -4,7 +4,7 @@
 Redis scripts calculate in doubles, which are exact up to there: 9.007 million USD.
 """
 
-from decimal import ROUND_CEILING, Decimal, InvalidOperation
+from decimal import Decimal, InvalidOperation
 from typing import Final
 
 NANO_PER_USD: Final = 10**9
@@ -48,13 +48,3 @@ def usd(nano: int) -> str:
     sign, nano = ("-", -nano) if nano < 0 else ("", nano)
     whole, fraction = divmod(nano, NANO_PER_USD)
     return f"{sign}{whole}.{f'{fraction:09d}'.rstrip('0').ljust(2, '0')}"
-
-
-def pico_per_token(usd_per_million: Decimal) -> int:
-    """USD per million tokens → pico-dollars per token, rounded up where the price is finer than that."""
-    return int((usd_per_million * 10**6).to_integral_value(ROUND_CEILING))
-
-
-def nano_ceiling(pico: int) -> int:
-    """Pico-dollars → nano-dollars, rounded up: the one rounding of a request's cost."""
-    return -(-pico // PICO_PER_NANO)

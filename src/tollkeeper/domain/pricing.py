@@ -1,18 +1,25 @@
-"""What tokens cost, in integers: pico-dollars per token, added up and rounded up once per request to nano-dollars.
+"""What a request costs, in integers: whole parts of a nano-dollar, added up and rounded up once per request.
 
 A model has one table of rates, or several by the size of the input: above a tier's start *all* tokens of the request
 are charged at that tier's rates, as genai-prices and the providers do. A kind without a price of its own is charged
-as the kind that contains it. This file does not know where prices come from, nor any model.
+as the kind that contains it. Every token is charged exactly once, whatever a report says of its parts, so that a
+bound by the dearest rates holds for any report at all.
+
+Rates are pico-dollars per token; the few prices that are finer make their model's unit finer, so that nothing but the
+one ceiling is ever rounded. This file does not know where prices come from, nor any model.
 """
+
+from collections.abc import Mapping
+from typing import Final
 
 import msgspec
 
-from tollkeeper.domain.money import PICO_PER_NANO, nano_ceiling
+from tollkeeper.domain.money import PICO_PER_NANO
 from tollkeeper.domain.usage import Usage
 
 
 class Rates(msgspec.Struct, frozen=True, kw_only=True):
-    """Pico-dollars per token, with every fallback filled in.
+    """Per token, with every fallback filled in.
 
     `cached` is a cache read; `cache_write` a write that lives 5 minutes or as long as the provider's default.
     """
@@ -23,8 +30,17 @@ class Rates(msgspec.Struct, frozen=True, kw_only=True):
     cache_write: int
     cache_write_1h: int
     input_audio: int
+    cached_audio: int
     output_audio: int
+    input_image: int
+    cached_image: int
+    output_image: int
     reasoning: int
+    citation: int
+
+
+TOKEN_KINDS: Final = Rates.__struct_fields__
+FEE_KINDS: Final = ("request", "web_search", "file_search")
 
 
 def rates(
@@ -35,10 +51,18 @@ def rates(
     cache_write: int | None = None,
     cache_write_1h: int | None = None,
     input_audio: int | None = None,
+    cached_audio: int | None = None,
     output_audio: int | None = None,
+    input_image: int | None = None,
+    cached_image: int | None = None,
+    output_image: int | None = None,
     reasoning: int | None = None,
+    citation: int | None = None,
 ) -> Rates:
-    """Rates in pico-dollars per token. What has none falls back: 1 h writes to writes, then to input or output."""
+    """Rates with every kind. What has none falls back: 1 h writes to writes, then to input or output.
+
+    Cached audio and images fall back to the one of their two containers that has a price, the dearer of two.
+    """
     if cache_write is None:
         cache_write = input
     return Rates(
@@ -48,9 +72,19 @@ def rates(
         cache_write=cache_write,
         cache_write_1h=cache_write if cache_write_1h is None else cache_write_1h,
         input_audio=input if input_audio is None else input_audio,
+        cached_audio=_both(input, cached, input_audio) if cached_audio is None else cached_audio,
         output_audio=output if output_audio is None else output_audio,
+        input_image=input if input_image is None else input_image,
+        cached_image=_both(input, cached, input_image) if cached_image is None else cached_image,
+        output_image=output if output_image is None else output_image,
         reasoning=output if reasoning is None else reasoning,
+        citation=output if citation is None else citation,
     )
+
+
+def _both(plain: int, one: int | None, other: int | None) -> int:
+    known = [rate for rate in (one, other) if rate is not None]
+    return max(known) if known else plain
 
 
 class Tier(msgspec.Struct, frozen=True):
@@ -61,14 +95,20 @@ class Tier(msgspec.Struct, frozen=True):
 
 
 class Price(msgspec.Struct, frozen=True):
-    """All prices of one model. `tiers` ascend by start. `per_request_nano` is charged once per request.
+    """All prices of one model, as whole numbers of 1/`per_nano` nano-dollars. `tiers` ascend by start.
 
+    `per_request` is charged once per request, `per_web_search` and `per_file_search` for each use. `served` holds the
+    prices of a request that was served as something else than the standard: `priority`, `flex`, `fast`, `batch`.
     `version` is what a record keeps, e.g. `genai-prices 0.2.3 openai/gpt-4o-mini`; `source` says it for people.
     """
 
     base: Rates
     tiers: tuple[Tier, ...] = ()
-    per_request_nano: int = 0
+    per_request: int = 0
+    per_web_search: int = 0
+    per_file_search: int = 0
+    per_nano: int = PICO_PER_NANO
+    served: Mapping[str, "Price"] = {}
     version: str = "configuration"
     source: str = "configuration"
 
@@ -86,25 +126,70 @@ def rates_at(price: Price, input_tokens: int) -> Rates:
 def cost_nano(price: Price, usage: Usage) -> int:
     """The exact cost in nano-dollars, rounded up once.
 
-    Parts that contradict their total are taken so that no token is free and none counts twice: audio output that is
-    also reasoning is charged as audio.
+    Parts that contradict their total are cut to it, audio and images first, so that no token is free and none counts
+    twice: audio output that is also reasoning is charged as audio. Where images are not told apart from text, output
+    is charged at the dearer of the two. A service tier without prices of its own is charged as the standard.
     """
+    if usage.service_tier and price.served:
+        price = price.served.get(usage.service_tier, price)
     at = rates_at(price, usage.input_tokens) if price.tiers else price.base
-    write_1h = min(usage.cache_write_1h_tokens, usage.cache_write_tokens)
-    plain_input = usage.input_tokens - usage.cached_tokens - usage.cache_write_tokens - usage.input_audio_tokens
-    reasoning = min(usage.reasoning_tokens, max(0, usage.output_tokens - usage.output_audio_tokens))
-    plain_output = usage.output_tokens - usage.output_audio_tokens - reasoning
-    pico = (
-        max(0, plain_input) * at.input
-        + usage.cached_tokens * at.cached
-        + (usage.cache_write_tokens - write_1h) * at.cache_write
-        + write_1h * at.cache_write_1h
-        + usage.input_audio_tokens * at.input_audio
-        + max(0, plain_output) * at.output
-        + reasoning * at.reasoning
-        + usage.output_audio_tokens * at.output_audio
-    )
-    return nano_ceiling(pico + price.per_request_nano * PICO_PER_NANO)
+    cached = usage.cached_tokens
+    left = usage.input_tokens
+    total = price.per_request
+    if usage.input_audio_tokens:
+        heard = min(usage.input_audio_tokens, left)
+        replayed = min(usage.cached_audio_tokens, heard, cached)
+        total += (heard - replayed) * at.input_audio + replayed * at.cached_audio
+        left, cached = left - heard, cached - replayed
+    if usage.input_image_tokens:
+        seen = min(usage.input_image_tokens, left)
+        replayed = min(usage.cached_image_tokens, seen, cached)
+        total += (seen - replayed) * at.input_image + replayed * at.cached_image
+        left, cached = left - seen, cached - replayed
+    if usage.cache_write_tokens:
+        written = min(usage.cache_write_tokens, left)
+        for_1h = min(usage.cache_write_1h_tokens, written)
+        total += (written - for_1h) * at.cache_write + for_1h * at.cache_write_1h
+        left -= written
+    cached = min(cached, left)
+    total += cached * at.cached + (left - cached) * at.input
+    left = usage.output_tokens
+    plain = at.output
+    if usage.output_audio_tokens:
+        spoken = min(usage.output_audio_tokens, left)
+        total += spoken * at.output_audio
+        left -= spoken
+    if usage.output_image_tokens:
+        drawn = min(usage.output_image_tokens, left)
+        total += drawn * at.output_image
+        left -= drawn
+    if usage.reasoning_tokens:
+        thought = min(usage.reasoning_tokens, left)
+        total += thought * at.reasoning
+        left -= thought
+    if usage.citation_tokens:
+        cited = min(usage.citation_tokens, left)
+        total += cited * at.citation
+        left -= cited
+    if usage.output_image_tokens is None and at.output_image > plain:
+        plain = at.output_image
+    total += left * plain
+    if usage.web_searches:
+        total += usage.web_searches * price.per_web_search
+    if usage.file_searches:
+        total += usage.file_searches * price.per_file_search
+    return -(-total // price.per_nano)
+
+
+def version_of(price: Price, usage: Usage) -> str:
+    """Which prices a usage is charged by, as its record keeps it: source, service tier and context tier."""
+    tier = usage.service_tier
+    charged = price.served.get(tier, price) if tier else price
+    version = charged.version
+    if tier and charged is price:
+        version = f"{version} (no price as {tier})"
+    start = max((t.start for t in charged.tiers if usage.input_tokens > t.start), default=None)
+    return version if start is None else f"{version} above {start}"
 
 
 def bound_nano(
@@ -114,23 +199,31 @@ def bound_nano(
     *,
     cache_write: bool = False,
     cache_write_1h: bool = False,
+    images: bool = False,
     audio: bool = False,
+    served: tuple[str, ...] = (),
 ) -> int:
-    """The most that a request can cost, in nano-dollars, if its tokens are at most these.
+    """The most that a request can cost, in nano-dollars, if its tokens are at most these and it uses no paid tool.
 
-    Every token at the dearest rate it could have in any tier that so many input tokens can reach. `cache_write`,
-    `cache_write_1h` and `audio` say whether such tokens can occur; without them their rates are left out.
+    Every token at the dearest rate it could have in any tier that so many input tokens can reach, and in any of the
+    service tiers `served` besides the standard. The flags say whether such tokens can occur; without them their rates
+    are left out. Images in the output are always reckoned with, for models draw them unasked.
     """
-    dearest_input = dearest_output = 0
-    for at in (price.base, *(tier.rates for tier in price.tiers if input_tokens > tier.start)):
-        dearest_input = max(dearest_input, at.input, at.cached)
-        dearest_output = max(dearest_output, at.output, at.reasoning)
-        if cache_write:
-            dearest_input = max(dearest_input, at.cache_write)
-        if cache_write_1h:
-            dearest_input = max(dearest_input, at.cache_write_1h)
-        if audio:
-            dearest_input = max(dearest_input, at.input_audio)
-            dearest_output = max(dearest_output, at.output_audio)
-    pico = input_tokens * dearest_input + output_tokens * dearest_output
-    return nano_ceiling(pico + price.per_request_nano * PICO_PER_NANO)
+    bound = 0
+    for tables in (price, *(price.served[name] for name in served if name in price.served)):
+        dearest_input = dearest_output = 0
+        for at in (tables.base, *(tier.rates for tier in tables.tiers if input_tokens > tier.start)):
+            dearest_input = max(dearest_input, at.input, at.cached)
+            dearest_output = max(dearest_output, at.output, at.reasoning, at.citation, at.output_image)
+            if cache_write:
+                dearest_input = max(dearest_input, at.cache_write)
+            if cache_write_1h:
+                dearest_input = max(dearest_input, at.cache_write_1h)
+            if images:
+                dearest_input = max(dearest_input, at.input_image, at.cached_image)
+            if audio:
+                dearest_input = max(dearest_input, at.input_audio, at.cached_audio)
+                dearest_output = max(dearest_output, at.output_audio)
+        total = input_tokens * dearest_input + output_tokens * dearest_output + tables.per_request
+        bound = max(bound, -(-total // tables.per_nano))
+    return bound

@@ -4,10 +4,13 @@ import msgspec
 
 
 class Usage(msgspec.Struct, frozen=True, gc=False):
-    """Tokens by kind. Totals include their parts.
+    """Tokens by kind, and uses of tools the provider runs. Totals include their parts.
 
     `input_tokens` includes cached reads and cache writes (also for Anthropic, whose own `input_tokens` leaves
-    them out); `output_tokens` includes reasoning. `cache_write_1h_tokens` is a part of `cache_write_tokens`.
+    them out); `output_tokens` includes reasoning and citations. `cache_write_1h_tokens` is a part of
+    `cache_write_tokens`, `cached_audio_tokens` one of `cached_tokens` and of `input_audio_tokens`, and so for images.
+    `output_image_tokens` is None where a report does not tell images apart from text.
+    `service_tier` is what the provider says the request was served as, if not its standard: `priority`, `flex`, …
     """
 
     input_tokens: int = 0
@@ -18,6 +21,14 @@ class Usage(msgspec.Struct, frozen=True, gc=False):
     reasoning_tokens: int = 0
     input_audio_tokens: int = 0
     output_audio_tokens: int = 0
+    cached_audio_tokens: int = 0
+    input_image_tokens: int = 0
+    cached_image_tokens: int = 0
+    output_image_tokens: int | None = None
+    citation_tokens: int = 0
+    web_searches: int = 0
+    file_searches: int = 0
+    service_tier: str = ""
 
     @property
     def total_tokens(self) -> int:

@@ -8,6 +8,7 @@ from typing import Final
 
 from tollkeeper.domain.admission import LimitKind, LimitState, limit_states
 from tollkeeper.domain.policy import Principal
+from tollkeeper.domain.pricing import version_of
 from tollkeeper.domain.record import RequestRecord
 from tollkeeper.domain.usage import NO_USAGE, Usage
 from tollkeeper.gateway.asgi import Client, Header
@@ -180,7 +181,7 @@ def record_of(exchange: Exchange) -> RequestRecord:
         cost_nano=0 if attempt is None else attempt.cost_nano,
         hold_nano=0 if attempt is None else attempt.grant.demand.hold_nano,
         presumed=attempt is not None and attempt.presumed,
-        price_version=None if plan is None or plan.info.price is None else plan.info.price.version,
+        price_version=None if plan is None or plan.info.price is None else version_of(plan.info.price, usage),
         upstream_request_id=exchange.upstream_request_id,
         user=exchange.user,
         metadata=metadata_of(client, call),

@@ -1,0 +1,96 @@
+"""Price lists as people write them, in USD and exact, and their one conversion into the integers of `pricing.py`.
+
+A tariff has the same kinds whether it comes from price data or from the configuration. A multiplier (a provider's
+discount or surcharge) is applied here, before anything is an integer, and so costs no exactness.
+"""
+
+from collections.abc import Mapping
+from decimal import Decimal
+from fractions import Fraction
+from math import lcm
+from typing import Final
+
+import msgspec
+
+from tollkeeper.domain.money import PICO_PER_NANO
+from tollkeeper.domain.pricing import Price, Rates, Tier, rates
+
+PICO_PER_USD: Final = 10**12
+TOKENS: Final = 10**6
+"""Token prices are written per million."""
+ONE: Final = Decimal(1)
+
+Amounts = Mapping[str, Decimal]
+
+
+class Tariff(msgspec.Struct, frozen=True, kw_only=True):
+    """Prices of one model at one time. Kinds are named as in `Rates`; those left out fall back as written there.
+
+    `tokens`: USD per million tokens. `tiers`: (start, the whole table above it), ascending. `fees`: USD for each
+    `request`, `web_search` and `file_search`. `served`: the tariff of each service tier that has prices of its own.
+    """
+
+    tokens: Amounts
+    tiers: tuple[tuple[int, Amounts], ...] = ()
+    fees: Amounts = {}
+    served: Mapping[str, "Tariff"] = {}
+    version: str
+    source: str
+
+
+def price_of(tariff: Tariff, multiplier: Decimal = ONE) -> Price:
+    """The tariff as integers, in the coarsest unit that holds all its amounts: pico-dollars, if it can be."""
+    tables = [_pico(tariff.tokens, multiplier, TOKENS), *(_pico(t, multiplier, TOKENS) for _, t in tariff.tiers)]
+    fees = _pico(tariff.fees, multiplier, 1)
+    finer = lcm(*(amount.denominator for table in (*tables, fees) for amount in table.values()))
+    base, *above = (_rates(table, finer) for table in tables)
+    return Price(
+        base,
+        tuple(Tier(start, at) for (start, _), at in zip(tariff.tiers, above, strict=True)),
+        **{f"per_{kind}": int(amount * finer) for kind, amount in fees.items()},
+        per_nano=PICO_PER_NANO * finer,
+        served={name: price_of(its, multiplier) for name, its in tariff.served.items()},
+        version=tariff.version,
+        source=tariff.source,
+    )
+
+
+def overlaid(tariff: Tariff, tokens: Amounts, fees: Amounts, *, version: str, source: str) -> Tariff:
+    """The tariff with some kinds replaced, in every tier and service tier."""
+    return Tariff(
+        tokens={**tariff.tokens, **tokens},
+        tiers=tuple((start, {**table, **tokens}) for start, table in tariff.tiers),
+        fees={**tariff.fees, **fees},
+        served={
+            name: overlaid(its, tokens, fees, version=f"{version} {name}", source=source)
+            for name, its in tariff.served.items()
+        },
+        version=version,
+        source=source,
+    )
+
+
+def usd_per_million(price: Price, rate: int) -> Decimal:
+    """A rate as people read it, exact."""
+    return _decimal(Fraction(rate * TOKENS, price.per_nano * 10**9))
+
+
+def usd_per_use(price: Price, fee: int) -> Decimal:
+    """A fee in USD, exact."""
+    return _decimal(Fraction(fee, price.per_nano * 10**9))
+
+
+def _decimal(value: Fraction) -> Decimal:
+    # The denominators are products of 2 and 5, since every amount came from a decimal.
+    digits = 0
+    while (value * 10**digits).denominator != 1:
+        digits += 1
+    return Decimal(int(value * 10**digits)).scaleb(-digits)
+
+
+def _pico(amounts: Amounts, multiplier: Decimal, per: int) -> dict[str, Fraction]:
+    return {k: Fraction(usd) * Fraction(multiplier) * PICO_PER_USD / per for k, usd in amounts.items()}
+
+
+def _rates(table: Mapping[str, Fraction], finer: int) -> Rates:
+    return rates(**{"input": 0, "output": 0, **{kind: int(amount * finer) for kind, amount in table.items()}})
