@@ -71,6 +71,8 @@ class LogSettings(Group, frozen=True):
 
     url: str | None = None
     """`file:///path` or `s3://bucket/prefix`; default: the folder `logs` in the data directory."""
+    format: Literal["jsonl.gz", "parquet"] = "jsonl.gz"
+    """Parquet is smaller and quicker to query, needs `tollkeeper[query]`, and takes about 100 MB of memory more."""
     records_max: int = 100_000
     """Records kept while the store is away; above it the oldest are dropped and counted."""
     buffer_bytes_max: int = 256 * 2**20

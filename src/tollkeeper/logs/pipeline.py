@@ -22,6 +22,7 @@ import msgspec
 
 from tollkeeper.domain.errors import InvalidInput
 from tollkeeper.domain.record import RequestRecord
+from tollkeeper.logs import duck, parquet
 from tollkeeper.logs.buffer import BufferStats, LogBuffer, MemoryLogBuffer, NumberRange
 from tollkeeper.logs.shipper import OBJECT_BYTES_MAX, Shipper
 from tollkeeper.logs.sinks import LogStore, open_store
@@ -80,6 +81,8 @@ class LogPipeline:
     ) -> None:
         if not _PRODUCER.fullmatch(producer):
             raise InvalidInput(f"log producer {producer!r}: use letters, digits, '.', '_' and '-', at most 128")
+        if settings.format == "parquet":
+            duck.load(parquet.SETTING)  # now, not when the first batch is due
         self._producer = producer
         self._timeout_s = settings.timeout_s
         self._store = open_store(url, settings.timeout_s) if store is None else store
@@ -98,6 +101,7 @@ class LogPipeline:
             records_max=max(1, min(settings.object_records_max, settings.records_max // 2)),
             bytes_max=max(1, min(OBJECT_BYTES_MAX, settings.buffer_bytes_max // 2)),
             flush_interval_s=settings.flush_interval_s,
+            form=settings.format,
             metrics=metrics,
             now_us=now_us,
         )

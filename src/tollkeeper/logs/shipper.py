@@ -16,7 +16,7 @@ from typing import Final
 from tollkeeper.domain.errors import LogStoreUnavailable, Unavailable
 from tollkeeper.logs import objects
 from tollkeeper.logs.buffer import Batch, LogBuffer
-from tollkeeper.logs.objects import LogObject
+from tollkeeper.logs.objects import Format, LogObject
 from tollkeeper.logs.sinks import LogStore
 from tollkeeper.observability.logging import logger
 from tollkeeper.observability.metrics import Metrics
@@ -47,6 +47,7 @@ class Shipper:
         records_max: int,
         bytes_max: int,
         flush_interval_s: float,
+        form: Format = "jsonl.gz",
         metrics: Metrics,
         now_us: Callable[[], int],
     ) -> None:
@@ -55,6 +56,7 @@ class Shipper:
         self._records_max = records_max
         self._bytes_max = bytes_max
         self._flush_interval_s = flush_interval_s
+        self._form = form
         self._now_us = now_us
         self._draining = asyncio.Event()
         self._built: tuple[str, LogObject] | None = None
@@ -159,8 +161,8 @@ class Shipper:
     async def _object(self, batch: Batch) -> LogObject:
         """The batch as an object, built once however often it is tried."""
         if self._built is None or self._built[0] != batch.name:
-            if sum(map(len, batch.records)) >= THREAD_BYTES_MIN:
-                built = await asyncio.to_thread(objects.build, batch)
+            if sum(map(len, batch.records)) >= THREAD_BYTES_MIN or self._form == "parquet":
+                built = await asyncio.to_thread(objects.build, batch, self._form)
             else:
                 built = objects.build(batch)
             self._built = (batch.name, built)
@@ -168,6 +170,8 @@ class Shipper:
 
     async def _deliver(self, item: LogObject) -> None:
         """Returns when the records are in the store, exactly once, under their name or a longer one."""
+        if await self._was_delivered_as(objects.twin_path(item.path), item):
+            return
         if await self._create_or_same(item.path, item):
             return
         longer = objects.conflict_path(item.path, item.sha256)
@@ -177,10 +181,15 @@ class Shipper:
         if not await self._create_or_same(longer, item):
             raise LogStoreUnavailable(f"{self._store.url}: {longer} holds records that its name does not describe")
 
+    async def _was_delivered_as(self, path: str, item: LogObject) -> bool:
+        """Whether somebody who ships in the other format delivered the batch before."""
+        return await self._store.holds(path) and await self._holds_same(path, item)
+
     async def _create_or_same(self, path: str, item: LogObject) -> bool:
         """Whether `path` now holds exactly these records; False if it holds others, which stay untouched."""
-        if await self._store.create(path, item.body, item.sha256):
-            return True
+        return await self._store.create(path, item.body, item.sha256) or await self._holds_same(path, item)
+
+    async def _holds_same(self, path: str, item: LogObject) -> bool:
         found = await self._store.digest(path)
         if found is None:
             body = await self._store.read(path)

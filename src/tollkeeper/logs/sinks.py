@@ -76,6 +76,18 @@ class LogStore(ABC):
         Raises `LogStoreUnavailable`, also if there is no such object.
         """
 
+    async def holds(self, path: str) -> bool:
+        """Whether there is an object of that name. Raises `LogStoreUnavailable`."""
+
+        def ask() -> bool:
+            try:
+                obstore.head(self._store, path)
+            except FileNotFoundError:
+                return False
+            return True
+
+        return await self._run("head", ask)
+
     @abstractmethod
     async def ping(self) -> None:
         """Raises `LogStoreUnavailable` unless the store could take an object now."""
@@ -132,7 +144,8 @@ class BucketStore(LogStore):
         return await self._run("write", lambda: self._create(path, body, sha256))
 
     def _create(self, path: str, body: bytes, sha256: str) -> bool:
-        attributes = {"Content-Type": "application/gzip", DIGEST_ATTRIBUTE: sha256}
+        kind = "application/vnd.apache.parquet" if path.endswith(".parquet") else "application/gzip"
+        attributes = {"Content-Type": kind, DIGEST_ATTRIBUTE: sha256}
         try:
             obstore.head(self._store, path)
         except FileNotFoundError:
