@@ -39,7 +39,7 @@ def test_a_soft_budget_refuses_nothing() -> None:
     assert (checks.counters[0].budget_nano, checks.counters[0].soft_nano) == (None, 1000)
     tree = Tree()
     tree.seed("run", {}, {checks.counters[0].name: (0, SpendTotals(5000))})
-    reply = tree._reply(NOW_US, checks, [])
+    reply = tree._reply(NOW_US, checks)
     assert limit_states(checks, reply) == []
     (shown,) = limit_states(checks, reply, with_shadow=True)
     assert (shown.limit, shown.used, shown.shadow) == (1000, 5000, True)

@@ -130,6 +130,10 @@ class FakeRedis:
             if number(options[1]) <= 0:
                 raise RedisError("ERR invalid expire time in 'set' command")
             expires = self.clock_us() // 1000 + number(options[1])
+        elif options[:1] == (b"PXAT",):
+            expires = number(options[1])
+            if expires <= 0:
+                raise RedisError("ERR invalid expire time in 'set' command")
         elif options == (b"KEEPTTL",):
             self.get(key, object)
             expires = self.expires_ms.get(key)

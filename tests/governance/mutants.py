@@ -32,7 +32,8 @@ from tests.governance.script_trials import (
     windows,
 )
 from tests.governance.test_twin import START_US
-from tollkeeper.domain.policy import Policy, Unit, Window
+from tollkeeper.domain.periods import Period
+from tollkeeper.domain.policy import Budget, Policy, Unit, Window
 from tollkeeper.governance import scripts
 from tollkeeper.governance.scripts import SCRIPTS, source
 
@@ -180,8 +181,18 @@ CROWDED: Final = [
     ),
     (_REQUESTS, None, None, [("admit", 0, 0), ("flood", 0, 2**40 - 1), ("admit", 1, 0)], False),
     (_TOKENS, None, None, [("admit", 1, 9), ("admit", 2, 9), ("lose", 5), ("settle", 0, 4, 3), ("state",)], False),
+    (Policy(windows=(Window(Unit.TOKENS, 5),)), None, None, [("admit", 3, 1), ("admit", 5, 1)], False),
+    (Policy(windows=(Window(Unit.REQUESTS, 1),)), None, None, [("admit", 0, 1), ("admit", 0, 1)], False),
+    (
+        Policy(concurrency=1, budgets=(Budget(5, Period.TOTAL),)),
+        None,
+        None,
+        [("admit", 0, 5), ("admit", 0, 5)],
+        False,
+    ),
 ]
-"""Refusals that end only when several runs have left; a run that is full; holds that are made again."""
+"""Refusals that end only when several runs have left; a run that is full; holds that are made again; weights that are
+just as large as the limit; refusals without a wait at once."""
 FULL_AGAIN: Final = [("ask", 2, 1), ("wait", 999_999), ("usage", 3), ("wait", 1), ("usage", 3)]
 """A bucket is forgotten in the very µs in which it is full, whatever it is asked for next."""
 

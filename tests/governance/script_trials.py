@@ -64,8 +64,8 @@ class Log:
     """A packed log, read as window.lua describes it."""
 
     def __init__(self, raw: bytes) -> None:
-        self.header = dict(zip(HEADER, map(int, struct.unpack("<12d", raw[:96])), strict=True))
-        self.body = raw[96:]
+        self.header = dict(zip(HEADER, map(int, struct.unpack("<12d", raw[-96:])), strict=True))
+        self.body = raw[:-96]
         self.live = self.header["tail"] - self.header["head"]
         self.dead = self.header["head"] - self.header["first"]
         assert len(self.body) == 17 * (self.live + self.dead), "no more and no less than the runs from `first` on"
@@ -277,7 +277,8 @@ class LuaPair(Pair):
         ref = CounterRef(f"key_1:20{self.attempts:02d}", self.now_us + ends, START_US + (expires or 10**12 + 1))
         if expires == 0:
             ref = CounterRef("key_1:total", 0, 0)
-        counters = (*[CounterRef(n, 0, c.expires_us) for n, c in self.tree.counters.items()][:2], ref)
+        others = [CounterRef(n, 0, c.expires_us) for n, c in self.tree.counters.items() if n != ref.name]
+        counters = (*others[:2], ref)
         entry = Entry(self.number + 1, EntryKind.SETTLE, "gone.1", 3, 1, 5, 7, self.attempts % 2, counters)
         if (await self.apply(entry)).status == "ok":
             self.number += 1
@@ -359,6 +360,8 @@ class LuaPair(Pair):
     def compare(self) -> None:
         redis, tree, root = self.lua.redis, self.tree, self.root
         texts = {k.decode(): v.decode() for k, v in redis.values.get(marks_key(root).encode(), {}).items()}
+        sync = texts.pop("sync", None)
+        assert sync == (tree._flag() if tree.run else None)
         assert texts.pop("run", None) == tree.run and {k: int(v) for k, v in texts.items()} == tree.marks
         flags = redis.values.get(changed_key(root).encode(), {})
         assert {k.decode(): v.decode() for k, v in flags.items()} == tree.changed
@@ -381,18 +384,19 @@ class LuaPair(Pair):
         assert list(stored) == [a.encode() for a in self.tree.holds]
         for attempt, hold in self.tree.holds.items():
             slots = ",".join(s or ROOT_SLOT for s in hold.slots)
-            runs = ",".join(f"{generation}:{index}" for generation, index in hold.runs)
-            text = f"{hold.amount}\n{hold.producer}\n{','.join(hold.counters)}\n{slots}\n{runs}"
-            assert stored[attempt.encode()].decode() == text
+            runs = struct.pack(f"<{2 * len(hold.runs)}d", *[number for run in hold.runs for number in run])
+            text = f"{hold.amount}\n{hold.producer}\n{','.join(hold.counters)}\n{slots}\n"
+            assert stored[attempt.encode()] == text.encode() + runs
 
     def compare_counters(self) -> None:
         prefix = counter_key(self.root, "").encode()
         stored = {k[len(prefix) :].decode(): v for k, v in self.lua.redis.values.items() if k.startswith(prefix)}
-        fields = ("held", "cost", "requests", "input", "output", "cached")
+        fields = ("cost", "held", "requests", "input", "output", "cached")
         assert set(stored) == set(self.tree.counters)
         for name, counter in self.tree.counters.items():
-            for field in fields:
-                assert int(stored[name].get(field.encode(), 0)) == getattr(counter, field)
+            numbers, flag = struct.unpack("<6d", stored[name][:48]), stored[name][48:].decode()
+            assert numbers == tuple([getattr(counter, field) for field in fields])
+            assert self.tree.changed.get(name) == flag or flag != self.tree._flag()
             expires_ms = self.lua.redis.expires_ms.get(prefix + name.encode())
             if name.startswith("key_1:old"):
                 assert expires_ms is not None

@@ -37,6 +37,7 @@ commands = st.one_of(
     command("SET", texts),
     command("SET", texts, st.just("KEEPTTL")),
     command("SET", texts, st.just("PX"), st.sampled_from([0, -1, "x"])),
+    command("SET", texts, st.just("PXAT"), st.sampled_from([0, -1, "x", 1, 99_999_999_999_999])),
     command("GETRANGE", small, small),
     command("SETRANGE", small, texts),
     command("HGET", fields),

@@ -46,7 +46,10 @@ class RunRef(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """One numbered change. Everything it needs travels with it, so that keys may move and limits may change."""
+    """One numbered change. Everything it needs travels with it, so that keys may move and limits may change.
+
+    `hold_nano` is what the attempt held; it is released if the hold is still there. No counter is named twice.
+    """
 
     number: int
     kind: EntryKind
@@ -59,6 +62,7 @@ class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     counters: tuple[CounterRef, ...] = ()
     runs: tuple[RunRef, ...] = ()
     slots: tuple[str, ...] = ()
+    hold_nano: int = 0
 
 
 class Dispatch(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -102,6 +106,7 @@ def settle_entry(number: int, dispatch: Dispatch, cost_nano: int, usage: Usage, 
         dispatch.counters,
         tuple([RunRef(r.name, r.generation, r.index, 0, token_delta) for r in dispatch.runs]) if token_delta else (),
         dispatch.slots,
+        dispatch.hold_nano,
     )
 
 
@@ -116,6 +121,7 @@ def presume_entry(number: int, dispatch: Dispatch) -> Entry:
         NO_USAGE.input_tokens,
         counters=dispatch.counters,
         slots=dispatch.slots,
+        hold_nano=dispatch.hold_nano,
     )
 
 
@@ -128,6 +134,7 @@ def void_entry(number: int, dispatch: Dispatch, requests: int, tokens: int) -> E
         counters=dispatch.counters,
         runs=tuple([RunRef(r.name, r.generation, r.index, -requests, -tokens) for r in dispatch.runs]),
         slots=dispatch.slots,
+        hold_nano=dispatch.hold_nano,
     )
 
 

@@ -68,7 +68,11 @@ class Hold:
 
 
 class Tree:
-    """One root. `run` is a nonce of this memory's life: None means that the tree is cold."""
+    """One root. `run` is a nonce of this memory's life: None means that the tree is cold.
+
+    `changed` maps counters that the database may not know yet to the generation of their flag; a snapshot begins a
+    new `generation`, so what has changed since can be told from what it saw.
+    """
 
     def __init__(self) -> None:
         self.run: str | None = None
@@ -78,6 +82,7 @@ class Tree:
         self.slots: dict[str, dict[str, int]] = {}
         self.counters: dict[str, Counter] = {}
         self.changed: dict[str, str] = {}
+        self.generation = 1
         self.clock_jumps = 0
 
     # Admission
@@ -91,12 +96,12 @@ class Tree:
         self._advance(now_us, checks)
         earlier = self.holds.get(demand.attempt)
         if earlier is not None:
-            return self._reply(now_us, checks, [index for _, index in earlier.runs])
+            return self._reply(now_us, checks, earlier.runs)
         if not demand.attempt:
-            return self._reply(now_us, checks, [-1] * len(checks.logs))
+            return self._reply(now_us, checks)
         refusal = self._refusal(now_us, checks, demand)
         if refusal is not None:
-            reply = self._reply(now_us, checks, [-1] * len(checks.logs))
+            reply = self._reply(now_us, checks)
             return Reply(Status.REFUSED, now_us, reply.logs, reply.slots, reply.counters, refusal)
         shadowed = tuple(self._shadowed(checks, demand))
         reply = self._reply(now_us, checks, self._take(now_us, checks, demand))
@@ -166,31 +171,33 @@ class Tree:
                 LimitKind.BUDGET, check.scope, check.budget_nano, used, demand.hold_nano, wait, never, period
             )
 
-    def _take(self, now_us: int, checks: Checks, demand: Demand) -> list[int]:
-        indexes = []
+    def _take(self, now_us: int, checks: Checks, demand: Demand) -> tuple[tuple[int, int], ...]:
+        runs = []
         for check in checks.logs:
             log = self.logs.get(check.name)
             if log is None:
                 log = self.logs[check.name] = RunLog(check.window_us, check.tick_us, now_us)
-            indexes.append(log.add(now_us, demand.requests, demand.tokens))
+            runs.append((log.generation, log.add(now_us, demand.requests, demand.tokens)))
         for slot in checks.slots:
             self.slots.setdefault(slot.name, {})[demand.attempt] = now_us + SLOT_LEASE_US
         for counter in checks.counters:
             self._counter(counter.name, counter.span.expires_us or 0).held += demand.hold_nano
-        self.holds[demand.attempt] = Hold(
+        hold = self.holds[demand.attempt] = Hold(
             demand.hold_nano,
             demand.producer,
             tuple([c.name for c in checks.counters]),
             tuple([s.name for s in checks.slots]),
-            tuple([(self.logs[c.name].generation, i) for c, i in zip(checks.logs, indexes, strict=True)]),
+            tuple(runs),
         )
-        return indexes
+        return hold.runs
 
-    def _reply(self, now_us: int, checks: Checks, indexes: list[int]) -> Reply:
+    def _reply(self, now_us: int, checks: Checks, runs: tuple[tuple[int, int], ...] = ()) -> Reply:
+        """The state of now. `runs` are those that hold the weight of the attempt, if it was admitted."""
         logs: list[LogState] = []
-        for check, index in zip(checks.logs, indexes, strict=True):
+        for position, check in enumerate(checks.logs):
             log = self.logs.get(check.name)
-            logs.append(log.state(now_us, index) if log else LogState(0, -1, 0, 0, 0))
+            generation, index = runs[position] if position < len(runs) else (log.generation if log else 0, -1)
+            logs.append(log.state(now_us, generation, index) if log else LogState(generation, index, 0, 0, 0))
         counters = []
         for counter in checks.counters:
             state = self.counters.get(counter.name)
@@ -222,17 +229,17 @@ class Tree:
             self._close(producer)
             mark = CLOSED
         else:
-            self._charge(producer, entry)
+            self._charge(entry)
             mark = entry.number
         self.marks[producer] = mark
         return Applied(AppliedStatus.OK, mark)
 
-    def _charge(self, producer: str, entry: Entry) -> None:
+    def _charge(self, entry: Entry) -> None:
         hold = self.holds.pop(entry.attempt, None)
         for ref in entry.counters:
             counter = self._counter(ref.name, ref.expires_us)
             if hold is not None:
-                counter.held -= hold.amount
+                counter.held -= entry.hold_nano
             if entry.kind is EntryKind.VOID:
                 continue
             counter.cost += entry.cost_nano
@@ -240,7 +247,7 @@ class Tree:
             counter.input += entry.input_tokens
             counter.output += entry.output_tokens
             counter.cached += entry.cached_tokens
-            self.changed[ref.name] = f"{producer}:{entry.number}"
+            self.changed[ref.name] = self._flag()
         for run in entry.runs:
             log = self.logs.get(run.name)
             if log is not None:
@@ -285,12 +292,22 @@ class Tree:
         for name in {*self.changed, *(n for h in self.holds.values() for n in h.counters)}:
             self.counters.pop(name, None)
         self.holds.clear()
-        self.run = run
+        self.run, self.generation = run, 1
         self.marks = dict(marks)
         for name, (expires_us, spent) in totals.items():
             self.counters[name] = Counter(expires_us, spent)
-        self.changed = dict.fromkeys(totals, f"seed:{run}")
+        self.changed = dict.fromkeys(totals, self._flag())
         return True
+
+    def changes(self) -> tuple[dict[str, SpendTotals], dict[str, str]]:
+        """Totals of the counters that are flagged as changed, and their flags. A new generation begins."""
+        totals = {name: self.counters[name].totals() for name in self.changed if name in self.counters}
+        if self.changed:
+            self.generation += 1
+        return totals, dict(self.changed)
+
+    def _flag(self) -> str:
+        return f"{self.run}:{self.generation}"
 
     def restore(self, name: str, expires_us: int, totals: SpendTotals) -> None:
         """Bring back a counter of an ended period that has left the store; one that is there stays as it is."""

@@ -98,10 +98,10 @@ class RunLog:
         self.runs.clear()
         self.requests = self.tokens = 0
 
-    def state(self, now_us: int, index: int) -> LogState:
-        """Sums now, after `advance`; `index` is the run of the request that asks, or -1."""
+    def state(self, now_us: int, generation: int, index: int) -> LogState:
+        """Sums now, after `advance`. `generation` and `index` name the run of the request that asks, if any."""
         empty_in = self.last_us + self.window_us - now_us if self.runs else 0
-        return LogState(self.generation, index, self.requests, self.tokens, empty_in)
+        return LogState(generation, index, self.requests, self.tokens, empty_in)
 
     def _stamp(self, now_us: int) -> int:
         return -(-now_us // self.tick_us) * self.tick_us

@@ -76,8 +76,8 @@ class MemoryStore:
         tree = self.tree(root)
         if tree.run is None:
             return None
-        totals = {name: tree.counters[name].totals() for name in tree.changed if name in tree.counters}
-        return Snapshot(tree.run, RootSnapshot(root, dict(tree.marks), totals), dict(tree.changed))
+        totals, flags = tree.changes()
+        return Snapshot(tree.run, RootSnapshot(root, dict(tree.marks), totals), flags)
 
     async def clear(self, root: str, run: str, versions: Mapping[str, str]) -> None:
         tree = self.tree(root)

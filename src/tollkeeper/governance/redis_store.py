@@ -41,7 +41,7 @@ _STATUS: Final = {
 
 
 def marks_key(root: str) -> str:
-    """`marks:{root}`: hash of producer → last number applied, and `run`."""
+    """`marks:{root}`: hash of producer → last number applied, `run` and `sync`."""
     return f"marks:{{{root}}}"
 
 
@@ -51,7 +51,7 @@ def hold_key(root: str) -> str:
 
 
 def changed_key(root: str) -> str:
-    """`changed:{root}`: hash of counter → version of its last change since the database has it."""
+    """`changed:{root}`: hash of counter → generation in which it was flagged as changed."""
     return f"changed:{{{root}}}"
 
 
@@ -66,7 +66,7 @@ def slot_key(root: str, name: str) -> str:
 
 
 def counter_key(root: str, name: str) -> str:
-    """`cost:{root}[:<scope>]:<period>`: hash of cost, held (nano-dollars), requests, input, output, cached."""
+    """`cost:{root}[:<scope>]:<period>`: a packed string; scripts/counter.lua tells its form."""
     return f"cost:{{{root}}}:{name}"
 
 
@@ -130,8 +130,8 @@ class RedisStore:
             demand.hold_nano,
             SLOT_LEASE_US,
         )
-        meta = f"{demand.producer}\n{plan.meta}"
-        raw = await self._run("admit", plan.keys, moving, plan.numbers, demand.attempt, meta)
+        hold = f"{demand.hold_nano}\n{demand.producer}\n{plan.meta}"
+        raw = await self._run("admit", plan.keys, moving, plan.numbers, demand.attempt, hold)
         if not self.time_us:
             self._learn_clock(raw[1])
         return _reply(checks, raw)
@@ -169,6 +169,12 @@ class RedisStore:
             self.time_us,
             entry.number,
             int(entry.kind is not EntryKind.VOID),
+            entry.hold_nano,
+            entry.cost_nano,
+            entry.requests,
+            entry.input_tokens,
+            entry.output_tokens,
+            entry.cached_tokens,
             len(entry.counters),
             len(entry.runs),
             len(entry.slots),
@@ -178,9 +184,7 @@ class RedisStore:
             numbers += (counter.ends_us, counter.expires_us)
         for run in entry.runs:
             numbers += (run.generation, run.index, run.requests, run.tokens)
-        tokens = (entry.input_tokens, entry.output_tokens, entry.cached_tokens)
-        arguments = [_doubles(numbers), producer, entry.attempt, entry.cost_nano, entry.requests, *tokens]
-        return "apply", keys, arguments
+        return "apply", keys, [_doubles(numbers), producer, entry.attempt, entry.number]
 
     async def marks(self, root: str) -> Mapping[str, int] | None:
         flat = await self._call("HGETALL", marks_key(root))
@@ -210,22 +214,22 @@ class RedisStore:
         for producer, number in marks.items():
             arguments += (producer, number)
         for name, seed in totals.items():
-            arguments += (name, seed.expires_us, *_totals_arguments(seed.totals))
+            arguments += (name, seed.expires_us, _packed(seed.totals))
         keys = [marks_key(root), hold_key(root), changed_key(root)]
         return bool(await self._run("seed", keys, *arguments))
 
     async def restore(self, root: str, name: str, seed: SeedTotals) -> None:
         live_ms = max(1000, (seed.expires_us - self.now_us()) // 1000)
         keys = [marks_key(root), counter_key(root, name)]
-        await self._run("restore", keys, live_ms, *_totals_arguments(seed.totals))
+        await self._run("restore", keys, live_ms, _packed(seed.totals))
 
     async def reassert(self, root: str, producer: str, dispatches: Iterable[Dispatch]) -> None:
         for dispatch in dispatches:
             keys = [marks_key(root), hold_key(root), *(counter_key(root, c.name) for c in dispatch.counters)]
             counters = ",".join([c.name for c in dispatch.counters])
             slots = ",".join([s or ROOT_SLOT for s in dispatch.slots])
-            runs = ",".join([f"{r.generation}:{r.index}" for r in dispatch.runs])
-            hold = f"{dispatch.hold_nano}\n{producer}\n{counters}\n{slots}\n{runs}"
+            runs = _doubles([number for r in dispatch.runs for number in (r.generation, r.index)])
+            hold = f"{dispatch.hold_nano}\n{producer}\n{counters}\n{slots}\n".encode() + runs
             expiries = [c.expires_us for c in dispatch.counters]
             await self._run("reassert", keys, dispatch.attempt, dispatch.hold_nano, hold, *expiries)
 
@@ -234,8 +238,8 @@ class RedisStore:
         if not raw:
             return None
         run, marks = _marks(raw[0])
-        totals = {row[0].decode(): SpendTotals(*map(int, row[2:])) for row in raw[1:]}
-        versions = {row[0].decode(): row[1].decode() for row in raw[1:]}
+        totals = {name.decode(): _totals(packed) for name, _, packed in raw[1:] if packed}
+        versions = {name.decode(): flag.decode() for name, flag, _ in raw[1:]}
         return Snapshot(run, RootSnapshot(root, marks, totals), versions)
 
     async def clear(self, root: str, run: str, versions: Mapping[str, str]) -> None:
@@ -272,7 +276,7 @@ class _Plan:
             *(counter_key(root, c.name) for c in checks.counters),
         )
         counters = ",".join([c.name for c in checks.counters])
-        self.meta = f"{counters}\n{','.join([s.name or ROOT_SLOT for s in checks.slots])}"
+        self.meta = f"{counters}\n{','.join([s.name or ROOT_SLOT for s in checks.slots])}\n"
         numbers: list[int] = [len(checks.logs), len(checks.slots), len(checks.counters)]
         for log in checks.logs:
             limits = (log.requests_limit, log.tokens_limit, log.requests_shadow, log.tokens_shadow)
@@ -297,13 +301,25 @@ def _or(value: int | None, default: int) -> int:
     return default if value is None else value
 
 
-def _totals_arguments(totals: SpendTotals) -> tuple[int, int, int, int, int]:
-    return totals.cost_nano, totals.requests, totals.input_tokens, totals.output_tokens, totals.cached_tokens
+_COUNTER: Final = struct.Struct("<6d")
+
+
+def _packed(totals: SpendTotals) -> bytes:
+    """A counter as scripts/counter.lua tells, with nothing held."""
+    tokens = (totals.input_tokens, totals.output_tokens, totals.cached_tokens)
+    return _COUNTER.pack(totals.cost_nano, 0, totals.requests, *tokens)
+
+
+def _totals(packed: bytes) -> SpendTotals:
+    """Of a counter, without what is held."""
+    cost, _, *counts = map(int, _COUNTER.unpack_from(packed))
+    return SpendTotals(cost, *counts)
 
 
 def _marks(flat: Sequence[bytes]) -> tuple[str, dict[str, int]]:
     fields = {flat[i].decode(): flat[i + 1] for i in range(0, len(flat), 2)}
     run = fields.pop("run", b"").decode()
+    fields.pop("sync", None)
     return run, {producer: int(number) for producer, number in fields.items()}
 
 

@@ -7,7 +7,7 @@
 --           per slot set: limit, in shadow (0|1)
 --           per counter: budget (nano-dollars, -1: none), end of its period, its expiry (µs, 0: never)
 --       3 attempt ('' asks for the state only)
---       4 what `close` needs: producer LF counter names LF slot names
+--       4 the hold without its runs: amount LF producer LF counter names LF slot names LF (holds.lua)
 -- Reply {status, now, …}. status 1 admitted, 0 refused, -1 late, -2 cold. A refusal goes on with
 --       {check, unit, used, asked, wait (µs, -1: none), never (0|1)}: check counts logs, slots, counters from 1; unit 1
 --       requests, 2 tokens. Then, refused or admitted, per log {generation, run index (-1: none), requests, tokens,
@@ -16,6 +16,7 @@
 -- include: clock.lua
 -- include: window.lua
 -- include: sliding.lua
+-- include: counter.lua
 local given, valid_from, valid_until, requests, tokens, hold, lease = struct.unpack('<ddddddd', ARGV[1])
 local now = clock(given)
 if now < valid_from or now >= valid_until then
@@ -32,10 +33,10 @@ local logs, slots, counters = {}, {}, {}
 for i = 1, log_count do
   local window, tick, limit_requests, limit_tokens, shadow_requests, shadow_tokens
   window, tick, limit_requests, limit_tokens, shadow_requests, shadow_tokens, at = struct.unpack('<dddddd', plan, at)
-  local log = log_open(KEYS[2 + i], window, now)
-  log.tick, log.limit_requests, log.limit_tokens = tick, limit_requests, limit_tokens
+  local log = log_open(KEYS[2 + i], window, tick, now)
+  log.limit_requests, log.limit_tokens = limit_requests, limit_tokens
   log.shadow_requests, log.shadow_tokens = shadow_requests, shadow_tokens
-  log_advance(log, now, tick)
+  log_advance(log, now)
   logs[i] = log
 end
 for i = 1, slot_count do
@@ -48,18 +49,19 @@ for i = 1, counter_count do
   local key = KEYS[2 + log_count + slot_count + i]
   local budget, ends, expires
   budget, ends, expires, at = struct.unpack('<ddd', plan, at)
-  local state = redis.call('HMGET', key, 'cost', 'held')
-  counters[i] = {
-    key = key, budget = budget, ends = ends, expires = expires, new = not state[1] and not state[2],
-    cost = tonumber(state[1] or 0), held = tonumber(state[2] or 0),
-  }
+  local raw = redis.call('GETRANGE', key, '0', '15')
+  local cost, held = 0, 0
+  if raw ~= '' then
+    cost, held = struct.unpack('<dd', raw)
+  end
+  counters[i] = {key = key, budget = budget, ends = ends, expires = expires, raw = raw, cost = cost, held = held}
 end
 
 local function reply(answer, filled)
   for i = 1, log_count do
     local log = logs[i]
-    answer[filled + 1] = log.fresh and 0 or log.generation
-    answer[filled + 2] = log.index
+    answer[filled + 1] = log.run_generation or log.fresh and 0 or log.generation
+    answer[filled + 2] = log.index or -1
     answer[filled + 3] = log.requests
     answer[filled + 4] = log.tokens
     answer[filled + 5] = log.tail > log.head and log.last + log.window - now or 0
@@ -80,7 +82,7 @@ end
 local function save_logs()
   for i = 1, log_count do
     if logs[i].dirty then
-      log_write(logs[i], now)
+      log_write(logs[i], now, '')
     end
   end
 end
@@ -89,14 +91,16 @@ if attempt == '' then
   save_logs()
   return reply({1, now}, 2)
 end
-local earlier = redis.call('HGET', KEYS[2], attempt)
-if earlier then
+
+-- The first answer once more: the runs that hold this attempt's weight, and the state of now.
+local function repeated()
   save_logs()
-  local i = 0
-  for index in string.gmatch(string.match(earlier, '\n([^\n]*)$'), ':(%d+)') do
-    i = i + 1
-    if logs[i] then
-      logs[i].index = tonumber(index)
+  local runs = string.match(redis.call('HGET', KEYS[2], attempt), '^[^\n]*\n[^\n]*\n[^\n]*\n[^\n]*\n(.*)$')
+  for i = 1, log_count do
+    local log = logs[i]
+    log.index = -1
+    if i * 16 <= #runs then
+      log.run_generation, log.index = struct.unpack('<dd', runs, i * 16 - 15)
     end
   end
   return reply({1, now}, 2)
@@ -148,6 +152,9 @@ for i = 1, counter_count do
   end
 end
 if worst >= 0 then
+  if redis.call('HEXISTS', KEYS[2], attempt) == 1 then
+    return repeated()
+  end
   save_logs()
   local wait = worst == 0 and worst_wait or -1
   return reply({0, now, check, unit, worst_used, worst_asked, wait, worst == 3 and 1 or 0}, 8)
@@ -175,12 +182,18 @@ for i = 1, slot_count do
 end
 
 -- Nothing below can fail: validate first, write last.
-local amount, runs = string.format('%.0f', hold), ''
+local held = ARGV[4]
 for i = 1, log_count do
   local log = logs[i]
-  log.index = log_add(log, now, log.tick, requests, tokens)
-  log.fresh = false
-  runs = string.format('%s%s%.0f:%.0f', runs, i > 1 and ',' or '', log.generation, log.index)
+  log.index = log_next(log)
+  held = held .. struct.pack('<dd', log.generation, log.index)
+end
+if redis.call('HSETNX', KEYS[2], attempt, held) == 0 then
+  return repeated()
+end
+for i = 1, log_count do
+  log_add(logs[i], now, requests, tokens)
+  logs[i].fresh = false
 end
 for i = 1, slot_count do
   redis.call('ZADD', slots[i].key, now + lease, attempt)
@@ -189,12 +202,13 @@ for i = 1, slot_count do
 end
 for i = 1, counter_count do
   local counter = counters[i]
-  counter.held = redis.call('HINCRBY', counter.key, 'held', amount)
-  if counter.new and counter.expires > 0 then
-    redis.call('PEXPIREAT', counter.key, math.ceil(counter.expires / 1000))
+  counter.held = counter.held + hold
+  if counter.raw == '' then
+    counter_make(counter.key, struct.pack(COUNTER, 0, hold, 0, 0, 0, 0), counter.expires)
+  else
+    redis.call('SETRANGE', counter.key, '8', struct.pack('<d', counter.held))
   end
 end
-redis.call('HSET', KEYS[2], attempt, amount .. '\n' .. ARGV[4] .. '\n' .. runs)
 local answer = reply({1, now}, 2)
 for i = 1, #shadowed do
   answer[#answer + 1] = shadowed[i]

@@ -13,13 +13,13 @@ local now = clock(given)
 if deadline > 0 and now >= deadline then
   return {-1, now, 0, 0, 0}
 end
-local log = log_open(KEYS[1], window, now)
-log_advance(log, now, tick)
+local log = log_open(KEYS[1], window, tick, now)
+log_advance(log, now)
 local repeated = again == 1 and redis.call('EXISTS', KEYS[2]) == 1
 local status, wait = 1, 0
 if weight > 0 and not repeated then
   if log.requests + weight <= limit then
-    log_add(log, now, tick, weight, 0)
+    log_add(log, now, weight, 0)
     log.dirty = false
     if KEYS[2] then
       redis.call('SET', KEYS[2], '', 'PX', remember_ms)
@@ -30,6 +30,6 @@ if weight > 0 and not repeated then
   end
 end
 if log.dirty then
-  log_write(log, now)
+  log_write(log, now, '')
 end
 return {status, now, log.requests, wait, log.tail > log.head and log.last + window - now or 0}

@@ -1,8 +1,9 @@
 -- After the database's commit: clear the flags of counters that have not changed since the snapshot.
 --
 -- KEYS  1 marks:{root}  2 changed:{root}
--- ARGV  run of the snapshot, then per counter: name, version
--- Reply the number of flags cleared. Versions never repeat within a run; in another run nothing is cleared.
+-- ARGV  run of the snapshot, then per counter: name, generation of its flag then
+-- Reply the number of flags cleared. A snapshot begins a new generation, so what has changed since has another; in
+-- another run nothing is cleared.
 if redis.call('HGET', KEYS[1], 'run') ~= ARGV[1] then
   return 0
 end

@@ -5,6 +5,7 @@
 -- ARGV  producer, number, CLOSED, prefix of counter keys, prefix of slot keys, slot key of the root itself
 -- Reply {status, mark}: 0 ok, 1 gap, 2 cold. Counters and slots are found through the holds; they carry the same tag.
 -- include: holds.lua
+-- include: counter.lua
 local producer, number, closed = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local counter_prefix, slot_prefix, root_slot = ARGV[4], ARGV[5], ARGV[6]
 local tree = redis.call('HMGET', KEYS[1], 'run', producer)
@@ -23,10 +24,10 @@ each_hold(KEYS[2], function(attempt, amount, owner, counters, slots)
     return
   end
   redis.call('HDEL', KEYS[2], attempt)
-  local release = string.format('%.0f', 0 - amount)
   each_name(counters, function(name)
-    if redis.call('EXISTS', counter_prefix .. name) == 1 then
-      redis.call('HINCRBY', counter_prefix .. name, 'held', release)
+    local raw = redis.call('GET', counter_prefix .. name)
+    if raw then
+      counter_hold(counter_prefix .. name, raw, 0 - amount)
     end
   end)
   each_name(slots, function(name)

@@ -1,4 +1,5 @@
--- A hold is `amount LF producer LF counter names LF slot names LF runs`, names joined by commas.
+-- A hold is `amount LF producer LF counter names LF slot names LF runs`, names joined by commas; runs are two little-endian
+-- doubles for each log: generation, index.
 
 -- Calls visit(attempt, amount, producer, counters, slots) for every hold of the tree; names are iterators' texts.
 local function each_hold(key, visit)

@@ -9,10 +9,10 @@ for i = 1, #KEYS do
   if i > tonumber(ARGV[1]) then
     redis.call('DEL', KEYS[i])
   else
-    local log = log_open(KEYS[i], 0, 0)
+    local log = log_open(KEYS[i], 0, 0, 0)
     if not log.fresh then
       log.head, log.requests, log.tokens = log.tail, 0, 0
-      redis.call('SETRANGE', log.key, 0, log_header(log))
+      redis.call('SETRANGE', log.key, log_position(log, log.tail), log_trailer(log))
       emptied = emptied + 1
     end
   end

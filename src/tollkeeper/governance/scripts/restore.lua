@@ -1,11 +1,10 @@
 -- Bring back a counter of an ended period that has left Redis; one that is there stays as it is. Tree.restore.
 --
 -- KEYS  1 marks:{root}  2 the counter
--- ARGV  time to live (ms), cost, requests, input, output, cached
+-- ARGV  time to live (ms), the counter as counter.lua tells, without a generation
 -- Reply 1 restored, 0 it was there or the tree is cold.
 if redis.call('EXISTS', KEYS[1]) == 0 or redis.call('EXISTS', KEYS[2]) == 1 then
   return 0
 end
-redis.call('HSET', KEYS[2], 'cost', ARGV[2], 'requests', ARGV[3], 'input', ARGV[4], 'output', ARGV[5], 'cached', ARGV[6])
-redis.call('PEXPIRE', KEYS[2], ARGV[1])
+redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[1])
 return 1

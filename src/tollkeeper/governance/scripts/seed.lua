@@ -2,9 +2,10 @@
 --
 -- KEYS  1 marks:{root}  2 hold:{root}  3 changed:{root}
 -- ARGV  run (a nonce of this memory's life), prefix of counter keys, number of marks, number of counters; then
---       per mark: producer, number; per counter: name, expiry (µs, 0: never), cost, requests, input, output, cached
+--       per mark: producer, number; per counter: name, expiry (µs, 0: never), itself as counter.lua tells, without a generation
 -- Reply 1 seeded, 0 this memory already dominates the database.
 -- include: holds.lua
+-- include: counter.lua
 local run, prefix, mark_count, counter_count = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local dominates = redis.call('HEXISTS', KEYS[1], 'run') == 1
 for i = 1, mark_count do
@@ -25,19 +26,14 @@ each_hold(KEYS[2], function(_, _, _, counters)
   end)
 end)
 redis.call('DEL', KEYS[1], KEYS[2], KEYS[3])
-redis.call('HSET', KEYS[1], 'run', run)
+local sync = run .. ':1'
+redis.call('HSET', KEYS[1], 'run', run, 'sync', sync)
 for i = 1, mark_count do
   redis.call('HSET', KEYS[1], ARGV[3 + 2 * i], ARGV[4 + 2 * i])
 end
 for i = 1, counter_count do
-  local at = 4 + 2 * mark_count + 7 * (i - 1)
-  local key, expires = prefix .. ARGV[at + 1], tonumber(ARGV[at + 2])
-  redis.call('DEL', key)
-  redis.call('HSET', key, 'cost', ARGV[at + 3], 'requests', ARGV[at + 4], 'input', ARGV[at + 5],
-    'output', ARGV[at + 6], 'cached', ARGV[at + 7])
-  if expires > 0 then
-    redis.call('PEXPIREAT', key, math.ceil(expires / 1000))
-  end
-  redis.call('HSET', KEYS[3], ARGV[at + 1], 'seed:' .. run)
+  local at = 4 + 2 * mark_count + 3 * (i - 1)
+  counter_make(prefix .. ARGV[at + 1], ARGV[at + 3] .. sync, tonumber(ARGV[at + 2]))
+  redis.call('HSET', KEYS[3], ARGV[at + 1], sync)
 end
 return 1

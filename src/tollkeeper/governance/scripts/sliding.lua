@@ -3,11 +3,6 @@ local CHUNK_RUNS = 64
 local CLOCK_JUMP_US = 1000000
 local COMPACT_RUNS = 1024
 
-local function ceiling(now, tick)
-  local over = math.fmod(now, tick)
-  return over == 0 and now or now - over + tick
-end
-
 -- Calls visit(stamp, requests, tokens) for the runs from the head on until it returns true. Stamps as stored.
 local function log_walk(log, visit)
   local index = log.head
@@ -24,16 +19,22 @@ local function log_walk(log, visit)
   end
 end
 
--- Forgets what has left the window; pulls stamps back if the clock was set back by more than a second.
-local function log_advance(log, now, tick)
+-- Forgets what has left the window; pulls stamps back if the clock was set back by more than a second. Sets `stamp`, that
+-- of what would be added now. `dirty`: the log must be written even if nothing is added; `cut`: no run is left.
+local function log_advance(log, now)
+  local over = math.fmod(now, log.tick)
+  local stamp = over == 0 and now or now - over + log.tick
+  log.stamp = stamp
   if log.tail == log.head then
     return
   end
-  local top = ceiling(now, tick)
-  if log.last > top + CLOCK_JUMP_US then
-    log.offset = log.offset - (log.last - top)
-    log.last = top
-    log.dirty = true
+  if log.last > stamp then
+    if log.last > stamp + CLOCK_JUMP_US then
+      log.offset = log.offset - (log.last - stamp)
+      log.last = stamp
+      log.dirty = true
+    end
+    log.stamp = log.last
   end
   local horizon = now - log.window - log.offset
   if log.oldest > horizon then
@@ -44,9 +45,9 @@ local function log_advance(log, now, tick)
     log.head, log.requests, log.tokens, log.cut = log.tail, 0, 0, true
     return
   end
-  log_walk(log, function(stamp, requests, tokens)
-    if stamp > horizon then
-      log.oldest = stamp
+  log_walk(log, function(run, requests, tokens)
+    if run > horizon then
+      log.oldest = run
       return true
     end
     log.requests, log.tokens, log.head = log.requests - requests, log.tokens - tokens, log.head + 1
@@ -73,46 +74,44 @@ local function log_prolong(log, now)
   return math.ceil(log.window / 500)
 end
 
--- Writes the header, and `run` (packed) as the newest run if given.
+-- Writes the trailer, and before it `run` (packed) as the newest run if given.
 local function log_write(log, now, run)
+  local known = run == '' and log.tail or log.tail - 1 -- runs before this index are there as they should be
   if log.fresh or log.cut then
-    log.first = run and log.tail - 1 or log.tail
+    log.first = known
     local live_ms = log_prolong(log, now)
-    redis.call('SET', log.key, log_header(log) .. (run or ''), 'PX', live_ms)
+    redis.call('SET', log.key, run .. log_trailer(log), 'PX', live_ms)
     return
-  end
-  if log.head - log.first >= COMPACT_RUNS and log.head - log.first > log.tail - log.head then
-    local live = redis.call('GETRANGE', log.key, log_position(log, log.head), -1)
-    log.first = log.head
-    redis.call('SET', log.key, log_header(log) .. live, 'KEEPTTL')
   end
   if log.last + log.window > log.expires then
     redis.call('PEXPIRE', log.key, log_prolong(log, now))
   end
-  redis.call('SETRANGE', log.key, 0, log_header(log))
-  if run then
-    redis.call('SETRANGE', log.key, log_position(log, log.tail - 1), run)
+  if log.head - log.first >= COMPACT_RUNS and log.head - log.first > log.tail - log.head then
+    local live = redis.call('GETRANGE', log.key, log_position(log, log.head), log_position(log, known) - 1)
+    log.first = log.head
+    redis.call('SET', log.key, live .. run .. log_trailer(log), 'KEEPTTL')
+    return
   end
+  redis.call('SETRANGE', log.key, log_position(log, known), run .. log_trailer(log))
 end
 
--- Records weights now; returns the run's index.
-local function log_add(log, now, tick, requests, tokens)
-  local stamp = ceiling(now, tick)
-  local empty = log.tail == log.head
-  if not empty and log.last > stamp then
-    stamp = log.last
-  end
-  if not empty and log.last == stamp then
+-- The index of the run that would get what is added now.
+local function log_next(log)
+  return log.tail > log.head and log.last == log.stamp and log.tail - 1 or log.tail
+end
+
+-- Records weights now, in run log_next(log).
+local function log_add(log, now, requests, tokens)
+  if log.tail > log.head and log.last == log.stamp then
     requests, tokens = math.min(requests, WEIGHT_MAX - log.last_requests), math.min(tokens, WEIGHT_MAX - log.last_tokens)
     log.last_requests, log.last_tokens = log.last_requests + requests, log.last_tokens + tokens
   else
-    log.last, log.last_requests, log.last_tokens = stamp, requests, tokens
-    log.tail = log.tail + 1
-    if empty then
-      log.oldest = stamp - log.offset
+    if log.tail == log.head then
+      log.oldest = log.stamp - log.offset
     end
+    log.last, log.last_requests, log.last_tokens = log.stamp, requests, tokens
+    log.tail = log.tail + 1
   end
   log.requests, log.tokens = log.requests + requests, log.tokens + tokens
   log_write(log, now, struct.pack(RUN, log.last - log.offset, log.last_requests, log.last_tokens))
-  return log.tail - 1
 end
