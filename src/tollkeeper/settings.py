@@ -112,6 +112,11 @@ class ProviderSettings(Group, frozen=True):
     """Names served without the provider's prefix; `*` is a wildcard."""
     prices: str | None = None
     """The provider's id in the price data; default: found by `base_url`."""
+    trust_reported_cost: bool = False
+    """Charge what the provider says it charged (`usage.cost`, as OpenRouter sends it) instead of what the prices say.
+    Holds stay what those say."""
+    reported_cost_max_usd: str = "100"
+    """A reported cost of one request above it is not believed; the price counts then, as without a report."""
     output_limit_field: Literal["max_tokens", "max_completion_tokens"] | None = None
     """The field injected into chat requests without a limit. Default: `max_completion_tokens` at OpenAI itself,
     `max_tokens` elsewhere."""
@@ -500,6 +505,14 @@ def _check_provider(name: str, provider: ProviderSettings) -> None:
         raise ConfigurationError(f"{where}: give api_key_env or api_key_file, not both")
     for field in provider.__struct_fields__:
         _positive(f"{where}.{field}", getattr(provider, field))
+    _check_amount(f"{where}.reported_cost_max_usd", provider.reported_cost_max_usd)
+
+
+def _check_amount(where: str, amount: str) -> None:
+    try:
+        nano_from_usd(amount, what=where)
+    except MoneyError as error:
+        raise ConfigurationError(str(error)) from None
 
 
 def _is_base_url(url: str) -> bool:
@@ -520,10 +533,7 @@ def _check_model(name: str, model: ModelSettings, settings: Settings) -> None:
     for field in model.__struct_fields__:
         value = getattr(model, field)
         if field.endswith("_usd") and value is not None:
-            try:
-                nano_from_usd(value, what=f"{where}.{field}")
-            except MoneyError as error:
-                raise ConfigurationError(str(error)) from None
+            _check_amount(f"{where}.{field}", value)
         else:
             _positive(f"{where}.{field}", value)
     if (model.input_usd is None) != (model.output_usd is None):

@@ -1,5 +1,8 @@
 """Promise 7: money is integers; what would lose a digit is refused with words that say what to write."""
 
+from decimal import Decimal
+from fractions import Fraction
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,6 +10,7 @@ from hypothesis import strategies as st
 from tollkeeper.domain.money import (
     NANO_MAX,
     MoneyError,
+    nano_from_json,
     nano_from_usd,
     usd,
     usd_from_nano,
@@ -45,3 +49,36 @@ def test_amounts_are_plain_digits() -> None:
         "1.2345",
         "-0.005",
     ]
+
+
+@given(st.decimals(0, 1000, places=15), st.sampled_from(("{:f}", "{:e}", '"{:f}"')))
+def test_a_json_number_is_read_exactly_and_rounded_up(amount: Decimal, form: str) -> None:
+    """However a provider writes it; a float would lose digits."""
+    exact = Fraction(amount) * 10**9
+    assert nano_from_json(form.format(amount).encode(), NANO_MAX) == -((-exact) // 1)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"null",
+        b"-0.1",
+        b"NaN",
+        b"1e999",
+        b"1e99",
+        b"0x1",
+        b"1_0",
+        b'"',
+        b"[1]",
+        b"true",
+        b"1" * 40,
+        b"101",
+        b".5",
+    ],
+)
+def test_what_is_no_credible_amount_is_none(text: bytes) -> None:
+    """Never an exception, never a huge number, never a negative one."""
+    assert nano_from_json(text, 100 * 10**9) is None
+    assert nano_from_json(b"100", 100 * 10**9) == 100 * 10**9
+    assert nano_from_json(b"1e-99", 1) == 1

@@ -32,6 +32,8 @@ def oracle(answer: dict[str, Any], provider: str, flavor: str) -> Usage:
         reasoning_tokens=found.get("output_reasoning_tokens", 0),
         input_audio_tokens=found.get("input_audio_tokens", 0),
         output_audio_tokens=found.get("output_audio_tokens", 0),
+        citation_tokens=found.get("output_citation_tokens", 0),
+        web_searches=found.get("web_searches", 0),
     )
 
 
@@ -94,9 +96,9 @@ def test_embeddings_equal_genai_prices(tokens: int) -> None:
     assert read_usage(EMBEDDINGS, json.dumps(answer).encode()) == oracle(answer, "openai", "embeddings")
 
 
-@given(COUNT, COUNT, COUNT, COUNT, COUNT, st.booleans())
+@given(COUNT, COUNT, COUNT, COUNT, COUNT, st.integers(0, 9), st.booleans())
 def test_anthropic_equals_genai_prices(
-    plain: int, cached: int, write_5m: int, write_1h: int, output: int, split: bool
+    plain: int, cached: int, write_5m: int, write_1h: int, output: int, searches: int, split: bool
 ) -> None:
     usage: dict[str, Any] = {
         "input_tokens": plain,
@@ -104,7 +106,7 @@ def test_anthropic_equals_genai_prices(
         "cache_creation_input_tokens": write_5m + write_1h,
         "output_tokens": output,
         "service_tier": "standard",
-        "server_tool_use": None,
+        "server_tool_use": {"web_search_requests": searches, "web_fetch_requests": 1} if searches else None,
     }
     if split:
         usage["cache_creation"] = {"ephemeral_5m_input_tokens": write_5m, "ephemeral_1h_input_tokens": write_1h}
@@ -143,6 +145,116 @@ def test_caches_as_others_spell_them() -> None:
         assert read.cached_tokens == 8
 
 
+@given(COUNT, COUNT, COUNT, COUNT, st.integers(0, 99))
+def test_perplexity_equals_genai_prices(prompt: int, text: int, reasoning: int, cited: int, searches: int) -> None:
+    """Reasoning and citations stand beside completion and total, and are output."""
+    usage = {
+        "prompt_tokens": prompt,
+        "completion_tokens": text,
+        "total_tokens": prompt + text,
+        "citation_tokens": cited,
+        "reasoning_tokens": reasoning,
+        "num_search_queries": searches,
+    }
+    answer = {"model": "sonar-deep-research", "usage": usage}
+    assert read_usage(CHAT, json.dumps(answer).encode()) == oracle(answer, "perplexity", "default")
+
+
+def test_parts_by_what_is_seen_and_heard() -> None:
+    """Audio and images, cached and not, on both sides."""
+    usage = {
+        "prompt_tokens": 100,
+        "completion_tokens": 50,
+        "prompt_tokens_details": {
+            "cached_tokens": 30,
+            "cached_tokens_details": {"text_tokens": 5, "audio_tokens": 15, "image_tokens": 10},
+            "audio_tokens": 40,
+            "image_tokens": 20,
+        },
+        "completion_tokens_details": {"audio_tokens": 10, "image_tokens": 20},
+    }
+    assert read_usage(CHAT, json.dumps({"usage": usage}).encode()) == Usage(
+        *(100, 50, 30, 0, 0, 0, 40, 10),
+        cached_audio_tokens=15,
+        input_image_tokens=20,
+        cached_image_tokens=10,
+        output_image_tokens=20,
+    )
+
+
+def test_cache_writes_told_only_by_their_lifetimes() -> None:
+    """Their sum is what was written."""
+    creation = {"ephemeral_5m_input_tokens": 3, "ephemeral_1h_input_tokens": 4}
+    usage = {"input_tokens": 1, "output_tokens": 1, "cache_creation": creation}
+    assert read_usage(MESSAGES, json.dumps({"usage": usage}).encode()) == Usage(8, 1, 0, 7, 4)
+
+
+@pytest.mark.parametrize(
+    ("told", "tier"),
+    [
+        ("priority", "priority"),
+        ("flex", "flex"),
+        ("default", ""),
+        ("auto", ""),
+        (None, ""),
+        (5, ""),
+        ("x" * 99, "x" * 32),
+    ],
+)
+def test_the_service_tier_that_was_served(told: object, tier: str) -> None:
+    """OpenAI tells it beside the usage, Anthropic within; what is standard or unreadable has no name."""
+    chat = {"usage": {"prompt_tokens": 1, "completion_tokens": 1}, "service_tier": told}
+    read = read_usage(CHAT, json.dumps(chat).encode())
+    assert read is not None
+    assert read.service_tier == tier
+    message = {"usage": {"input_tokens": 1, "output_tokens": 1, "service_tier": told}}
+    read = read_usage(MESSAGES, json.dumps(message).encode())
+    assert read is not None
+    assert read.service_tier == tier
+
+
+def test_fast_mode_is_a_service_tier() -> None:
+    """Anthropic's `speed` has prices of its own, whatever the tier."""
+    usage = {"input_tokens": 1, "output_tokens": 1, "service_tier": "standard", "speed": "fast"}
+    read = read_usage(MESSAGES, json.dumps({"usage": usage}).encode())
+    assert read is not None
+    assert read.service_tier == "fast"
+
+
+def test_searches_are_counted_among_the_items() -> None:
+    """The Responses format has no count: searches cost, opening a page and looking through it does not."""
+    items = [
+        {"type": "web_search_call", "action": {"type": "search", "query": "x"}},
+        {"type": "web_search_call"},
+        {"type": "web_search_call", "action": {"type": "open_page"}},
+        {"type": "web_search_call", "action": {"type": "find_in_page"}},
+        {"type": "file_search_call", "queries": []},
+        {"type": "message", "content": [{"type": "output_text", "text": "web_search_call"}]},
+    ]
+    answer = {"output": items, "usage": {"input_tokens": 1, "output_tokens": 1}}
+    read = read_usage(RESPONSES, json.dumps(answer).encode())
+    assert read is not None
+    assert (read.web_searches, read.file_searches) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("cost", "text"),
+    [
+        ("0.00014", b"0.00014"),
+        ("1.4e-05", b"1.4e-05"),
+        ('"0.5"', b'"0.5"'),
+        ('{"input_tokens_cost": 0.1, "total_cost": 0.006}', b"0.006"),
+        ('{"total": 1}', b""),
+        ("null", b"null"),
+    ],
+)
+def test_a_stated_cost_keeps_its_digits(cost: str, text: bytes) -> None:
+    """The text of the number, never a float."""
+    body = b'{"usage":{"prompt_tokens":1,"completion_tokens":1,"cost":%s}}' % cost.encode()
+    assert read_answer(CHAT, body).cost == text
+    assert read_answer(CHAT, b'{"usage":{"prompt_tokens":1,"completion_tokens":1}}').cost == b""
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -163,6 +275,8 @@ def test_caches_as_others_spell_them() -> None:
         b'{"usage":{"prompt_tokens":1,"completion_tokens":1,"prompt_tokens_details":{"cached_tokens":2}}}',
         b'{"usage":{"prompt_tokens":1,"completion_tokens":1,"completion_tokens_details":{"reasoning_tokens":2}}}',
         b'{"usage":{"prompt_tokens":1,"completion_tokens":1,"prompt_tokens_details":[]}}',
+        b'{"usage":{"prompt_tokens":1,"completion_tokens":1,"prompt_tokens_details":{"image_tokens":2}}}',
+        b'{"usage":{"prompt_tokens":1,"completion_tokens":1,"completion_tokens_details":{"image_tokens":2}}}',
         b'{"usage":' + b"[" * 50_000,
     ],
 )

@@ -126,6 +126,28 @@ def test_responses() -> None:
     assert (meter.usage, meter.model, meter.complete, meter.error) == (Usage(4, 2), "gpt-x", True, None)
 
 
+def test_what_a_stream_tells_beside_its_usage() -> None:
+    """Service tier, searches and stated cost are read as from a whole answer."""
+    usage = {"prompt_tokens": 1, "completion_tokens": 2, "cost": 0.25}
+    meter = StreamMeter(CHAT, keep_usage_chunk=False)
+    run(meter, [sse({"choices": [], "service_tier": "flex", "usage": usage}), DONE])
+    assert (meter.usage, meter.answer.cost) == (Usage(1, 2, service_tier="flex"), b"0.25")
+    response = {
+        "service_tier": "priority",
+        "output": [{"type": "web_search_call", "action": {"type": "search"}}],
+        "usage": {"input_tokens": 4, "output_tokens": 2},
+    }
+    meter = StreamMeter(RESPONSES)
+    run(meter, [sse({"type": "response.completed", "response": response}, "response.completed")])
+    assert meter.usage == Usage(4, 2, web_searches=1, service_tier="priority")
+    meter = StreamMeter(MESSAGES)
+    start = {"input_tokens": 1, "output_tokens": 1, "service_tier": "standard", "speed": "fast"}
+    delta = {"output_tokens": 9, "server_tool_use": {"web_search_requests": 3}}
+    first = sse({"type": "message_start", "message": {"usage": start}}, "message_start")
+    run(meter, [first, sse({"type": "message_delta", "delta": {}, "usage": delta}, "message_delta"), STOP])
+    assert meter.usage == Usage(1, 9, web_searches=3, service_tier="fast")
+
+
 STREAMS: list[tuple[Any, bytes, Usage]] = [
     (CHAT, CHAT_STREAM, CHAT_USAGE),
     (MESSAGES, ANTHROPIC_STREAM, ANTHROPIC_USAGE),

@@ -4,12 +4,18 @@
 Redis scripts calculate in doubles, which are exact up to there: 9.007 million USD.
 """
 
+import re
 from decimal import Decimal, InvalidOperation
+from fractions import Fraction
+from math import ceil
 from typing import Final
 
 NANO_PER_USD: Final = 10**9
 PICO_PER_NANO: Final = 1000
 NANO_MAX: Final = 2**53 - 1
+
+_JSON_NUMBER: Final = re.compile(rb"(?:0|[1-9]\d{0,30})(?:\.\d{1,60})?(?:[eE][+-]?\d{1,2})?")
+"""With as many digits as no provider writes: a longer one is garbage, and costs nothing to refuse."""
 
 
 class MoneyError(ValueError):
@@ -36,6 +42,18 @@ def nano_from_usd(amount: Decimal | str | int, *, what: str = "amount") -> int:
     if nano != nano.to_integral_value():
         raise MoneyError(f"{what}: {amount} has more than nine decimals; the smallest amount is 0.000000001 USD")
     return int(nano)
+
+
+def nano_from_json(text: bytes, nano_max: int) -> int | None:
+    """A JSON number in USD, or a string with one inside, → nano-dollars, rounded up; exact, never through a float.
+
+    None if it is no such number, negative, or above `nano_max`.
+    """
+    number = text[1:-1] if text[:1] == text[-1:] == b'"' else text
+    if not _JSON_NUMBER.fullmatch(number):
+        return None
+    nano = ceil(Fraction(number.decode()) * NANO_PER_USD)
+    return nano if nano <= nano_max else None
 
 
 def usd_from_nano(nano: int) -> Decimal:

@@ -80,6 +80,28 @@ class RequestRecord(msgspec.Struct, kw_only=True, omit_defaults=False, gc=False)
     """Input tokens written to the provider's cache."""
     tokens_reasoning: int = 0
     """Output tokens of reasoning."""
+    tokens_cache_write_1h: int = 0
+    """Of those written to the cache, the ones kept for an hour."""
+    tokens_input_audio: int = 0
+    """Input tokens of audio, cached ones included."""
+    tokens_cached_audio: int = 0
+    """Of those, the ones read from the cache."""
+    tokens_output_audio: int = 0
+    """Output tokens of audio."""
+    tokens_input_image: int = 0
+    """Input tokens of images as far as the provider tells them apart, cached ones included."""
+    tokens_cached_image: int = 0
+    """Of those, the ones read from the cache."""
+    tokens_output_image: int | None = None
+    """Output tokens of images; null where the provider does not tell them apart."""
+    tokens_citation: int = 0
+    """Output tokens of citations, which only Perplexity reports."""
+    web_searches: int = 0
+    """Web searches that the provider ran."""
+    file_searches: int = 0
+    """Searches in files stored at the provider."""
+    service_tier: str | None = None
+    """What the provider says the request was served as, if not its standard: `priority`, `flex`, `fast`, `batch`."""
     cost_nano: int = 0
     """What was charged, in nano-dollars."""
     hold_nano: int = 0
@@ -87,7 +109,10 @@ class RequestRecord(msgspec.Struct, kw_only=True, omit_defaults=False, gc=False)
     presumed: bool = False
     """Whether the true cost could not be known, so that the hold was charged."""
     price_version: str | None = None
-    """The source and version of the price."""
+    """The price that counts for it: the price data's version and model or the entry of the configuration, the service
+    tier, and above how many input tokens."""
+    cost_source: str | None = None
+    """Where the charge comes from: `price`, `provider` (its own word of the cost), or `hold` where it is presumed."""
     upstream_request_id: str | None = None
     """The provider's id of the request."""
     user: str | None = None

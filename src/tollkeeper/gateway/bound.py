@@ -13,7 +13,6 @@ from tollkeeper.domain.bound import Bound, TokenEstimator
 from tollkeeper.domain.errors import Fault, RequestError
 from tollkeeper.domain.money import usd
 from tollkeeper.domain.policy import Principal
-from tollkeeper.domain.pricing import cost_nano
 from tollkeeper.domain.usage import Usage
 from tollkeeper.gateway.catalog import Catalog, ModelInfo, output_limit_field
 from tollkeeper.gateway.dialects import Call
@@ -58,10 +57,6 @@ class Plan:
     def bound_at(self, output: int) -> Bound:
         """The strict bound of the tokens."""
         return self.info.bound(self.call.content, max_output=output, choices=self.call.choices)
-
-    def cost_of(self, usage: Usage) -> int:
-        """The exact cost in nano-dollars; 0 without a price."""
-        return 0 if self.info.price is None else cost_nano(self.info.price, usage)
 
     def learn(self, usage: Usage) -> None:
         """Teach the estimator what the request truly had."""

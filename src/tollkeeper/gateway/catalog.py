@@ -14,6 +14,7 @@ import msgspec
 
 from tollkeeper.domain.bound import Bound, Content, bound
 from tollkeeper.domain.errors import ConfigurationError
+from tollkeeper.domain.money import nano_from_usd
 from tollkeeper.domain.pricing import Price, bound_nano
 from tollkeeper.domain.tariff import Tariff, overlaid, price_of
 from tollkeeper.gateway.price_data import FOREVER_US, SOURCE, Listed, PriceData
@@ -56,6 +57,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     `price` is None if unknown, and `unpriced` says why. `unbounded`: why the cost of every request has no bound, if
     so. `context_window`, `max_output_tokens`: configured, so certain. `stored_tokens_max`: the most a stored
     conversation can hold, if known. `output_default`: the limit to inject into a request that states none.
+    `reported_max_nano`: the most that the provider's own word of a cost is taken for; None: it is not asked.
     All of it holds from `valid_from_us` until before `valid_until_us`, when the price changes by itself.
     """
 
@@ -67,8 +69,14 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     stored_tokens_max: int | None = None
     unpriced: str | None = None
     unbounded: str | None = None
+    reported_max_nano: int | None = None
     valid_from_us: int = -FOREVER_US
     valid_until_us: int = FOREVER_US
+
+    @property
+    def searches(self) -> bool:
+        """Whether every request has a web search that it is charged for."""
+        return self.unbounded is not None
 
     def bound(self, content: Content, *, max_output: int, choices: int) -> Bound:
         """The upper bounds of a request's tokens at this model, each choice limited to `max_output`."""
@@ -167,6 +175,7 @@ class Catalog:
             stored_tokens_max=stored,
             unpriced=None if tariff is not None else listed.unpriced,
             unbounded=_always_searching(upstream_model),
+            reported_max_nano=nano_from_usd(settings.reported_cost_max_usd) if settings.trust_reported_cost else None,
             valid_from_us=listed.from_us,
             valid_until_us=listed.until_us,
         )

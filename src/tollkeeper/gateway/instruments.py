@@ -51,6 +51,10 @@ class Instruments:
         self.excess_nano = plain(
             "tollkeeper_over_hold_nanodollars_total", "Cost above the holds, in nano-dollars."
         ).labels()
+        self.disbelieved = plain(
+            "tollkeeper_reported_costs_disbelieved_total",
+            "Answers of providers with trust_reported_cost that stated no cost, or one that cannot be.",
+        ).labels()
         self.hangups = plain("tollkeeper_client_hangups_total", "Clients that hung up early.").labels()
         self.drains = plain("tollkeeper_drains_total", "Answers read on after the client hung up.").labels()
         self.injected = plain("tollkeeper_injected_limits_total", "Output limits set by the gateway.").labels()

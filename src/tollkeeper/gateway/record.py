@@ -10,10 +10,11 @@ from tollkeeper.domain.admission import LimitKind, LimitState, limit_states
 from tollkeeper.domain.policy import Principal
 from tollkeeper.domain.pricing import version_of
 from tollkeeper.domain.record import RequestRecord
-from tollkeeper.domain.usage import NO_USAGE, Usage
+from tollkeeper.domain.usage import NO_USAGE
 from tollkeeper.gateway.asgi import Client, Header
 from tollkeeper.gateway.bound import Plan
-from tollkeeper.gateway.dialects import ENDPOINTS, Call, Dialect, Endpoint
+from tollkeeper.gateway.charge import NOTHING, charge_of
+from tollkeeper.gateway.dialects import ENDPOINTS, Answer, Call, Dialect, Endpoint
 from tollkeeper.gateway.labels import metadata_of, tags_of
 from tollkeeper.gateway.settle import Attempt
 
@@ -91,20 +92,21 @@ class Exchange:
             return [(b"x-request-id", request_id), (b"request-id", request_id)]
         return [(b"x-request-id", request_id)]
 
-    def charge(self, usage: Usage | None) -> None:
-        """Settle by the usage the provider told, or charge the hold if it told none. Only the first call counts."""
+    def charge(self, answer: Answer) -> None:
+        """Settle by what the provider told, or charge the hold if it told no usage. Only the first call counts."""
         attempt, plan = self.attempt, self.plan
         assert attempt is not None and plan is not None
+        usage = answer.usage
         if usage is None:
             attempt.presume()
         elif not attempt.ended:
-            attempt.settle(usage, plan.cost_of(usage))
+            attempt.settle(usage, charge_of(plan.info, usage, answer.cost))
             plan.learn(usage)
 
     def charge_nothing(self) -> None:
         """The provider did nothing that it bills, not even its price per request."""
         assert self.attempt is not None
-        self.attempt.settle(NO_USAGE, 0)
+        self.attempt.settle(NO_USAGE, NOTHING)
 
     def limits(self) -> list[LimitState]:
         """The limits above the request, as they stand with its settlement if it is settled."""
@@ -178,9 +180,21 @@ def record_of(exchange: Exchange) -> RequestRecord:
         tokens_cached=usage.cached_tokens,
         tokens_cache_write=usage.cache_write_tokens,
         tokens_reasoning=usage.reasoning_tokens,
+        tokens_cache_write_1h=usage.cache_write_1h_tokens,
+        tokens_input_audio=usage.input_audio_tokens,
+        tokens_cached_audio=usage.cached_audio_tokens,
+        tokens_output_audio=usage.output_audio_tokens,
+        tokens_input_image=usage.input_image_tokens,
+        tokens_cached_image=usage.cached_image_tokens,
+        tokens_output_image=usage.output_image_tokens,
+        tokens_citation=usage.citation_tokens,
+        web_searches=usage.web_searches,
+        file_searches=usage.file_searches,
+        service_tier=usage.service_tier or None,
         cost_nano=0 if attempt is None else attempt.cost_nano,
         hold_nano=0 if attempt is None else attempt.grant.demand.hold_nano,
         presumed=attempt is not None and attempt.presumed,
+        cost_source=None if attempt is None else attempt.cost_source,
         price_version=None if plan is None or plan.info.price is None else version_of(plan.info.price, usage),
         upstream_request_id=exchange.upstream_request_id,
         user=exchange.user,

@@ -9,6 +9,7 @@ from enum import Enum
 from tollkeeper.domain.admission import Grant
 from tollkeeper.domain.ports import Governor
 from tollkeeper.domain.usage import NO_USAGE, Usage
+from tollkeeper.gateway.charge import Charge, CostSource
 from tollkeeper.gateway.instruments import Instruments
 
 
@@ -21,14 +22,15 @@ class State(Enum):
 
 
 class Attempt:
-    """One admitted attempt. After its end `cost_nano`, `usage` and `presumed` tell what was charged."""
+    """One admitted attempt. After its end `cost_nano`, `cost_source`, `usage`, `presumed` tell what was charged."""
 
-    __slots__ = ("_governor", "_instruments", "cost_nano", "grant", "presumed", "state", "usage")
+    __slots__ = ("_governor", "_instruments", "cost_nano", "cost_source", "grant", "presumed", "state", "usage")
 
     def __init__(self, grant: Grant, governor: Governor, instruments: Instruments) -> None:
         self.grant, self._governor, self._instruments = grant, governor, instruments
         self.state = State.ADMITTED
         self.cost_nano = 0
+        self.cost_source: CostSource | None = None
         self.usage = NO_USAGE
         self.presumed = False
 
@@ -51,17 +53,19 @@ class Attempt:
             self._instruments.voided.inc()
             self._governor.void(self.grant)
 
-    def settle(self, usage: Usage, cost_nano: int) -> None:
+    def settle(self, usage: Usage, charge: Charge) -> None:
         """Charge the true cost, also above the hold: that is counted, never cut."""
         if self.state is State.ENDED:
             return
         self.state = State.ENDED
-        self.usage, self.cost_nano = usage, cost_nano
-        excess = cost_nano - self.grant.demand.hold_nano
+        self.usage, self.cost_nano, self.cost_source = usage, charge.cost_nano, charge.source
+        if charge.disbelieved:
+            self._instruments.disbelieved.inc()
+        excess = charge.cost_nano - self.grant.demand.hold_nano
         if excess > 0:
             self._instruments.excess.inc()
             self._instruments.excess_nano.inc(excess)
-        self._governor.settle(self.grant, cost_nano, usage)
+        self._governor.settle(self.grant, charge.cost_nano, usage)
 
     def presume(self) -> None:
         """It was sent and its cost cannot be known: charge the hold."""
@@ -69,6 +73,7 @@ class Attempt:
             return
         self.state = State.ENDED
         self.cost_nano, self.presumed = self.grant.demand.hold_nano, True
+        self.cost_source = CostSource.HOLD
         self._instruments.presumed.inc()
         self._governor.settle(self.grant, self.cost_nano, NO_USAGE, presumed=True)
 

@@ -12,7 +12,7 @@ import msgspec
 
 from tollkeeper.domain.errors import Fault, UpstreamError
 from tollkeeper.gateway.asgi import Header
-from tollkeeper.gateway.dialects import StreamMeter, error_body, limit_headers, money_headers, read_usage
+from tollkeeper.gateway.dialects import Answer, StreamMeter, error_body, limit_headers, money_headers, read_answer
 from tollkeeper.gateway.record import Exchange
 from tollkeeper.gateway.upstream import RESPONSE_BYTES_MAX, UpstreamResponse
 
@@ -24,6 +24,7 @@ STREAM_ERROR: Final = "upstream_stream_error"
 """In the record: the provider told an error in the middle of a stream."""
 ENDS_WITHOUT_MARK: Final = ("chat", "completions")
 """Where usage comes in the last event: some compatible providers leave out `[DONE]` after it."""
+NOT_TOLD: Final = Answer()
 JSON: Final[Header] = (b"content-type", b"application/json")
 EVENTS: Final[Header] = (b"content-type", b"text/event-stream; charset=utf-8")
 NO_CACHE: Final[Header] = (b"cache-control", b"no-cache")
@@ -56,11 +57,11 @@ async def _pass_error(exchange: Exchange, response: UpstreamResponse) -> None:
         body = await _read(exchange, response, ERROR_BYTES_MAX)
     except UpstreamError:
         body = b""
-    usage = read_usage(endpoint, body)
-    if usage is None:
+    told = read_answer(endpoint, body)
+    if told.usage is None:
         exchange.charge_nothing()
     else:
-        exchange.charge(usage)
+        exchange.charge(told)
     if status in (401, 403):
         message = "The provider refused the gateway's own credentials. An operator must look at the provider's key."
         raise UpstreamError(Fault.UPSTREAM_REFUSED_US, message, sent=True)
@@ -80,10 +81,10 @@ async def _pass_whole(exchange: Exchange, response: UpstreamResponse) -> None:
     endpoint = exchange.endpoint
     assert endpoint is not None
     body = await _read(exchange, response, RESPONSE_BYTES_MAX)
-    usage = read_usage(endpoint, body)
-    if usage is None and not _is_json_object(body):
+    told = read_answer(endpoint, body)
+    if told.usage is None and not _is_json_object(body):
         raise UpstreamError(Fault.UPSTREAM_BROKEN, "The provider's answer is not readable.", sent=True)
-    exchange.charge(usage)
+    exchange.charge(told)
     exchange.status = response.status
     await exchange.client.respond(response.status, [*headers_of(exchange), JSON], body)
     exchange.mark_first_byte()
@@ -100,7 +101,7 @@ async def _pass_stream(exchange: Exchange, response: UpstreamResponse) -> None:
         ended = not chunk
         out = meter.finish() if ended else meter.feed(chunk)
         if meter.complete:
-            exchange.charge(meter.usage)
+            exchange.charge(meter.answer)
         if out and not client.gone:
             if not client.started:
                 await client.start(response.status, [*headers_of(exchange), EVENTS, NO_CACHE])
@@ -110,9 +111,9 @@ async def _pass_stream(exchange: Exchange, response: UpstreamResponse) -> None:
     if not meter.complete and meter.error is None:
         if endpoint.name not in ENDS_WITHOUT_MARK or meter.usage is None:
             raise UpstreamError(Fault.UPSTREAM_BROKEN, "The provider's stream ended too early.", sent=True)
-        exchange.charge(meter.usage)
+        exchange.charge(meter.answer)
     else:
-        exchange.charge(None)
+        exchange.charge(NOT_TOLD)
     await client.send(b"", last=True)
 
 

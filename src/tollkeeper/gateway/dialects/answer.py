@@ -1,4 +1,4 @@
-"""Reads what an answer says it used.
+"""Reads what an answer says it used, and what it says that cost.
 
 Conventions are those of domain/usage.py: totals include their parts, also where a format counts them apart. A report
 that contradicts itself, or has numbers no request can have, is no report: the caller then charges what it held.
@@ -13,16 +13,27 @@ from tollkeeper.gateway.dialects.base import ABSENT, Endpoint
 
 TOKENS_MAX: Final = 2**40
 """A larger number is garbage."""
+TIER_CHARS_MAX: Final = 32
+"""Of a service tier's name."""
 
 _Tokens = Annotated[int, msgspec.Meta(ge=0, le=TOKENS_MAX)]
+
+
+class _Cached(msgspec.Struct):
+    """Parts of the cached tokens."""
+
+    audio_tokens: _Tokens | None = None
+    image_tokens: _Tokens | None = None
 
 
 class _Details(msgspec.Struct):
     """Parts of an OpenAI total, on either side."""
 
     cached_tokens: _Tokens | None = None
+    cached_tokens_details: _Cached | None = None
     cache_write_tokens: _Tokens | None = None
     audio_tokens: _Tokens | None = None
+    image_tokens: _Tokens | None = None
     reasoning_tokens: _Tokens | None = None
     thinking_tokens: _Tokens | None = None
 
@@ -34,8 +45,14 @@ class _Creation(msgspec.Struct):
     ephemeral_1h_input_tokens: _Tokens | None = None
 
 
+class _ServerTools(msgspec.Struct):
+    """Uses of tools that the provider runs, as Anthropic and OpenRouter count them."""
+
+    web_search_requests: _Tokens | None = None
+
+
 class ReportedUsage(msgspec.Struct):
-    """The `usage` object of any of the formats, as it is spelled."""
+    """The `usage` object of any of the formats, as it is spelled. `cost`: JSON text that only some providers send."""
 
     prompt_tokens: _Tokens | None = None
     completion_tokens: _Tokens | None = None
@@ -51,25 +68,71 @@ class ReportedUsage(msgspec.Struct):
     cache_creation_input_tokens: _Tokens | None = None
     cache_read_input_tokens: _Tokens | None = None
     cache_creation: _Creation | None = None
+    citation_tokens: _Tokens | None = None
+    reasoning_tokens: _Tokens | None = None
+    num_search_queries: _Tokens | None = None
+    server_tool_use: _ServerTools | None = None
+    service_tier: msgspec.Raw = ABSENT
+    speed: msgspec.Raw = ABSENT
+    cost: msgspec.Raw = ABSENT
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What an answer reports. `model` is the provider's name for what answered."""
+    """What an answer reports. `model` is the provider's name for what answered.
+
+    `cost` is the JSON text of the amount in USD that the provider says it charges, empty if it says none.
+    """
 
     usage: Usage | None = None
     model: str | None = None
+    cost: bytes = b""
+
+
+class Served(msgspec.Struct, frozen=True):
+    """What an answer tells of its price outside of its usage: the service tier and uses of the provider's tools."""
+
+    service_tier: str = ""
+    web_searches: int = 0
+    file_searches: int = 0
 
 
 class _Envelope(msgspec.Struct):
     usage: msgspec.Raw = ABSENT
     model: msgspec.Raw = ABSENT
+    service_tier: msgspec.Raw = ABSENT
+    output: msgspec.Raw = ABSENT
+
+
+class _Action(msgspec.Struct):
+    type: str | None = None
+
+
+class _Item(msgspec.Struct):
+    """An output item of the Responses format, as far as it has a fee."""
+
+    type: str | None = None
+    action: _Action | None = None
+
+
+class _Cost(msgspec.Struct):
+    """Perplexity's `cost`."""
+
+    total_cost: msgspec.Raw = ABSENT
 
 
 _decode_envelope = msgspec.json.Decoder(_Envelope).decode
 _decode_usage = msgspec.json.Decoder(ReportedUsage | None).decode
-_decode_model = msgspec.json.Decoder(str | None).decode
+_decode_string = msgspec.json.Decoder(str | None).decode
+
+_decode_items = msgspec.json.Decoder(list[_Item]).decode
+_decode_cost = msgspec.json.Decoder(_Cost).decode
 
 _NO_DETAILS: Final = _Details()
+_NO_CACHED: Final = _Cached()
+_NOT_SERVED: Final = Served()
+STANDARD_TIERS: Final = ("auto", "default", "standard")
+_FREE_ACTIONS: Final = ("open_page", "find_in_page")
+"""Of a web search call: OpenAI's "Web search" guide charges for `search` only. One that is not told counts as one."""
 
 
 def read_answer(endpoint: Endpoint, body: bytes) -> Answer:
@@ -78,7 +141,9 @@ def read_answer(endpoint: Endpoint, body: bytes) -> Answer:
         envelope = _decode_envelope(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return Answer()
-    return Answer(usage_of(endpoint, parse_usage(envelope.usage)), parse_model(envelope.model))
+    reported = parse_usage(envelope.usage)
+    served = parse_served(envelope.service_tier, envelope.output)
+    return Answer(usage_of(endpoint, reported, served), parse_string(envelope.model), cost_of(reported))
 
 
 def read_usage(endpoint: Endpoint, body: bytes) -> Usage | None:
@@ -95,13 +160,49 @@ def parse_usage(raw: msgspec.Raw) -> ReportedUsage | None:
     return reported
 
 
-def parse_model(raw: msgspec.Raw) -> str | None:
-    """A `model` field, if it is a string. Never raises."""
+def parse_string(raw: msgspec.Raw) -> str | None:
+    """A field, if it is a string. Never raises."""
     try:
-        model: str | None = _decode_model(raw)
+        value: str | None = _decode_string(raw) if len(raw) else None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
-    return model
+    return value
+
+
+def parse_served(service_tier: msgspec.Raw, output: msgspec.Raw = ABSENT) -> Served:
+    """From the fields beside `usage`: OpenAI's service tier, the Responses format's output items. Never raises."""
+    tier = _parse_tier(service_tier)
+    web = files = 0
+    if len(output) and b"_search_call" in bytes(output):
+        try:
+            items = _decode_items(output)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            items = []
+        for item in items:
+            if item.type == "file_search_call":
+                files += 1
+            elif item.type == "web_search_call":
+                web += item.action is None or item.action.type not in _FREE_ACTIONS
+    return Served(tier, web, files) if tier or web or files else _NOT_SERVED
+
+
+def _parse_tier(raw: msgspec.Raw) -> str:
+    """A service tier; empty for the standard."""
+    tier = parse_string(raw)
+    return "" if tier is None or tier in STANDARD_TIERS else tier[:TIER_CHARS_MAX]
+
+
+def cost_of(reported: ReportedUsage | None) -> bytes:
+    """The JSON text of the cost that a report states: OpenRouter's `cost`, Perplexity's `cost.total_cost`."""
+    if reported is None or not len(reported.cost):
+        return b""
+    text = bytes(reported.cost)
+    if not text.startswith(b"{"):
+        return text
+    try:
+        return bytes(_decode_cost(text).total_cost)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return b""
 
 
 def merged(earlier: ReportedUsage | None, later: ReportedUsage | None) -> ReportedUsage | None:
@@ -111,11 +212,11 @@ def merged(earlier: ReportedUsage | None, later: ReportedUsage | None) -> Report
     fields: dict[str, Any] = {}
     for name in ReportedUsage.__struct_fields__:
         value = getattr(later, name)
-        fields[name] = getattr(earlier, name) if value is None else value
+        fields[name] = getattr(earlier, name) if value is None or value == ABSENT else value
     return ReportedUsage(**fields)
 
 
-def usage_of(endpoint: Endpoint, reported: ReportedUsage | None) -> Usage | None:
+def usage_of(endpoint: Endpoint, reported: ReportedUsage | None, served: Served = _NOT_SERVED) -> Usage | None:
     """A report in our conventions; None if totals are missing or parts exceed them."""
     if reported is None:
         return None
@@ -123,20 +224,27 @@ def usage_of(endpoint: Endpoint, reported: ReportedUsage | None) -> Usage | None
         usage = _of_anthropic(reported)
     elif endpoint.name == "responses":
         usage = _of_openai(
-            reported, reported.input_tokens, reported.output_tokens, "input_tokens_details", "output_tokens_details"
+            *(reported, served, reported.input_tokens, reported.output_tokens),
+            *("input_tokens_details", "output_tokens_details"),
         )
     else:
         output = reported.completion_tokens
         if output is None and endpoint.name == "embeddings":
             output = 0
         usage = _of_openai(
-            reported, reported.prompt_tokens, output, "prompt_tokens_details", "completion_tokens_details"
+            *(reported, served, reported.prompt_tokens, output),
+            *("prompt_tokens_details", "completion_tokens_details"),
         )
     return usage if usage is not None and _consistent(usage) else None
 
 
 def _of_openai(
-    reported: ReportedUsage, prompt: int | None, completion: int | None, prompt_parts: str, completion_parts: str
+    reported: ReportedUsage,
+    served: Served,
+    prompt: int | None,
+    completion: int | None,
+    prompt_parts: str,
+    completion_parts: str,
 ) -> Usage | None:
     if prompt is None or completion is None:
         return None
@@ -149,31 +257,56 @@ def _of_openai(
     if cached is None:
         # DeepSeek and Moonshot.
         cached = reported.prompt_cache_hit_tokens or reported.cached_tokens
+    of_cached = inputs.cached_tokens_details or _NO_CACHED
+    reasoning = outputs.reasoning_tokens or 0
+    citation = 0
+    if reported.citation_tokens is not None:
+        # Perplexity counts both outside of completion and total.
+        citation, reasoning = reported.citation_tokens, reported.reasoning_tokens or 0
+        completion += citation + reasoning
+    tools = reported.server_tool_use
+    searches = reported.num_search_queries if tools is None else tools.web_search_requests
     return Usage(
         input_tokens=prompt,
         output_tokens=completion,
         cached_tokens=cached or 0,
         cache_write_tokens=inputs.cache_write_tokens or 0,
-        reasoning_tokens=outputs.reasoning_tokens or 0,
+        reasoning_tokens=reasoning,
         input_audio_tokens=inputs.audio_tokens or 0,
         output_audio_tokens=outputs.audio_tokens or 0,
+        cached_audio_tokens=of_cached.audio_tokens or 0,
+        input_image_tokens=inputs.image_tokens or 0,
+        cached_image_tokens=of_cached.image_tokens or 0,
+        output_image_tokens=outputs.image_tokens,
+        citation_tokens=citation,
+        web_searches=max(searches or 0, served.web_searches),
+        file_searches=served.file_searches,
+        service_tier=served.service_tier,
     )
 
 
 def _of_anthropic(reported: ReportedUsage) -> Usage | None:
     if reported.input_tokens is None or reported.output_tokens is None:
         return None
-    written = reported.cache_creation_input_tokens or 0
     cached = reported.cache_read_input_tokens or 0
     creation = reported.cache_creation
+    for_1h = for_5m = 0
+    if creation is not None:
+        for_1h, for_5m = creation.ephemeral_1h_input_tokens or 0, creation.ephemeral_5m_input_tokens or 0
+    written = reported.cache_creation_input_tokens
+    if written is None:
+        written = for_1h + for_5m
     outputs = reported.output_tokens_details or _NO_DETAILS
+    tools = reported.server_tool_use
     return Usage(
         input_tokens=reported.input_tokens + written + cached,
         output_tokens=reported.output_tokens,
         cached_tokens=cached,
         cache_write_tokens=written,
-        cache_write_1h_tokens=0 if creation is None else creation.ephemeral_1h_input_tokens or 0,
+        cache_write_1h_tokens=for_1h,
         reasoning_tokens=outputs.thinking_tokens or 0,
+        web_searches=0 if tools is None else tools.web_search_requests or 0,
+        service_tier=_parse_tier(reported.speed) or _parse_tier(reported.service_tier),
     )
 
 
@@ -181,7 +314,10 @@ def _consistent(usage: Usage) -> bool:
     return (
         usage.cached_tokens + usage.cache_write_tokens <= usage.input_tokens
         and usage.cache_write_1h_tokens <= usage.cache_write_tokens
-        and usage.input_audio_tokens <= usage.input_tokens
+        and usage.input_audio_tokens + usage.input_image_tokens <= usage.input_tokens
+        and usage.cached_audio_tokens <= usage.input_audio_tokens
+        and usage.cached_image_tokens <= usage.input_image_tokens
+        and usage.cached_audio_tokens + usage.cached_image_tokens <= usage.cached_tokens
         and usage.reasoning_tokens <= usage.output_tokens
-        and usage.output_audio_tokens <= usage.output_tokens
+        and usage.output_audio_tokens + (usage.output_image_tokens or 0) <= usage.output_tokens
     )

@@ -18,8 +18,11 @@ from tollkeeper.domain.usage import Usage
 from tollkeeper.gateway.dialects.answer import (
     Answer,
     ReportedUsage,
+    Served,
+    cost_of,
     merged,
-    parse_model,
+    parse_served,
+    parse_string,
     parse_usage,
     usage_of,
 )
@@ -51,6 +54,8 @@ class _Inner(msgspec.Struct):
     usage: msgspec.Raw = ABSENT
     model: msgspec.Raw = ABSENT
     error: msgspec.Raw = ABSENT
+    service_tier: msgspec.Raw = ABSENT
+    output: msgspec.Raw = ABSENT
 
 
 class _Event(msgspec.Struct):
@@ -60,6 +65,7 @@ class _Event(msgspec.Struct):
     usage: msgspec.Raw = ABSENT
     model: msgspec.Raw = ABSENT
     choices: msgspec.Raw = ABSENT
+    service_tier: msgspec.Raw = ABSENT
     response: _Inner | None = None
     message: _Inner | str | None = None
     error: msgspec.Raw = ABSENT
@@ -71,6 +77,7 @@ class _Bare(msgspec.Struct):
     usage: msgspec.Raw = ABSENT
     model: msgspec.Raw = ABSENT
     choices: msgspec.Raw = ABSENT
+    service_tier: msgspec.Raw = ABSENT
 
 
 _decode_bare = msgspec.json.Decoder(_Bare).decode
@@ -92,6 +99,7 @@ class StreamMeter:
         "_pass",
         "_reported",
         "_searched",
+        "_served",
         "_strip",
         "_whole",
         "_words",
@@ -109,6 +117,7 @@ class StreamMeter:
         self._searched = 0
         self._pass = False
         self._reported: ReportedUsage | None = None
+        self._served = Served()
         self._whole = False
         self.complete = False
         self.error: str | None = None
@@ -118,12 +127,12 @@ class StreamMeter:
     @property
     def usage(self) -> Usage | None:
         """What the provider reported last, if it is the whole."""
-        return usage_of(self._endpoint, self._reported) if self._whole else None
+        return usage_of(self._endpoint, self._reported, self._served) if self._whole else None
 
     @property
     def answer(self) -> Answer:
-        """Usage and model as of now."""
-        return Answer(self.usage, self.model)
+        """Usage, model and stated cost as of now."""
+        return Answer(self.usage, self.model, cost_of(self._reported))
 
     def feed(self, chunk: bytes) -> bytes:
         """Take bytes as they come; the bytes to forward now."""
@@ -210,7 +219,7 @@ class StreamMeter:
         usage = event.usage if inner is None else inner.usage
         model = event.model if inner is None else inner.model
         if len(model):
-            self.model = parse_model(model) or self.model
+            self.model = parse_string(model) or self.model
         reported = parse_usage(usage) if len(usage) else None
         if reported is None:
             return False
@@ -219,6 +228,9 @@ class StreamMeter:
             self._whole = self._whole or message is None
         elif usage_of(self._endpoint, reported) is not None:
             self._reported = reported
+            self._served = (
+                parse_served(event.service_tier) if inner is None else parse_served(inner.service_tier, inner.output)
+            )
             self._whole = True
         return self._strip and _is_empty_list(event.choices)
 
@@ -245,7 +257,7 @@ def _read(data: bytes) -> _Event | None:
         bare = _decode_bare(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
-    return _Event(usage=bare.usage, model=bare.model, choices=bare.choices)
+    return _Event(usage=bare.usage, model=bare.model, choices=bare.choices, service_tier=bare.service_tier)
 
 
 def _is_empty_list(raw: msgspec.Raw) -> bool:

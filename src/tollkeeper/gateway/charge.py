@@ -1,0 +1,51 @@
+"""Step 6, the amount: what an answer costs, by our own price or by the provider's word.
+
+A pure decision. It knows neither how an answer is read nor how a charge is settled.
+"""
+
+from enum import StrEnum
+from typing import Final
+
+import msgspec
+
+from tollkeeper.domain.money import nano_from_json
+from tollkeeper.domain.pricing import cost_nano
+from tollkeeper.domain.usage import Usage
+from tollkeeper.gateway.catalog import ModelInfo
+
+
+class CostSource(StrEnum):
+    """Where a charge comes from, as the log record says it."""
+
+    PRICE = "price"
+    PROVIDER = "provider"
+    HOLD = "hold"
+
+
+class Charge(msgspec.Struct, frozen=True):
+    """An amount in nano-dollars. `disbelieved`: the provider's word should have counted, but was absent or absurd."""
+
+    cost_nano: int
+    source: CostSource | None
+    disbelieved: bool = False
+
+
+NOTHING: Final = Charge(0, None)
+
+
+def charge_of(info: ModelInfo, usage: Usage, reported_cost: bytes) -> Charge:
+    """The charge of a usage. `reported_cost`: the JSON text of what the provider says in USD, empty if it says none.
+
+    Without a price and without a word that is believed it is 0, from no source.
+    """
+    disbelieved = False
+    if info.reported_max_nano is not None:
+        told = nano_from_json(reported_cost, info.reported_max_nano)
+        if told is not None:
+            return Charge(told, CostSource.PROVIDER)
+        disbelieved = True
+    if info.price is None:
+        return Charge(0, None, disbelieved)
+    if info.searches and not usage.web_searches:
+        usage = msgspec.structs.replace(usage, web_searches=1)
+    return Charge(cost_nano(info.price, usage), CostSource.PRICE, disbelieved)
