@@ -10,8 +10,14 @@ from typing import Any, Final
 
 __version__ = "0.1.0"
 _HOMES: Final = {
-    "tollkeeper.domain.errors": ("InvalidInput", "StoreUnavailable"),
+    "tollkeeper.app.billing": ("BillingCache",),
+    "tollkeeper.domain.accounts": ("KeyChange", "NewKey"),
+    "tollkeeper.domain.billing": ("Hold", "Standing"),
+    "tollkeeper.domain.errors": ("InvalidInput", "NotFound", "StoreUnavailable", "Unavailable"),
     "tollkeeper.domain.limits": ("LimitResult",),
+    "tollkeeper.domain.money": ("MoneyError",),
+    "tollkeeper.domain.periods": ("Period",),
+    "tollkeeper.domain.policy": ("Budget", "Policy", "Raise"),
     "tollkeeper.governance.asgi_limits": ("RateLimitMiddleware",),
     "tollkeeper.governance.fastapi_limits": ("rate_limit",),
     "tollkeeper.governance.limit_stores": ("MemoryLimits",),

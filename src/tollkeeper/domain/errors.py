@@ -4,6 +4,7 @@ TollkeeperError
 ├── ConfigurationError      the operator's settings are wrong; refused at start
 ├── RequestError            the client's request cannot be served; becomes HTTP in one place
 ├── InvalidInput            a caller of the library or control plane gave a bad value
+│   ├── MoneyError          … an amount that cannot be taken (domain/money.py)
 │   └── NotFound            … named something that does not exist
 └── Unavailable             a part we depend on is away; says which
     ├── StoreUnavailable        the fast store (Redis)

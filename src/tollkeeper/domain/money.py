@@ -10,6 +10,8 @@ from fractions import Fraction
 from math import ceil
 from typing import Final
 
+from tollkeeper.domain.errors import InvalidInput
+
 NANO_PER_USD: Final = 10**9
 PICO_PER_NANO: Final = 1000
 NANO_MAX: Final = 2**53 - 1
@@ -18,7 +20,7 @@ _JSON_NUMBER: Final = re.compile(rb"(?:0|[1-9]\d{0,30})(?:\.\d{1,60})?(?:[eE][+-
 """With as many digits as no provider writes: a longer one is garbage, and costs nothing to refuse."""
 
 
-class MoneyError(ValueError):
+class MoneyError(InvalidInput):
     """An amount that cannot be taken; the message says why and what to write instead."""
 
 

@@ -107,6 +107,10 @@ class Accounts(Protocol):
         """The key as the data plane sees it, with the scopes above it."""
         ...
 
+    async def version(self) -> int:
+        """The change counter: while it stays, no organisation, team or key has changed."""
+        ...
+
     async def create_team(self, name: str, organisation: str | None = None, policy: Policy = ...) -> Team:
         """Without an organisation the team gets one of its own, of the same name."""
         ...

@@ -17,6 +17,8 @@ from typing import Any, Final, NamedTuple
 
 from tollkeeper.domain.admission import (
     Checks,
+    CounterCheck,
+    CounterState,
     Demand,
     Denial,
     Grant,
@@ -37,11 +39,18 @@ from tollkeeper.domain.entries import (
     settle_entry,
     void_entry,
 )
-from tollkeeper.domain.errors import DatabaseUnavailable, StoreUnavailable, Unavailable
+from tollkeeper.domain.errors import (
+    DatabaseUnavailable,
+    InvalidInput,
+    OutboxUnavailable,
+    StoreUnavailable,
+    Unavailable,
+)
+from tollkeeper.domain.periods import Period, Span
 from tollkeeper.domain.policy import Principal, ScopeKind
 from tollkeeper.domain.ports import RootSnapshot, SpendLedger
 from tollkeeper.domain.tree import NOTHING_SPENT
-from tollkeeper.domain.usage import Usage
+from tollkeeper.domain.usage import NO_USAGE, Usage
 from tollkeeper.governance.outbox import open_outbox
 from tollkeeper.governance.seeding import seeds_of
 from tollkeeper.governance.store import SeedTotals, Store
@@ -55,6 +64,8 @@ BACKOFF_MAX_S: Final = 5.0
 ASKS_MAX: Final = 4
 """How often one admission is asked before giving up: late at a period's end, or cold."""
 CHECKS_MAX: Final = 50_000
+ALWAYS_US: Final = 2**53
+"""The end of no period."""
 
 
 class _Asked(NamedTuple):
@@ -269,7 +280,7 @@ class Ledger:
     def _ending(self, grant: Grant) -> Dispatch:
         """An attempt ends once; a second end is a defect of the caller and must not charge again."""
         if self._live.pop(grant.demand.attempt, None) is None:
-            raise ValueError(f"attempt {grant.demand.attempt} has ended already")
+            raise InvalidInput(f"attempt {grant.demand.attempt} has ended already")
         known = self._outbox.in_flight.get(grant.demand.attempt)
         return known[1] if known else dispatch_of(grant)
 
@@ -300,11 +311,55 @@ class Ledger:
             state = self._roots[root] = _Root()
         return state
 
+    # Without the gateway
+
+    async def hold(self, principal: Principal, amount_nano: int) -> Grant | Denial:
+        """Admit an attempt of our own naming, on disk at once: it is presumed if this process dies before it ends."""
+        outcome = await self.admit(principal, attempt=f"h_{secrets.token_hex(12)}", tokens=0, hold_nano=amount_nano)
+        if isinstance(outcome, Grant):
+            try:
+                self.dispatched(outcome)
+            except OutboxUnavailable:
+                self.void(outcome)
+                raise
+        return outcome
+
+    def charge(self, principal: Principal, cost_nano: int, usage: Usage = NO_USAGE) -> None:
+        """Charge what was used without a hold, to the periods of now: durable and sent when this returns.
+
+        No budget refuses it; they count it. Raises `OutboxUnavailable`, then nothing is charged.
+        """
+        root = principal.root
+        self._outbox.know(root)
+        self._outbox.reserve()
+        checks = self._checks_of(_Asked(principal, None, None), self._store.now_us())
+        counters = tuple([counter_ref(check) for check in checks.counters])
+        self._settled.inc()
+        unheld = Dispatch("", 0, counters, (), ())
+        self._record(root, settle_entry(self._outbox.next_number(root), unheld, cost_nano, usage, 0))
+
+    async def look(self, principal: Principal) -> tuple[Checks, Reply]:
+        """All limits and counters of a principal as they are now; changes nothing. Raises `Unavailable`."""
+        checks, _, reply = await self._decide(_Asked(principal, None, None), Demand("", self.producer, 0, 0, 0, 0))
+        return checks, reply
+
+    async def spent(self, root: str, scope: ScopeKind, name: str) -> CounterState:
+        """One counter of any period. Zero may mean that it has left the store, or never was: the database knows."""
+        check = CounterCheck(name, scope, Span(Period.TOTAL, name, 0, None), None)
+        checks = Checks(root, (), (), (check,), 0, ALWAYS_US)
+        for _ in range(ASKS_MAX):
+            demand = Demand("", self.producer, 0, 0, self._store.now_us() + self._timeout_us, 0)
+            reply = await self._store.admit(checks, demand)
+            if reply.status is Status.COLD:
+                await self.warm(root)
+            elif reply.status is Status.ADMITTED:
+                return reply.counters[0]
+        raise StoreUnavailable("the store could not answer in time", sent=False)
+
     # Governor: limits
 
     async def limits(self, principal: Principal) -> list[LimitState]:
-        asked = _Asked(principal, None, None)
-        checks, _, reply = await self._decide(asked, Demand("", self.producer, 0, 0, 0, 0))
+        checks, reply = await self.look(principal)
         return limit_states(checks, reply, with_shadow=True)
 
     async def reset_limits(self, principal: Principal) -> None:
@@ -381,8 +436,20 @@ class Ledger:
                 return False
             self._acknowledge(state, entry.number)
         in_flight = [d for r, d in self._outbox.in_flight.values() if r == root]
+        await self._restore_ended(root, in_flight)
         await self._store.reassert(root, self.producer, in_flight)
         return not state.unacknowledged
+
+    async def _restore_ended(self, root: str, in_flight: list[Dispatch]) -> None:
+        """Bring back the counters of ended periods that holds are about to be put on: a counter that began with a
+        hold would pass for whole, and its sum would go into the database over the true one."""
+        now_us = self._store.now_us()
+        ended = {ref.name: ref for d in in_flight for ref in d.counters if 0 < ref.ends_us <= now_us}
+        if ended:
+            totals = (await self._spend.load(root)).totals
+            for name, ref in ended.items():
+                seed = SeedTotals(ref.expires_us, totals.get(name, NOTHING_SPENT))
+                await self._store.restore(root, name, seed)
 
     async def apply_one(self, root: str, producer: str, entry: Entry) -> bool:
         """Apply one entry and await the answer, restoring a counter of a long-ended period where it is missing.

@@ -23,6 +23,7 @@ from tollkeeper.domain.admission import (
 )
 from tollkeeper.domain.entries import CLOSED, Applied, AppliedStatus, Dispatch, Entry, EntryKind
 from tollkeeper.domain.errors import StoreUnavailable
+from tollkeeper.domain.periods import RETENTION_US
 from tollkeeper.domain.ports import RootSnapshot, SpendTotals
 from tollkeeper.governance.redis_client import RedisClient
 from tollkeeper.governance.redis_connection import ReplyError, Send
@@ -219,7 +220,8 @@ class RedisStore:
         return bool(await self._run("seed", keys, *arguments))
 
     async def restore(self, root: str, name: str, seed: SeedTotals) -> None:
-        live_ms = max(1000, (seed.expires_us - self.now_us()) // 1000)
+        # A late entry is about to be charged to it: it must not leave again before the database has that.
+        live_ms = max(RETENTION_US, seed.expires_us - self.now_us()) // 1000
         keys = [marks_key(root), counter_key(root, name)]
         await self._run("restore", keys, live_ms, _packed(seed.totals))
 

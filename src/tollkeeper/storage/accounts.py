@@ -154,6 +154,11 @@ class StoredAccounts:
             raise NotFound(f"there is no key {key!r}")
         return read_principal(row)
 
+    async def version(self) -> int:
+        async with self._transactions.read() as transaction:
+            version: int = (await transaction.execute(select(change_counter.c.version))).scalar_one()
+        return version
+
     # teams
 
     async def create_team(self, name: str, organisation: str | None = None, policy: Policy = UNLIMITED) -> Team:
