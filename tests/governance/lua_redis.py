@@ -100,6 +100,11 @@ class FakeRedis:
             self.remove(key)
         return there
 
+    do_unlink = do_del
+
+    def do_mget(self, *keys: bytes) -> list[bytes | None]:
+        return [self.get(key, bytes) for key in keys]
+
     def do_pexpire(self, key: bytes, ms: bytes) -> int:
         return self.do_pexpireat(key, b"%d" % (self.clock_us() // 1000 + number(ms)))
 
@@ -213,6 +218,43 @@ class FakeRedis:
         hashed[field] = b"%d" % value
         return value
 
+    def do_hlen(self, key: bytes) -> int:
+        return len(self.get(key, dict) or ())
+
+    # Lists
+
+    def do_rpush(self, key: bytes, *words: bytes) -> int:
+        items: list[bytes] = self.make(key, list)
+        items.extend(words)
+        return len(items)
+
+    def do_lpop(self, key: bytes) -> bytes | None:
+        items: list[bytes] = self.get(key, list) or []
+        first = items.pop(0) if items else None
+        self.drop_empty(key)
+        return first
+
+    def do_lindex(self, key: bytes, index: bytes) -> bytes | None:
+        items: list[bytes] = self.get(key, list) or []
+        at = number(index)
+        return items[at] if -len(items) <= at < len(items) else None
+
+    def do_lset(self, key: bytes, index: bytes, value: bytes) -> Status:
+        items = self.get(key, list)
+        if items is None:
+            raise RedisError("ERR no such key")
+        if not -len(items) <= number(index) < len(items):
+            raise RedisError("ERR index out of range")
+        items[number(index)] = value
+        return OK
+
+    def do_lrange(self, key: bytes, start: bytes, end: bytes) -> list[bytes]:
+        items: list[bytes] = self.get(key, list) or []
+        first, last = number(start), number(end)
+        first = max(0, first + len(items) if first < 0 else first)
+        last = last + len(items) if last < 0 else last
+        return items[first : last + 1] if last >= 0 else []
+
     # Sorted sets
 
     def do_zadd(self, key: bytes, *words: bytes) -> int:
@@ -241,6 +283,16 @@ class FakeRedis:
     def do_zscore(self, key: bytes, member: bytes) -> bytes | None:
         score = (self.get(key, SortedSet) or {}).get(member)
         return None if score is None else b"%.17g" % score
+
+    def do_zrangebyscore(self, key: bytes, low: bytes, high: bytes, *limit: bytes) -> list[bytes]:
+        ranked = self.get(key, SortedSet) or {}
+        found = sorted((score, m) for m, score in ranked.items() if double(low) <= score <= double(high))
+        members = [member for _, member in found]
+        return members[number(limit[1]) : number(limit[1]) + number(limit[2])] if limit else members
+
+    def do_zrange(self, key: bytes, start: bytes, end: bytes) -> list[bytes]:
+        assert (start, end) == (b"0", b"-1")
+        return self.do_zrangebyscore(key, b"-inf", b"inf")
 
     def do_zremrangebyscore(self, key: bytes, low: bytes, high: bytes) -> int:
         ranked = self.get(key, SortedSet) or {}

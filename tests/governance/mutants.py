@@ -19,6 +19,9 @@ import msgspec
 from hypothesis import HealthCheck, Phase, given, settings
 
 from tests.governance.equivalent_mutants import ARGUMENTS
+from tests.governance.log_trials import play_large_queue, play_queue_lua
+from tests.governance.log_trials import schedules as queue_schedules
+from tests.governance.lua_redis import LuaClient
 from tests.governance.script_trials import (
     CheckedLua,
     admissions,
@@ -204,10 +207,16 @@ def schedules() -> dict[str, list[Any]]:
         "window": [*EDGES, *fixed(windows(50), 150), RUSH, SLOW_RUSH],
         "bucket": [*fixed(buckets(50), 150), FULL_AGAIN],
         "admission": [*CROWDED, *fixed(admissions(40), 300)],
+        "queue": fixed(queue_schedules, 200),
     }
 
 
-_PLAYERS: Final[dict[str, Any]] = {"window": play_window, "bucket": play_bucket, "admission": play_admission}
+_PLAYERS: Final[dict[str, Any]] = {
+    "window": play_window,
+    "bucket": play_bucket,
+    "admission": play_admission,
+    "queue": play_queue_lua,
+}
 
 
 def suite(sources: dict[str, str]) -> None:
@@ -217,8 +226,11 @@ def suite(sources: dict[str, str]) -> None:
         kinds.append("window")
     if not sources or "bucket" in sources:
         kinds.append("bucket")
-    if not sources or set(sources) - {"allow", "bucket"}:
+    queue = {name for name in sources or SCRIPTS if name.startswith("log")}
+    if not sources or set(sources) - {"allow", "bucket"} - queue:
         kinds.append("admission")
+    if queue:
+        kinds.append("queue")
 
     async def run() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda *_: None)  # a callback's answer is missed anyway
@@ -228,6 +240,9 @@ def suite(sources: dict[str, str]) -> None:
         if "admission" in kinds:
             await play_limits_of_nothing(lua)
             await play_heavy_runs(lua)
+        if queue:
+            lua.begin(lambda: START_US)
+            await play_large_queue(LuaClient(lua))
         for kind in kinds:
             for example in schedules()[kind]:
                 await _PLAYERS[kind](lua, example)

@@ -1,7 +1,7 @@
 """Where the rooms meet: what each needs of another, as Protocols. `app.py` puts real parts behind them."""
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
@@ -180,4 +180,18 @@ class SpendLedger(Protocol):
 
     async def retire_producer(self, producer: str, now_us: int) -> None:
         """Record that a producer is closed."""
+        ...
+
+
+@runtime_checkable
+class ScriptStore(Protocol):
+    """Redis, as rooms see it that keep something there: commands, and the scripts of governance by name."""
+
+    async def run(self, script: str, keys: Sequence[str], args: Sequence[Any], *, idempotent: bool = False) -> Any:
+        """Run a script and give its reply. What certainly did not run may be repeated, what may have run only if it
+        is `idempotent`. Raises StoreUnavailable, whose `sent` tells whether it may have run."""
+        ...
+
+    async def call(self, *parts: Any, key: str | None = None, idempotent: bool = False) -> Any:
+        """One command; `key` names the server on a cluster. Repeated and raising as `run`."""
         ...

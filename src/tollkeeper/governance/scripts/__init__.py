@@ -1,7 +1,7 @@
 """The Lua scripts, loaded from the files beside this one. `-- include: x.lua` is replaced by that file.
 
-Every script begins with a comment that names its keys, arguments and replies. All keys of a call carry the root's
-hash tag, so each call is one slot on a cluster. Integers travel as decimal text and stay below 2^53.
+Every script begins with a comment that names its keys, arguments and replies. All keys of a call carry one hash
+tag (the root's, or a log queue's), so each call is one slot on a cluster. Integers stay below 2^53.
 """
 
 import re
@@ -12,6 +12,7 @@ from typing import Final
 SCRIPTS: Final = (
     *("admit", "apply", "close", "seed", "restore", "reassert", "snapshot", "clear", "reset"),
     *("allow", "bucket"),
+    *("logput", "lognote", "loglease", "logrenew", "logack", "logtake", "logclear", "logstats"),
 )
 _INCLUDE: Final = re.compile(r"^-- include: ([a-z]+\.lua)$", re.MULTILINE)
 

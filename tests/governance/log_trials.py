@@ -1,0 +1,170 @@
+"""Random schedules for a log queue: the scripts and their twin are played the same moves and must answer the same."""
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+from hypothesis import strategies as st
+
+from tests.governance.lua_redis import LuaClient, LuaRedis
+from tests.governance.test_twin import START_US
+from tollkeeper.domain.log_queue import MARK_TTL_US, Ask, Bounds, Chunk, Gap
+from tollkeeper.domain.ports import ScriptStore
+from tollkeeper.logs.queues import MemoryQueue, RedisQueue
+
+Move = tuple[Any, ...]
+shards = itertools.count()
+BOUNDS = Bounds(records_max=12, bytes_max=120)
+PRODUCERS = ("gw-a", "gw-b")
+
+few = st.integers(1, 6)
+texts = st.lists(st.integers(0, 40).map(lambda n: b"x" * n), min_size=1, max_size=6)
+moves = st.one_of(
+    st.tuples(st.just("put"), st.sampled_from(PRODUCERS), texts, st.sampled_from([0, 0, 0, 0, 2]), st.just(False)),
+    st.tuples(st.just("put"), st.sampled_from(PRODUCERS), texts, st.sampled_from([0, 0, 0, 0, 2]), st.just(True)),
+    st.tuples(st.just("repeat"), st.sampled_from(PRODUCERS), texts, st.integers(0, 8), st.booleans()),
+    st.tuples(
+        st.just("note"), st.sampled_from(PRODUCERS), st.integers(-3, 3), few, st.sampled_from(["dropped", "lost"])
+    ),
+    st.tuples(st.just("peek"), few),
+    st.tuples(st.just("take"), few),
+    st.tuples(st.just("clear"), few),
+    st.tuples(st.just("lease"), few, st.integers(1, 90), st.sampled_from([0, 5, 1000])),
+    st.tuples(st.just("lease"), few, st.integers(1, 90), st.sampled_from([0, 5, 1000])),
+    st.tuples(st.just("due"), few, st.integers(1, 90), st.sampled_from([1, 5, 30])),
+    st.tuples(st.just("renew"), st.integers(0, 5), st.sampled_from([0, 7, 1000])),
+    st.tuples(st.just("ack"), st.integers(0, 5)),
+    st.tuples(st.just("ack"), st.integers(0, 5)),
+    st.tuples(st.just("stranger"), st.integers(0, 5)),
+    st.tuples(st.just("wait"), st.sampled_from([1, 4, 5, 6, 1000])),
+)
+schedules = st.integers(0, 40).flatmap(lambda n: st.lists(moves, min_size=n, max_size=n))
+
+
+class QueuePair:
+    """The two, with one clock."""
+
+    def __init__(self, store: ScriptStore, bounds: Bounds = BOUNDS) -> None:
+        self.now_us = START_US
+        self.memory = MemoryQueue("run", bounds, lambda: self.now_us)
+        self.redis = RedisQueue(store, "run", bounds, shard=f"t{next(shards)}", time_us=lambda: self.now_us)
+        self.last = dict.fromkeys(PRODUCERS, 0)
+        self.names: list[str] = []
+
+    async def both(self, call: Callable[[Any], Any]) -> Any:
+        one, two = await call(self.redis), await call(self.memory)
+        assert one == two, (one, two)
+        return two
+
+    async def step(self, move: Move) -> None:
+        kind, *arguments = move
+        await getattr(self, f"on_{kind}")(*arguments)
+        stats = await self.both(lambda queue: queue.stats())
+        marks = await self.both(lambda queue: queue.marks())
+        (runs, gaps), (twin_runs, twin_gaps) = await self.redis.pending(), await self.memory.pending()
+        assert sorted(runs) == sorted(twin_runs) and sorted(gaps) == sorted(twin_gaps)
+        assert sum(last - first + 1 for _, first, last in runs) == stats.size
+        assert stats.size <= max(BOUNDS.records_max, stats.leased) or stats.size <= BOUNDS.records_max + stats.leased
+        assert all(marks.get(producer, 0) <= last for producer, last in self.last.items())
+
+    async def on_put(self, producer: str, texts: list[bytes], skipped: int, bodies: bool) -> None:
+        first = self.last[producer] + 1 + skipped
+        chunk = Chunk(producer, first, tuple(texts), tuple(t[::2] for t in texts) if bodies else ())
+        self.last[producer] = chunk.last
+        await self.both(lambda queue: queue.put(chunk))
+
+    async def on_repeat(self, producer: str, texts: list[bytes], back: int, bodies: bool) -> None:
+        chunk = Chunk(producer, max(1, self.last[producer] - back), tuple(texts), tuple(texts) if bodies else ())
+        self.last[producer] = max(self.last[producer], chunk.last)
+        await self.both(lambda queue: queue.put(chunk))
+
+    async def on_note(self, producer: str, ahead: int, count: int, kind: Any) -> None:
+        first = max(1, self.last[producer] + 1 + ahead)
+        gap = Gap(kind, producer, first, first + count - 1)
+        self.last[producer] = max(self.last[producer], gap.last)
+        await self.both(lambda queue: queue.note(gap))
+
+    async def on_peek(self, count: int) -> None:
+        await self.both(lambda queue: queue.peek(count))
+
+    async def on_take(self, count: int) -> None:
+        await self.both(lambda queue: queue.take(count))
+
+    async def on_clear(self, count: int) -> None:
+        await self.both(lambda queue: queue.clear(count))
+
+    async def on_lease(self, count: int, bytes_max: int, hold_us: int) -> None:
+        batch = await self.both(lambda queue: queue.lease(Ask(count, bytes_max, hold_us)))
+        if batch is not None and batch.name not in self.names:
+            self.names.append(batch.name)
+
+    async def on_due(self, count: int, size: int, age_us: int) -> None:
+        batch = await self.both(lambda queue: queue.lease(Ask(9, 90, 1000, count, size, age_us)))
+        if batch is not None and batch.name not in self.names:
+            self.names.append(batch.name)
+
+    async def on_renew(self, which: int, hold_us: int) -> None:
+        if self.names:
+            name = self.names[which % len(self.names)]
+            await self.both(lambda queue: queue.renew(name, hold_us))
+
+    async def on_ack(self, which: int) -> None:
+        if self.names:
+            name = self.names[which % len(self.names)]
+            await self.both(lambda queue: queue.ack(name))
+
+    async def on_stranger(self, which: int) -> None:
+        """A batch of another run, as a shipper holds it that slept through the loss of Redis."""
+        await self.both(lambda queue: queue.ack(f"before-{which}"))
+        await self.both(lambda queue: queue.renew(f"before-{which}", 1000))
+
+    async def on_wait(self, us: int) -> None:
+        self.now_us += us
+
+
+async def play_queue(store: ScriptStore, schedule: list[Move]) -> None:
+    pair = QueuePair(store)
+    for move in schedule:
+        await pair.step(move)
+
+
+async def play_queue_lua(lua: LuaRedis, schedule: list[Move]) -> None:
+    """And no key is left behind: parts of every chunk that waits or is leased, bodies of those that have some."""
+    lua.begin(lambda: START_US)
+    await play_queue(LuaClient(lua), schedule)
+    chunks = [text for key, items in lua.redis.values.items() if key.endswith(b":queue") for text in items]
+    for key, items in lua.redis.values.items():
+        if b":lease:" in key:
+            chunks += items[1:]
+    numbers = {int.from_bytes(text[:6], "little") for text in chunks}
+    kept = {
+        kind: {int(key.rpartition(b":")[2]) for key in lua.redis.values if b":%b:" % kind in key}
+        for kind in (b"part", b"body")
+    }
+    assert kept[b"part"] == numbers and kept[b"body"] <= numbers
+
+
+async def play_large_queue(store: ScriptStore) -> None:
+    """Chunks, marks and gaps beyond the bounds of one call."""
+    pair = QueuePair(store, Bounds(records_max=5_000, bytes_max=10**9))
+    for number in range(1, 1_203):
+        await pair.both(lambda queue, n=number: queue.put(Chunk("gw-a", n, (b"r%d" % n,))))  # type: ignore[misc]
+    first = await pair.both(lambda queue: queue.lease(Ask(10_000, 10**9, 1000)))
+    assert len(first) == 1000
+    second = await pair.both(lambda queue: queue.lease(Ask(10_000, 10**9, 1000)))
+    assert len(second) == 202
+    assert await pair.both(lambda queue: queue.ack(first.name))
+    for number in range(1_000):
+        await pair.both(lambda queue, n=number: queue.note(Gap("lost", f"p{n}", 1, 2)))  # type: ignore[misc]
+    stats = await pair.both(lambda queue: queue.stats())
+    assert (stats.gaps, stats.lost, stats.unlisted) == (1000, 2000, 0)
+    await pair.both(lambda queue: queue.note(Gap("lost", "one more", 1, 3)))
+    assert (await pair.both(lambda queue: queue.stats())).unlisted == 3
+    assert len(await pair.both(lambda queue: queue.marks())) == 1002
+    pair.now_us += MARK_TTL_US
+    await pair.both(lambda queue: queue.put(Chunk("new", 1, (b"",))))
+    assert len(await pair.both(lambda queue: queue.marks())) == 1
+    for number in range(1, 600):
+        await pair.both(lambda queue, n=2 * number: queue.note(Gap("lost", "p1", n, n)))  # type: ignore[misc]
+    stats = await pair.both(lambda queue: queue.stats())
+    assert stats.unlisted > 3
