@@ -103,7 +103,8 @@ class FakeRedis:
     do_unlink = do_del
 
     def do_mget(self, *keys: bytes) -> list[bytes | None]:
-        return [self.get(key, bytes) for key in keys]
+        found = [self.get(key, object) for key in keys]
+        return [value if isinstance(value, bytes) else None for value in found]
 
     def do_pexpire(self, key: bytes, ms: bytes) -> int:
         return self.do_pexpireat(key, b"%d" % (self.clock_us() // 1000 + number(ms)))
