@@ -13,18 +13,19 @@ from tollkeeper.governance.redis_client import RedisClient
 LUA = LuaRedis(lambda: START_US)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(schedules)
 @example(
     [("put", "gw-a", [b"x" * 10] * 5, 0, True), ("lease", 2, 90, 5), ("wait", 5), ("lease", 6, 90, 5), ("ack", 0)]
 )
+@example([("put", "gw-a", [b"", b"xx"], 0, True), ("lease", 1, 90, 5), ("lease", 1, 90, 5)])
 def test_any_schedule_under_lua(schedule: list[Move]) -> None:
     """Bringing, repeating, skipping, taking, leasing, taking over, acknowledging, overflowing: every answer, every
     count, every number."""
     asyncio.run(play_queue_lua(LUA, schedule))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(schedules)
 def test_any_schedule_on_redis(redis_server: RedisServer, schedule: list[Move]) -> None:
     """The same, on the real client."""

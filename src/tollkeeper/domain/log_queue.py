@@ -74,7 +74,8 @@ class Chunk(msgspec.Struct, frozen=True):
 
     def cut(self, start: int, stop: int) -> "Chunk":
         """The records from `start` (0: the first) up to, not including, `stop`."""
-        return Chunk(self.producer, self.first + start, self.parts[start:stop], self.bodies[start:stop])
+        bodies = self.bodies[start:stop]
+        return Chunk(self.producer, self.first + start, self.parts[start:stop], bodies if any(bodies) else ())
 
 
 class Batch(msgspec.Struct, frozen=True):
