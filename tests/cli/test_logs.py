@@ -1,4 +1,4 @@
-"""`tollkeeper logs verify`: exit status and words say whether the log store is whole."""
+"""`tollkeeper logs`: questions to the store, and exit status and words that say whether it is whole."""
 
 from pathlib import Path
 
@@ -23,7 +23,10 @@ def record(number: int) -> RequestRecord:
         dialect="openai",
         provider="openai",
         model="gpt-4o-mini",
-        status=200,
+        status=429 if number == 7 else 200,
+        tokens_input=number,
+        cost_nano=number * 1_000_000_000,
+        metadata={"job": "nightly"},
     )
 
 
@@ -58,3 +61,56 @@ def test_missing_object_is_named(shipped: Path, command: Command) -> None:
     found = command("logs", "verify")
     assert found.code == 1 and "11-20" in found.out and "NOT complete" in found.out
     assert command("logs", "verify", "--json").json["producers"]["gw-test"]["gaps"] == [[11, 20]]
+
+
+def test_query_prints_a_table_csv_or_json(shipped: Path, command: Command) -> None:
+    """Exact money, times in RFC 3339, lists and maps as JSON; the limit is told."""
+    sql = "SELECT request_id, cost_usd, metadata, hour FROM logs ORDER BY number"
+    found = command("logs", "query", sql, "--limit", "2")
+    assert found.out.splitlines() == [
+        "request_id  cost_usd     metadata           hour",
+        'req_0       0.000000000  {"job":"nightly"}  11',
+        'req_1       1.000000000  {"job":"nightly"}  11',
+    ]
+    assert "--limit" in found.err
+    rows = command("logs", "query", "--json", "SELECT sum(cost_usd) AS cost, count(*) AS n FROM logs").json
+    assert rows == [{"cost": "435.000000000", "n": 30}]
+    csv = command("logs", "query", "--csv", "SELECT metadata, time FROM logs WHERE tokens_input = 1").out
+    assert csv == 'metadata,time\n"{""job"":""nightly""}",2026-11-18T11:06:40.000001Z\n'
+
+
+def test_query_says_what_is_wrong(shipped: Path, command: Command) -> None:
+    for sql, words in (("SELECT nope FROM logs", "nope"), ("DROP TABLE logs", "one SELECT")):
+        found = command("logs", "query", sql)
+        assert found.code == 1 and words in found.err and "Traceback" not in found.err
+    found = command("logs", "query", "SELECT 1", "--since", "yesterday")
+    assert found.code == 2 and '"2h"' in found.err
+
+
+def test_an_interval_and_a_key_choose_the_records(shipped: Path, command: Command) -> None:
+    sql = "SELECT count(*) AS n FROM logs"
+    for arguments, count in (
+        (("--since", "2026-11-18T11:06:40Z"), 30),
+        (("--until", "2026-11-18T11:06:40Z"), 0),
+        (("--since", "2026-11-19"), 0),
+        (("--key", "one"), 30),
+        (("--key", "two"), 0),
+    ):
+        assert command("logs", "query", sql, "--json", *arguments).json == [{"n": count}]
+
+
+def test_stats_tell_totals_models_and_keys(shipped: Path, command: Command) -> None:
+    found = command("logs", "stats", "--json").json
+    assert (found["objects"], found["requests"], found["cost_usd"]) == (3, 30, "435.000000000")
+    assert [row["name"] for row in found["models"]] == ["gpt-4o-mini"]
+    table = command("logs", "stats").out
+    assert "gpt-4o-mini" in table and "435.000000000" in table
+
+
+def test_tail_shows_the_newest_last(shipped: Path, command: Command) -> None:
+    lines = command("logs", "tail", "-n", "2").out.splitlines()
+    assert [line.split()[-1] for line in lines] == ["req_28", "req_29"]
+    assert "29+0 tokens  29.00 USD" in lines[1]
+    (line,) = command("logs", "tail", "--status", "4xx", "--json").out.splitlines()
+    assert msgspec.json.decode(line)["request_id"] == "req_7"
+    assert command("logs", "tail", "-n", "0").code == 2

@@ -28,6 +28,8 @@ class FaultyProxy:
         self.fault = Fault.NONE
         self.delay_s = 0.0
         self.requests: list[str] = []
+        """Their methods."""
+        self.targets: list[str] = []
         self.faults = 0
 
     @property
@@ -60,6 +62,7 @@ class FaultyProxy:
         lines = head[:-4].split(b"\r\n")
         method = lines[0].split(b" ")[0].decode()
         self.requests.append(method)
+        self.targets.append(lines[0].split(b" ")[1].decode())
         lengths = [int(line[15:]) for line in lines if line.lower().startswith(b"content-length:")]
         body = await reader.readexactly(lengths[0] if lengths else 0)
         await asyncio.sleep(self.delay_s)

@@ -13,13 +13,14 @@ same name are by construction writing the same records.
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import unquote, urlsplit
 
+import msgspec
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import LocalStore, S3Store
@@ -29,6 +30,15 @@ from tollkeeper.logs.blocking import BlockingCalls
 from tollkeeper.settings import mask_url
 
 T = TypeVar("T")
+
+
+class StoredObject(msgspec.Struct, frozen=True):
+    """An object as a listing tells it."""
+
+    path: str
+    bytes: int
+    modified_us: int
+
 
 DIGEST_ATTRIBUTE: Final = "tollkeeper-sha256"
 """The object's user metadata that keeps the digest of its records (on S3: `x-amz-meta-tollkeeper-sha256`)."""
@@ -98,10 +108,24 @@ class LogStore(ABC):
 
     async def list(self) -> AsyncIterator[str]:
         """The paths of all objects. Raises `LogStoreUnavailable`."""
-        pages = iter(obstore.list(self._store, chunk_size=LIST_CHUNK))
+        async for item in self.listing():
+            yield item.path
+
+    async def listing(self, folder: str | None = None) -> AsyncIterator[StoredObject]:
+        """All objects, or those below a folder. Raises `LogStoreUnavailable`."""
+        pages = iter(obstore.list(self._store, prefix=folder, chunk_size=LIST_CHUNK))
         while (page := await self._run("list", lambda: next(pages, None))) is not None:
             for meta in page:
-                yield meta["path"]
+                yield StoredObject(meta["path"], meta["size"], int(meta["last_modified"].timestamp() * 1_000_000))
+
+    async def folders(self) -> Sequence[str]:
+        """The names of the outermost folders. Raises `LogStoreUnavailable`."""
+        found = await self._run("list", lambda: obstore.list_with_delimiter(self._store)["common_prefixes"])
+        return [str(name).rstrip("/") for name in found]
+
+    def local_path(self, path: str) -> Path | None:
+        """Where the object is in this machine's file system, if it is there at all."""
+        return None
 
     async def _run(self, what: str, work: Callable[[], T], timeout_s: float | None = None) -> T:
         """Blocking work in a thread, with a deadline, its errors translated."""
@@ -132,6 +156,9 @@ class FolderStore(LogStore):
 
     async def digest(self, path: str) -> str | None:
         return None
+
+    def local_path(self, path: str) -> Path | None:
+        return self._folder / path
 
     async def ping(self) -> None:
         await self._run("ping", lambda: _probe_folder(self._folder), PING_TIMEOUT_S)
