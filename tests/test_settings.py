@@ -1,5 +1,7 @@
 """Settings: what is read from where, what is refused and how, and that secrets never show."""
 
+import tomllib
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,12 @@ from tollkeeper.settings import (
 
 DIGEST_KEY = "d" * 64
 PROVIDER = {"base_url": "https://api.openai.com/v1", "dialect": "openai"}
+BOTH = {"input_usd": "1", "output_usd": "2"}
+
+
+def priced(*prices: dict[str, Any]) -> dict[str, Any]:
+    """A tree with one model of these price entries."""
+    return {"models": {"m": {"prices": list(prices)}}}
 
 
 def load_text(tmp_path: Path, text: str, environ: dict[str, str] | None = None) -> Settings:
@@ -186,6 +194,46 @@ def test_durations(text: str, seconds: float) -> None:
         ({"models": {"m": {"input_usd": "1"}}}, "models.m: give both input_usd and output_usd, or neither"),
         ({"models": {"m": {"input_usd": "cheap"}}}, "models.m.input_usd: 'cheap' is not an amount in USD"),
         ({"models": {"m": {"input_usd": 1.5}}}, "models.m.input_usd: must be a string"),
+        (priced({}), "models.m.prices[0]: has no price; give input_usd and output_usd"),
+        (priced(BOTH | {"from": "soon"}), "models.m.prices[0].from: must be a date like"),
+        (priced(BOTH | {"from": 5}), "models.m.prices[0].from: must be a date like 2026-01-31"),
+        (priced(BOTH | {"input_eur": "1"}), "models.m.prices[0].input_eur: there is no such setting; did you mean"),
+        (priced(BOTH | {"FROM": "1"}), "models.m.prices[0].FROM: there is no such setting; known here: "),
+        (priced(BOTH, {"input_usd": 1}), "models.m.prices[1].input_usd: must be a string"),
+        (
+            priced(BOTH | {"from": date(2026, 2, 1), "until": date(2026, 2, 1)}),
+            "models.m.prices[0]: its 'from' must be before its 'until'",
+        ),
+        (
+            priced(BOTH | {"from": date(2026, 2, 1)}, BOTH, BOTH | {"until": date(2026, 2, 1)}),
+            "overlap: give one of them a 'from' or 'until'",
+        ),
+        (
+            priced(BOTH | {"from": date(2026, 2, 1)}, BOTH | {"until": datetime(2026, 2, 1, 0, 1)}),
+            "models.m.prices[0] (from 2026-02-01T00:00Z) and models.m.prices[1] (until 2026-02-01T00:01Z) overlap",
+        ),
+        (
+            priced({"cached_usd": "1", "tiers": [{"above_tokens": 1} | BOTH]}),
+            "models.m.prices[0]: needs input_usd and output_usd",
+        ),
+        (priced(BOTH | {"tiers": [{"above_tokens": 1}]}), "models.m.prices[0].tiers[0]: needs input_usd"),
+        (priced(BOTH | {"tiers": [BOTH]}), "models.m.prices[0].tiers[0].above_tokens: must be set"),
+        (
+            priced(BOTH | {"tiers": [{"above_tokens": 2} | BOTH, {"above_tokens": 2} | BOTH]}),
+            "models.m.prices[0].tiers: above_tokens must be zero or more, and grow",
+        ),
+        (
+            priced(BOTH | {"service_tiers": {"flex": {"input_usd": "1"}}}),
+            "models.m.prices[0].service_tiers.flex: give both",
+        ),
+        (priced(BOTH | {"service_tiers": {"flex": {"x": "1"}}}), "there is no such setting"),
+        (
+            {"models": {"m": BOTH | {"prices": [BOTH]}}},
+            "models.m: give prices in its own table or as [[models.m.prices]], not both",
+        ),
+        ({"providers": {"a": PROVIDER | {"price_multiplier": "1e2"}}}, "providers.a.price_multiplier: '1e2' is not"),
+        ({"providers": {"a": PROVIDER | {"price_multiplier": "0"}}}, "providers.a.price_multiplier: '0' is not"),
+        ({"providers": {"a": PROVIDER | {"reported_cost_max_usd": "x"}}}, "providers.a.reported_cost_max_usd: 'x'"),
         ({"models": {"m": {"context_window": -1}}}, "models.m.context_window: -1 must be a number above zero"),
         (
             {"secrets": {"digest_key": "short"}},
@@ -306,3 +354,39 @@ def test_every_setting_says_why() -> None:
 def test_the_reference_is_up_to_date(page: Path) -> None:
     """docs/SETTINGS.md and docs/ENV_VARIABLES.md say what settings.py says; `make docs` writes them."""
     assert page.read_text() == pages()[page]
+
+
+def test_price_entries_are_read_in_utc() -> None:
+    """Dates, times with and without an offset, and strings; what touches does not overlap."""
+    written = """
+[[models.m.prices]]
+until = 2026-01-01
+input_usd = "1"
+output_usd = "1"
+[[models.m.prices]]
+from = 2026-01-01T01:00:00+01:00
+until = "2026-02-01"
+input_usd = "1"
+output_usd = "1"
+[[models.m.prices.tiers]]
+above_tokens = 200_000
+input_usd = "2"
+output_usd = "2"
+[models.m.prices.service_tiers.flex]
+input_usd = "0.5"
+output_usd = "0.5"
+[[models.m.prices]]
+from = 2026-02-01T00:00:00
+input_usd = "1"
+output_usd = "1"
+"""
+    settings = convert(tomllib.loads(written))
+    check(settings)
+    first, second, third = settings.models["m"].prices
+    january, february = datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 2, 1, tzinfo=UTC)
+    assert (first.from_, first.until) == (None, january)
+    assert (second.from_, second.until) == (january, february)
+    assert (third.from_, third.until) == (february, None)
+    assert second.tiers[0].above_tokens == 200_000
+    assert second.service_tiers["flex"].input_usd == "0.5"
+    assert shown(settings)["models"]["m"]["prices"][1]["from"] == "2026-01-01T00:00:00Z"

@@ -9,6 +9,7 @@ import inspect
 import json
 import sys
 import textwrap
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -31,15 +32,29 @@ SECTIONS: Final[tuple[tuple[str, type[settings.Group]], ...]] = (
     ("billing", settings.BillingSettings),
     ("providers.<name>", settings.ProviderSettings),
     ("models.<name>", settings.ModelSettings),
+    ("[models.<name>.prices]", settings.PriceSettings),
+    ("[models.<name>.prices.tiers]", settings.TierSettings),
+    ("models.<name>.prices.service_tiers.<tier>", settings.ServedSettings),
     ("secrets", settings.SecretSettings),
 )
+
+TYPES: Final[dict[Any, str]] = {
+    int: "whole number",
+    str: "string",
+    bool: "`true` or `false`",
+    Path: "path",
+    datetime: "date, or date and time",
+}
 
 
 def field_texts(kind: type[Any]) -> dict[str, str]:
     """Field → the docstring below it, as one line; empty where there is none."""
+    texts: dict[str, str] = {}
+    for above in kind.__bases__:
+        if issubclass(above, settings.Group) and above is not settings.Group:
+            texts |= field_texts(above)
     (body,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
     assert isinstance(body, ast.ClassDef)
-    texts: dict[str, str] = {}
     name = ""
     for node in body.body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
@@ -60,7 +75,13 @@ def type_text(hint: Any, name: str) -> str:
         return " or ".join(type_text(option, name) for option in get_args(hint) if option is not type(None))
     if hint is float and name.endswith("_s"):
         return "duration"
-    return {int: "whole number", str: "string", bool: "`true` or `false`", Path: "path"}[hint]
+    return {
+        int: "whole number",
+        str: "string",
+        bool: "`true` or `false`",
+        Path: "path",
+        datetime: "date, or date and time",
+    }[hint]
 
 
 def default_text(field: msgspec.structs.FieldInfo) -> str:
@@ -79,20 +100,31 @@ def default_text(field: msgspec.structs.FieldInfo) -> str:
     return f"`{value}`"
 
 
+INHERITED: Final[dict[type[settings.Group], tuple[type[settings.Group], str]]] = {
+    settings.PriceSettings: (settings.AmountSettings, "Beside these, every `…_usd` of [models.<name>]."),
+    settings.TierSettings: (settings.RateSettings, "Beside these, every price of tokens of [models.<name>]."),
+    settings.ServedSettings: (settings.RateSettings, "Beside these, every price of tokens of [models.<name>]."),
+}
+"""Sections whose prices are told elsewhere."""
+
+
 def rows(prefix: str, kind: type[settings.Group]) -> list[tuple[str, str, str, str, str]]:
     """One row a setting: name, variable, type, default, text. Sections inside the section are left out."""
     texts, hints = field_texts(kind), get_type_hints(kind)
     variables = {path: variable for variable, path in settings.ENVIRONMENT.items()}
     found: list[tuple[str, str, str, str, str]] = []
+    told = INHERITED[kind][0].__struct_fields__ if kind in INHERITED else ()
     for field in msgspec.structs.fields(kind):
         hint = hints[field.name]
-        if get_origin(hint) is dict or (isinstance(hint, type) and issubclass(hint, settings.Group)):
+        if field.name in told:
+            continue
+        if any(isinstance(kind, type) and issubclass(kind, settings.Group) for kind in (hint, *get_args(hint))):
             continue
         path = (*filter(None, prefix.split(".")), field.name)
         variable = variables.get(path, "")
         found.append(
             (
-                field.name,
+                field.encode_name,
                 f"`{variable}`" if variable else "",
                 type_text(hint, field.name),
                 default_text(field),
@@ -114,6 +146,10 @@ def settings_page() -> str:
     ]
     for prefix, kind in SECTIONS:
         lines += ["", f"## [{prefix}]" if prefix else "## Top level", "", inspect.cleandoc(kind.__doc__ or "")]
+        if kind in INHERITED:
+            lines += ["", INHERITED[kind][1]]
+        if not rows(prefix, kind):
+            continue
         lines += ["", "| setting | variable | type | default | meaning |", "|---|---|---|---|---|"]
         for name, *rest in rows(prefix, kind):
             lines.append(f"| `{name}` | " + " | ".join(rest) + " |")

@@ -5,12 +5,16 @@ a file of their own, never from `tollkeeper.toml`. Whatever cannot work is refus
 setting and what to write instead. This file knows nothing of the parts that the settings are for.
 """
 
+import contextlib
 import difflib
 import math
 import os
 import re
 import tomllib
 from collections.abc import Mapping
+from datetime import UTC, date, datetime
+from decimal import Decimal, InvalidOperation
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar, get_args, get_type_hints
 from urllib.parse import urlsplit
@@ -112,6 +116,11 @@ class ProviderSettings(Group, frozen=True):
     """Names served without the provider's prefix; `*` is a wildcard."""
     prices: str | None = None
     """The provider's id in the price data; default: found by `base_url`."""
+    price_multiplier: str = "1"
+    """On every price of the price data, exactly: `0.85` is a discount of 15%. Configured prices stay as they are."""
+    service_tiers: tuple[str, ...] = ()
+    """Service tiers that requests may be served at without asking for one (an OpenAI project's default, like
+    `priority`): holds then cover their prices too."""
     trust_reported_cost: bool = False
     """Charge what the provider says it charged (`usage.cost`, as OpenRouter sends it) instead of what the prices say.
     Holds stay what those say."""
@@ -134,7 +143,76 @@ class ProviderSettings(Group, frozen=True):
     """Ours, or one that costs more and has met more servers, should a provider not get on with ours."""
 
 
-class ModelSettings(Group, frozen=True):
+class RateSettings(Group, frozen=True):
+    """Prices of tokens, in USD per million. A kind left out counts as the kind that contains it."""
+
+    input_usd: str | None = None
+    """Input tokens; replaces all of the built-in prices together with `output_usd`."""
+    output_usd: str | None = None
+    """Output tokens."""
+    cached_usd: str | None = None
+    """Input tokens read from the provider's cache; default: as input."""
+    cache_write_usd: str | None = None
+    """Input tokens written to the provider's cache; default: as input."""
+    cache_write_1h_usd: str | None = None
+    """Those kept for an hour; default: as `cache_write_usd`."""
+    input_audio_usd: str | None = None
+    """Input tokens of audio; default: as input."""
+    cached_audio_usd: str | None = None
+    """Those read from the cache; default: the dearer of `cached_usd` and `input_audio_usd`."""
+    output_audio_usd: str | None = None
+    """Output tokens of audio; default: as output."""
+    input_image_usd: str | None = None
+    """Input tokens of images; default: as input."""
+    cached_image_usd: str | None = None
+    """Those read from the cache; default: the dearer of `cached_usd` and `input_image_usd`."""
+    output_image_usd: str | None = None
+    """Output tokens of images; default: as output."""
+    reasoning_usd: str | None = None
+    """Output tokens of reasoning; default: as output."""
+    citation_usd: str | None = None
+    """Output tokens of citations; default: as output."""
+
+
+class AmountSettings(RateSettings, frozen=True):
+    """Prices of tokens and of uses."""
+
+    per_request_usd: str | None = None
+    """USD for each request, besides its tokens."""
+    per_web_search_usd: str | None = None
+    """USD for each web search that the provider runs."""
+    per_file_search_usd: str | None = None
+    """USD for each search in files stored at the provider."""
+
+
+class TierSettings(RateSettings, frozen=True, kw_only=True):
+    """The prices of all tokens of a request with more input tokens than this."""
+
+    above_tokens: int
+    """The tier counts from one token more."""
+
+
+class ServedSettings(RateSettings, frozen=True):
+    """The prices of requests that the provider says it served as a service tier, like `flex` or `priority`."""
+
+    tiers: tuple[TierSettings, ...] = ()
+    """By the size of the input."""
+
+
+class PriceSettings(AmountSettings, frozen=True):
+    """Prices with a time: any number for a model, which may not overlap. Where none counts, the built-in ones do."""
+
+    from_: datetime | None = msgspec.field(default=None, name="from")
+    """They count from then on: a date (midnight UTC), or a date and time. Default: always."""
+    until: datetime | None = None
+    """And until just before then. Default: for ever."""
+    tiers: tuple[TierSettings, ...] = ()
+    """By the size of the input."""
+    service_tiers: dict[str, ServedSettings] = {}
+    """By what the provider served a request as."""
+
+
+class ModelSettings(AmountSettings, frozen=True):
     """What is known of a model beyond, or instead of, the built-in price data. Prices in USD per million tokens."""
 
     provider: str | None = None
@@ -147,18 +225,8 @@ class ModelSettings(Group, frozen=True):
     """The most the model answers with; injected into requests that state no limit."""
     image_tokens_max: int | None = None
     """The provider's published maximum for one image."""
-    input_usd: str | None = None
-    """Input tokens; replaces the built-in prices together with `output_usd`."""
-    output_usd: str | None = None
-    """Output tokens, reasoning included."""
-    cached_usd: str | None = None
-    """Input tokens read from the provider's cache; default: as input."""
-    cache_write_usd: str | None = None
-    """Input tokens written to the provider's cache; default: as input."""
-    cache_write_1h_usd: str | None = None
-    """Those kept for an hour; default: as `cache_write_usd`."""
-    per_request_usd: str | None = None
-    """USD for each request, besides its tokens."""
+    prices: tuple[PriceSettings, ...] = ()
+    """Prices that count for a time, with tiers, instead of those here."""
 
 
 class SecretSettings(Group, frozen=True):
@@ -232,6 +300,8 @@ _NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 REDIS_SCHEMES: Final = (
     *("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster"),
 )
+MULTIPLIER: Final = re.compile(r"\d{1,3}(\.\d{1,9})?")
+MULTIPLIER_MAX: Final = 100
 DEFAULT_FILE: Final = "tollkeeper.toml"
 ADMIN_TOKEN_MIN: Final = 16
 DIGEST_KEY_MIN: Final = 32
@@ -287,7 +357,7 @@ def load(path: Path | None = None, environ: Mapping[str, str] | None = None) -> 
 
 def convert(tree: dict[str, Any]) -> Settings:
     """A plain tree, as TOML gives it, → Settings. Raises ConfigurationError naming the setting."""
-    tree = _durations(tree, ())
+    tree = _moments(_durations(tree, ()))
     named: dict[str, dict[str, Any]] = {}
     for section, kind in (("providers", ProviderSettings), ("models", ModelSettings)):
         entries = tree.get(section, {})
@@ -302,7 +372,7 @@ def _group(kind: type[_Group], tree: Any, where: tuple[str, ...]) -> _Group:
         return msgspec.convert(tree, kind, strict=False, dec_hook=_path)
     except msgspec.ValidationError as error:
         message, _, path = str(error).partition(" - at `$")
-        inner = tuple(name for name in re.split(r"[.\[\]`]+", path) if name and not name.isdigit())
+        inner = tuple(re.findall(r"[^.\[\]`]+(?:\[\d+\])?", path))
         raise _refused(message, where + inner) from None
 
 
@@ -317,7 +387,7 @@ def _path(kind: type[Any], value: Any) -> Any:
 def _refused(message: str, where: tuple[str, ...]) -> ConfigurationError:
     """msgspec's complaint about the setting at `where`, as an operator needs to read it."""
     if field := re.fullmatch(r"Object contains unknown field `(.*)`", message):
-        known = _kind_at(where).__struct_fields__
+        known = _kind_at(where).__struct_encode_fields__
         near = difflib.get_close_matches(field[1], known, 1)
         advice = f"did you mean {near[0]}?" if near else "known here: " + ", ".join(known)
         return _wrong((*where, field[1]), f"there is no such setting; {advice}")
@@ -344,15 +414,23 @@ def _refused(message: str, where: tuple[str, ...]) -> ConfigurationError:
 
 
 def _kind_at(where: tuple[str, ...]) -> type[Group]:
-    named: dict[str, type[Group]] = {"providers": ProviderSettings, "models": ModelSettings}
-    if not where:
-        return Settings
-    kind: type[Group] = named.get(where[0]) or get_type_hints(Settings)[where[0]]
+    """The section at a path. Names of entries stand in it only for those of the top level."""
+    kind: type[Group] = Settings
+    named = bool(where) and where[0] in ("providers", "models")
+    for name in where[:1] + where[2:] if named else where:
+        hint = get_type_hints(kind)[_attribute(kind, name)]
+        kind = next(k for k in (hint, *get_args(hint)) if isinstance(k, type) and issubclass(k, Group))
     return kind
 
 
 def _hint_at(where: tuple[str, ...]) -> Any:
-    return get_type_hints(_kind_at(where[:-1]))[where[-1]]
+    kind = _kind_at(where[:-1])
+    return get_type_hints(kind)[_attribute(kind, where[-1])]
+
+
+def _attribute(kind: type[Group], name: str) -> str:
+    name = name.partition("[")[0]
+    return kind.__struct_fields__[kind.__struct_encode_fields__.index(name)]
 
 
 def _wrong(where: tuple[str, ...], what: str) -> ConfigurationError:
@@ -411,6 +489,37 @@ def _durations(node: Any, where: tuple[str, ...]) -> Any:
     if isinstance(node, str) and where and where[-1].endswith("_s"):
         return duration_s(node, what=".".join(where))
     return node
+
+
+def _moments(tree: dict[str, Any]) -> dict[str, Any]:
+    """Dates of price entries as times, all in UTC. Raises ConfigurationError for what is no date."""
+    models = tree.get("models")
+    if not isinstance(models, dict):
+        return tree
+    changed = dict(models)
+    for name, model in models.items():
+        prices = model.get("prices") if isinstance(model, dict) else None
+        if isinstance(prices, list):
+            dated = [_dated(price, ("models", name, f"prices[{number}]")) for number, price in enumerate(prices)]
+            changed[name] = model | {"prices": dated}
+    return tree | {"models": changed}
+
+
+def _dated(price: Any, where: tuple[str, ...]) -> Any:
+    if not isinstance(price, dict):
+        return price
+    return price | {name: _moment(price[name], (*where, name)) for name in ("from", "until") if name in price}
+
+
+def _moment(value: Any, where: tuple[str, ...]) -> datetime:
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            value = datetime.fromisoformat(value)
+    if isinstance(value, datetime):
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+    if isinstance(value, date):
+        return datetime(value.year, value.month, value.day, tzinfo=UTC)
+    raise _wrong(where, "must be a date like 2026-01-31, or a date and time")
 
 
 def check(settings: Settings) -> None:
@@ -506,6 +615,7 @@ def _check_provider(name: str, provider: ProviderSettings) -> None:
     for field in provider.__struct_fields__:
         _positive(f"{where}.{field}", getattr(provider, field))
     _check_amount(f"{where}.reported_cost_max_usd", provider.reported_cost_max_usd)
+    _check_multiplier(f"{where}.price_multiplier", provider.price_multiplier)
 
 
 def _check_amount(where: str, amount: str) -> None:
@@ -530,14 +640,75 @@ def _check_model(name: str, model: ModelSettings, settings: Settings) -> None:
     if model.provider is not None and model.provider not in settings.providers:
         known = ", ".join(sorted(settings.providers)) or "none"
         raise ConfigurationError(f"{where}.provider: there is no provider {model.provider!r}; known: {known}")
-    for field in model.__struct_fields__:
-        value = getattr(model, field)
+    for field in ("context_window", "max_output_tokens", "image_tokens_max"):
+        _positive(f"{where}.{field}", getattr(model, field))
+    _check_rates(where, model, whole=False)
+    if model.prices and any(getattr(model, field) is not None for field in AmountSettings.__struct_fields__):
+        raise ConfigurationError(f"{where}: give prices in its own table or as [[{where}.prices]], not both")
+    for number, price in enumerate(model.prices):
+        _check_price(f"{where}.prices[{number}]", price)
+    _check_overlaps(where, model.prices)
+
+
+def _check_price(where: str, price: PriceSettings) -> None:
+    if price.from_ is not None and price.until is not None and price.from_ >= price.until:
+        raise ConfigurationError(f"{where}: its 'from' must be before its 'until'")
+    if all(getattr(price, field) is None for field in AmountSettings.__struct_fields__):
+        raise ConfigurationError(f"{where}: has no price; give input_usd and output_usd, or what they do not cover")
+    _check_rates(where, price, whole=bool(price.tiers or price.service_tiers))
+    _check_tiers(where, price.tiers)
+    for name, served in price.service_tiers.items():
+        _check_rates(f"{where}.service_tiers.{name}", served, whole=True)
+        _check_tiers(f"{where}.service_tiers.{name}", served.tiers)
+
+
+def _check_rates(where: str, rates: RateSettings, *, whole: bool) -> None:
+    """`whole`: it must have both base prices. One without the other is always wrong."""
+    for field in rates.__struct_fields__:
+        value = getattr(rates, field)
         if field.endswith("_usd") and value is not None:
             _check_amount(f"{where}.{field}", value)
-        else:
-            _positive(f"{where}.{field}", value)
-    if (model.input_usd is None) != (model.output_usd is None):
+    if (rates.input_usd is None) != (rates.output_usd is None):
         raise ConfigurationError(f"{where}: give both input_usd and output_usd, or neither")
+    if whole and rates.input_usd is None:
+        raise ConfigurationError(f"{where}: needs input_usd and output_usd")
+
+
+def _check_tiers(where: str, tiers: tuple[TierSettings, ...]) -> None:
+    for number, tier in enumerate(tiers):
+        _check_rates(f"{where}.tiers[{number}]", tier, whole=True)
+    starts = [tier.above_tokens for tier in tiers]
+    if any(start < 0 for start in starts) or any(later <= earlier for earlier, later in pairwise(starts)):
+        raise ConfigurationError(f"{where}.tiers: above_tokens must be zero or more, and grow from tier to tier")
+
+
+def _check_overlaps(where: str, prices: tuple[PriceSettings, ...]) -> None:
+    """Every instant has at most one entry."""
+    ever, never = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+    spans = sorted((price.from_ or ever, price.until or never, number) for number, price in enumerate(prices))
+    for (_, end, one), (start, _, other) in pairwise(spans):
+        if start < end:
+            first, second = sorted((one, other))
+            raise ConfigurationError(
+                f"{where}.prices[{first}] ({_span(prices[first])}) and {where}.prices[{second}] "
+                f"({_span(prices[second])}) overlap: give one of them a 'from' or 'until' so that only one counts"
+            )
+
+
+def _span(price: PriceSettings) -> str:
+    from_, until = (None if t is None else f"{t:%Y-%m-%dT%H:%MZ}" for t in (price.from_, price.until))
+    return " ".join([f"from {from_}"] * bool(from_) + [f"until {until}"] * bool(until)) or "always"
+
+
+def _check_multiplier(where: str, multiplier: str) -> None:
+    try:
+        value = Decimal(multiplier)
+    except InvalidOperation:
+        value = Decimal("NaN")
+    if not MULTIPLIER.fullmatch(multiplier) or not 0 < value <= MULTIPLIER_MAX:
+        raise ConfigurationError(
+            f'{where}: {multiplier!r} is not a multiplier; write it like "0.85", above 0 and at most {MULTIPLIER_MAX}'
+        )
 
 
 def provider_key(name: str, provider: ProviderSettings, environ: Mapping[str, str] | None = None) -> str | None:

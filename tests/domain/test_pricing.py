@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from tollkeeper.domain.pricing import Price, Tier, bound_nano, cost_nano, rates, rates_at, version_of
-from tollkeeper.domain.tariff import Tariff, overlaid, price_of, usd_per_million, usd_per_use
+from tollkeeper.domain.tariff import Tariff, overlaid, price_of, scaled, usd_per_million, usd_per_use
 from tollkeeper.domain.usage import Usage
 
 MINI = Price(rates(input=150_000, output=600_000, cached=75_000))
@@ -210,7 +210,7 @@ USD = st.decimals(0, 1000, places=9)
 def test_a_tariff_becomes_integers_without_loss(tokens: Decimal, fee: Decimal, multiplier: Decimal, n: int) -> None:
     """However many digits the amounts and the provider's multiplier have: only the cost itself is rounded, up."""
     tariff = Tariff(tokens={"input": tokens}, fees={"request": fee}, version="v", source="s")
-    price = price_of(tariff, multiplier)
+    price = price_of(scaled(tariff, multiplier))
     exact = (Fraction(tokens) * n / 10**6 + Fraction(fee)) * Fraction(multiplier) * 10**9
     assert cost_nano(price, Usage(input_tokens=n)) == -((-exact) // 1)
     assert usd_per_million(price, price.base.input) == tokens * multiplier

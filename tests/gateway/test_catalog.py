@@ -1,16 +1,21 @@
 """Prices as integers equal genai-prices' own arithmetic, and settings override them."""
 
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import genai_prices
+import msgspec
 import pytest
 from genai_prices.data import providers as price_data
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tollkeeper.domain.bound import Content
 from tollkeeper.domain.errors import ConfigurationError
-from tollkeeper.domain.pricing import cost_nano
+from tollkeeper.domain.pricing import cost_nano, version_of
 from tollkeeper.domain.usage import Usage
 from tollkeeper.gateway.catalog import (
     MODELS_MAX,
@@ -81,17 +86,117 @@ def test_settings_override_prices() -> None:
     )
     own = found.info("openai", "own", "whatever", us(NOW)).price
     assert own is not None
-    assert own.version == "configuration"
+    assert re.fullmatch(r"configuration models\.own [0-9a-f]{8}", own.version)
     assert cost_nano(own, Usage(input_tokens=2, output_tokens=2, cached_tokens=1)) == 1000 + 3000 + 1000
     sonnet = found.info("anthropic", "claude-sonnet-4-5", "claude-sonnet-4-5", us(NOW))
     assert sonnet.price is not None
     assert sonnet.context_window == 200000
     assert {sonnet.price.base.cached, *(t.rates.cached for t in sonnet.price.tiers)} == {125_000}
     assert sonnet.price.base.input == 3_000_000
-    assert sonnet.price.version.endswith("anthropic/claude-sonnet-4-5 + configuration")
+    assert "anthropic/claude-sonnet-4-5 + configuration models.claude-sonnet-4-5 " in sonnet.price.version
     assert found.info("openai", "elsewhere", "elsewhere", us(NOW)).price is None
     assert {"own", "elsewhere"} <= set(found.model_names("groq"))
     assert "elsewhere" not in found.model_names("openai")
+
+
+DATED: dict[str, Any] = {
+    "gpt-4o-mini": {
+        "prices": [
+            {"from": date(2026, 12, 1), "input_usd": "9", "output_usd": "9"},
+            {
+                "until": datetime(2026, 11, 23, 12, 0),
+                "input_usd": "1",
+                "output_usd": "2",
+                "cached_usd": "0.5",
+                "per_web_search_usd": "0.01",
+                "tiers": [{"above_tokens": 1000, "input_usd": "3", "output_usd": "4"}],
+                "service_tiers": {"flex": {"input_usd": "0.25", "output_usd": "0.5"}},
+            },
+        ]
+    }
+}
+
+
+def test_configured_prices_count_for_their_time() -> None:
+    """To the microsecond, the built-in price in between; what is kept is valid exactly as long."""
+    found = catalog(DATED)
+    noon, december = us(NOW), us(datetime(2026, 12, 1, tzinfo=UTC))
+
+    def input_usd(now_us: int) -> int:
+        info = found.info("openai", "gpt-4o-mini", "gpt-4o-mini", now_us)
+        assert info.valid_from_us <= now_us < info.valid_until_us
+        assert info.price is not None
+        return info.price.base.input
+
+    assert [input_usd(t) for t in (noon - 1, noon, december - 1, december)] == [10**6, 150_000, 150_000, 9 * 10**6]
+    # In the other order, as a clock that goes back would ask.
+    assert [input_usd(t) for t in (december, december - 1, noon, noon - 1)] == [9 * 10**6, 150_000, 150_000, 10**6]
+    info = found.info("openai", "gpt-4o-mini", "gpt-4o-mini", noon)
+    assert (info.valid_from_us, info.valid_until_us) == (noon, december)
+
+
+def test_a_configured_entry_has_every_kind_and_tier() -> None:
+    """Context tiers, service tiers and fees, and its version names the entry, the tier and its content."""
+    found = catalog(DATED)
+    price = found.info("openai", "gpt-4o-mini", "gpt-4o-mini", us(NOW) - 1).price
+    assert price is not None
+    assert cost_nano(price, Usage(1000, 10, 400, web_searches=1)) == 600_000 + 200_000 + 20_000 + 10_000_000
+    assert cost_nano(price, Usage(1001, 10)) == 3_003_000 + 40_000
+    assert cost_nano(price, Usage(1000, 10, service_tier="flex")) == 250_000 + 5_000
+    named = r"configuration models\.gpt-4o-mini\.prices\[1\] [0-9a-f]{8}"
+    assert re.fullmatch(named, version_of(price, Usage(1)))
+    assert re.fullmatch(named + " above 1000", version_of(price, Usage(1001)))
+    assert re.fullmatch(named + " flex", version_of(price, Usage(1, service_tier="flex")))
+    changed = catalog({"gpt-4o-mini": {"prices": [DATED["gpt-4o-mini"]["prices"][0] | {"output_usd": "8"}]}})
+    late = us(datetime(2027, 1, 1, tzinfo=UTC))
+    one, other = (c.info("openai", "gpt-4o-mini", "gpt-4o-mini", late).price for c in (found, changed))
+    assert one is not None
+    assert other is not None
+    assert one.version != other.version
+
+
+@given(st.integers(1, 10**12).map(lambda n: Decimal(n).scaleb(-9)), st.integers(0, 10**6), st.integers(0, 10**6))
+@settings(max_examples=50, deadline=None)
+def test_a_multiplier_is_exact(multiplier: Decimal, given_in: int, given_out: int) -> None:
+    """Cost with it is the exact cost times it, rounded up once; configured prices are not multiplied."""
+    tree: dict[str, Any] = {
+        "providers": {
+            "openai": {
+                "base_url": "https://api.openai.com/v1",
+                "dialect": "openai",
+                "price_multiplier": format(min(multiplier, Decimal(100)), "f"),
+            }
+        },
+        "models": {"gpt-4o": {"input_usd": "1", "output_usd": "1"}},
+    }
+    found = Catalog(convert(tree))
+    price = found.info("openai", "gpt-4o-mini", "gpt-4o-mini", us(NOW)).price
+    assert price is not None
+    times = Fraction(min(multiplier, Decimal(100)))
+    exact = (Fraction("0.15") * given_in + Fraction("0.6") * given_out) * 1000 * times
+    assert cost_nano(price, Usage(given_in, given_out)) == -((-exact) // 1)
+    assert times == 1 or f" × {min(multiplier, Decimal(100))}" in price.version
+    configured = found.info("openai", "gpt-4o", "gpt-4o", us(NOW)).price
+    assert configured is not None
+    assert configured.base.input == 10**6
+
+
+def test_a_service_tier_is_bounded_by_its_price() -> None:
+    """Asked for, or possible unasked; one without a price has no bound."""
+    plain, fast = Content(text_bytes=1000), Content(text_bytes=1000, service_tiers=("priority",))
+    info = EVERY.info("openai", "gpt-5", "gpt-5", us(NOW))
+    tokens = info.bound(fast, max_output=100, choices=1)
+    assert tokens.unbounded is None
+    held, standard = info.hold_nano(fast, tokens), info.hold_nano(plain, tokens)
+    assert held is not None
+    assert standard is not None
+    assert held == 2 * standard
+    cheap = Content(text_bytes=1000, service_tiers=("flex",))
+    assert info.hold_nano(cheap, tokens) == standard, "a provider may fall back to its standard"
+    unasked = msgspec.structs.replace(info, served_unasked=("priority",))
+    assert unasked.hold_nano(plain, tokens) == held
+    unknown = info.bound(Content(text_bytes=1, service_tiers=("ultrafast",)), max_output=1, choices=1).unbounded
+    assert unknown == "the service tier 'ultrafast' has no known price for this model"
 
 
 def test_models_that_always_search_are_unbounded() -> None:

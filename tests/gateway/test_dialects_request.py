@@ -40,7 +40,10 @@ def responses(item: object = "hello", **fields: object) -> dict[str, Any]:
 def reason(path: str, body: object) -> str:
     """Why a body has no bound; empty if it has one."""
     content = read(path, body).content
-    return content.unbounded or (f"stored: {content.stored_context}" if content.stored_context else "")
+    if content.unbounded is not None:
+        return content.unbounded
+    stored = f"stored: {content.stored_context}" if content.stored_context else ""
+    return stored or ", ".join(f"service tier: {tier}" for tier in content.service_tiers)
 
 
 def test_a_chat_call() -> None:
@@ -136,6 +139,7 @@ FREE = [
     (CHAT, chat([{"type": "text", "text": "x"}], temperature=0.5, stop=["a"], seed=4, logit_bias={"5": 1})),
     (CHAT, chat(tools=[{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}])),
     (CHAT, chat(modalities=["text"], service_tier="auto", response_format={"type": "json_object"})),
+    (CHAT, chat(prompt_cache_retention="24h")),
     (
         CHAT,
         {
@@ -210,7 +214,9 @@ COSTLY = [
     (CHAT, chat(modalities="audio"), "modalities"),
     (CHAT, chat(audio={"voice": "x"}), "audio"),
     (CHAT, chat(web_search_options={}), "web search"),
-    (CHAT, chat(service_tier="priority"), "priority"),
+    (CHAT, chat(service_tier="priority"), "service tier: priority"),
+    (CHAT, chat(prompt_cache_retention="12h"), "prompt_cache_retention"),
+    (RESPONSES, responses(prompt_cache_retention=5), "prompt_cache_retention"),
     (CHAT, chat(service_tier=["priority"]), "service tier"),
     (CHAT, chat(best_of=5), "best_of"),
     (CHAT, chat(N=5), "'N'"),
@@ -244,7 +250,7 @@ COSTLY = [
     (MESSAGES, messages([{"type": "container_upload", "file_id": "f"}]), "container_upload"),
     (MESSAGES, messages(tools=[{"type": "web_search_20250305", "name": "web_search"}]), "web_search_20250305"),
     (MESSAGES, messages(mcp_servers=[{}]), "mcp_servers"),
-    (MESSAGES, messages(speed="fast"), "speed"),
+    (MESSAGES, messages(speed="fast"), "service tier: fast"),
     (MESSAGES, messages(inference_geo="us"), "inference_geo"),
     (MESSAGES, messages(container="c"), "container"),
     (MESSAGES, messages(context_management={"edits": [{"type": "compact_20260112"}]}), "context_management"),

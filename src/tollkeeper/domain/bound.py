@@ -25,8 +25,8 @@ class Content(msgspec.Struct, frozen=True, kw_only=True):
     for beyond the limit, per choice (rejected predictions). `cache_write`, `cache_write_1h`: whether input can be
     charged at the rates of cache writes. `one_context`: whether all input is one prompt, which a context window
     limits as a whole; not so for lists of prompts or embeddings. `stored_context`: names the field through which a
-    stored conversation of unknown size joins the input, None if there is none. `unbounded`: why the cost has no
-    bound at all, else None.
+    stored conversation of unknown size joins the input, None if there is none. `service_tiers`: those asked for
+    besides the standard. `unbounded`: why the cost has no bound at all, else None.
     """
 
     text_bytes: int
@@ -37,6 +37,7 @@ class Content(msgspec.Struct, frozen=True, kw_only=True):
     cache_write_1h: bool = False
     one_context: bool = True
     stored_context: str | None = None
+    service_tiers: tuple[str, ...] = ()
     unbounded: str | None = None
 
 

@@ -1,11 +1,11 @@
 """Price lists as people write them, in USD and exact, and their one conversion into the integers of `pricing.py`.
 
-A tariff has the same kinds whether it comes from price data or from the configuration. A multiplier (a provider's
-discount or surcharge) is applied here, before anything is an integer, and so costs no exactness.
+A tariff has the same kinds whether it comes from price data or from the configuration. A provider's discount or
+surcharge is applied here, before anything is an integer, and so costs no exactness.
 """
 
 from collections.abc import Mapping
-from decimal import Decimal
+from decimal import Decimal, localcontext
 from fractions import Fraction
 from math import lcm
 from typing import Final
@@ -18,7 +18,8 @@ from tollkeeper.domain.pricing import Price, Rates, Tier, rates
 PICO_PER_USD: Final = 10**12
 TOKENS: Final = 10**6
 """Token prices are written per million."""
-ONE: Final = Decimal(1)
+DIGITS: Final = 100
+"""Of an amount with its multiplier: more than any has."""
 
 Amounts = Mapping[str, Decimal]
 
@@ -38,10 +39,10 @@ class Tariff(msgspec.Struct, frozen=True, kw_only=True):
     source: str
 
 
-def price_of(tariff: Tariff, multiplier: Decimal = ONE) -> Price:
+def price_of(tariff: Tariff) -> Price:
     """The tariff as integers, in the coarsest unit that holds all its amounts: pico-dollars, if it can be."""
-    tables = [_pico(tariff.tokens, multiplier, TOKENS), *(_pico(t, multiplier, TOKENS) for _, t in tariff.tiers)]
-    fees = _pico(tariff.fees, multiplier, 1)
+    tables = [_pico(tariff.tokens, TOKENS), *(_pico(table, TOKENS) for _, table in tariff.tiers)]
+    fees = _pico(tariff.fees, 1)
     finer = lcm(*(amount.denominator for table in (*tables, fees) for amount in table.values()))
     base, *above = (_rates(table, finer) for table in tables)
     return Price(
@@ -49,7 +50,7 @@ def price_of(tariff: Tariff, multiplier: Decimal = ONE) -> Price:
         tuple(Tier(start, at) for (start, _), at in zip(tariff.tiers, above, strict=True)),
         **{f"per_{kind}": int(amount * finer) for kind, amount in fees.items()},
         per_nano=PICO_PER_NANO * finer,
-        served={name: price_of(its, multiplier) for name, its in tariff.served.items()},
+        served={name: price_of(its) for name, its in tariff.served.items()},
         version=tariff.version,
         source=tariff.source,
     )
@@ -70,6 +71,23 @@ def overlaid(tariff: Tariff, tokens: Amounts, fees: Amounts, *, version: str, so
     )
 
 
+def scaled(tariff: Tariff, multiplier: Decimal) -> Tariff:
+    """The tariff with every amount multiplied, exactly; its version says so."""
+
+    def times(amounts: Amounts) -> dict[str, Decimal]:
+        return {kind: usd * multiplier for kind, usd in amounts.items()}
+
+    with localcontext(prec=DIGITS):
+        return Tariff(
+            tokens=times(tariff.tokens),
+            tiers=tuple((start, times(table)) for start, table in tariff.tiers),
+            fees=times(tariff.fees),
+            served={name: scaled(its, multiplier) for name, its in tariff.served.items()},
+            version=f"{tariff.version} × {multiplier}",
+            source=f"{tariff.source} × {multiplier}",
+        )
+
+
 def usd_per_million(price: Price, rate: int) -> Decimal:
     """A rate as people read it, exact."""
     return _decimal(Fraction(rate * TOKENS, price.per_nano * 10**9))
@@ -88,8 +106,8 @@ def _decimal(value: Fraction) -> Decimal:
     return Decimal(int(value * 10**digits)).scaleb(-digits)
 
 
-def _pico(amounts: Amounts, multiplier: Decimal, per: int) -> dict[str, Fraction]:
-    return {k: Fraction(usd) * Fraction(multiplier) * PICO_PER_USD / per for k, usd in amounts.items()}
+def _pico(amounts: Amounts, per: int) -> dict[str, Fraction]:
+    return {kind: Fraction(usd) * PICO_PER_USD / per for kind, usd in amounts.items()}
 
 
 def _rates(table: Mapping[str, Fraction], finer: int) -> Rates:

@@ -16,7 +16,8 @@ from tollkeeper.domain.bound import Bound, Content, bound
 from tollkeeper.domain.errors import ConfigurationError
 from tollkeeper.domain.money import nano_from_usd
 from tollkeeper.domain.pricing import Price, bound_nano
-from tollkeeper.domain.tariff import Tariff, overlaid, price_of
+from tollkeeper.domain.tariff import price_of, scaled
+from tollkeeper.gateway.overrides import Override, applied, in_force, overrides_of
 from tollkeeper.gateway.price_data import FOREVER_US, SOURCE, Listed, PriceData
 from tollkeeper.settings import ModelSettings, ProviderSettings, Settings
 
@@ -27,8 +28,6 @@ IMAGE_TOKENS_MAX: Final[Mapping[str, int]] = {"openai": 48_169, "anthropic": 5_0
 """The most one image is charged as, unless configured. OpenAI: gpt-4o-mini's 2,833 + 5,667 for each of 8 tiles, the
 worst of its "Images and vision" guide (other models at most 1,445 by tiles). Anthropic: about width × height / 750
 after scaling to its largest edge, less than 5,000 for every model of its "Vision" guide."""
-
-CONFIGURED: Final = "configuration"
 
 STORED_MARGIN: Final = (5, 4)
 """Context windows in the price data are rounded (1,000,000 for 1,047,576), so a stored conversation is taken to be a
@@ -58,6 +57,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     so. `context_window`, `max_output_tokens`: configured, so certain. `stored_tokens_max`: the most a stored
     conversation can hold, if known. `output_default`: the limit to inject into a request that states none.
     `reported_max_nano`: the most that the provider's own word of a cost is taken for; None: it is not asked.
+    `served_unasked`: service tiers that a request may be served at without asking.
     All of it holds from `valid_from_us` until before `valid_until_us`, when the price changes by itself.
     """
 
@@ -70,6 +70,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     unpriced: str | None = None
     unbounded: str | None = None
     reported_max_nano: int | None = None
+    served_unasked: tuple[str, ...] = ()
     valid_from_us: int = -FOREVER_US
     valid_until_us: int = FOREVER_US
 
@@ -89,9 +90,14 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
             stored_tokens_max=self.stored_tokens_max,
             max_output_tokens=self.max_output_tokens,
         )
-        if self.unbounded is None or result.unbounded is not None:
-            return result
-        return Bound(result.input_tokens, result.output_tokens, self.unbounded)
+        reason = result.unbounded or self.unbounded or self._unpriced_tier(content)
+        return result if reason is None else Bound(result.input_tokens, result.output_tokens, reason)
+
+    def _unpriced_tier(self, content: Content) -> str | None:
+        for tier in content.service_tiers:
+            if self.price is not None and tier not in self.price.served:
+                return f"the service tier '{tier}' has no known price for this model"
+        return None
 
     def hold_nano(self, content: Content, tokens: Bound) -> int | None:
         """The most a request can cost in nano-dollars; None without a price. Only true of bounded requests."""
@@ -104,6 +110,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
             cache_write=content.cache_write,
             cache_write_1h=content.cache_write_1h,
             images=content.images > 0,
+            served=content.service_tiers + self.served_unasked,
         )
 
 
@@ -114,6 +121,7 @@ class Catalog:
         self._settings = settings
         self._data = PriceData()
         self._priced = {name: self._provider(name, p) for name, p in settings.providers.items()}
+        self._overrides = {name: overrides_of(name, model) for name, model in settings.models.items()}
         self._models: dict[tuple[str, str, str], ModelInfo] = {}
 
     def info(self, provider: str, model: str, upstream_model: str, now_us: int) -> ModelInfo:
@@ -156,13 +164,19 @@ class Catalog:
         own = self._settings.models.get(model)
         if own is None or own.provider not in (None, provider):
             own = ModelSettings()
+            overrides: tuple[Override, ...] = ()
+        else:
+            overrides = self._overrides[model]
         priced = self._priced[provider]
         listed = (
             Listed(None, "no prices are known for its provider")
             if priced is None
             else self._data.look_up(priced, upstream_model, now_us)
         )
-        tariff = _overridden(listed.tariff, own)
+        entry, from_us, until_us = in_force(overrides, now_us)
+        multiplier = Decimal(settings.price_multiplier)
+        base = listed.tariff if listed.tariff is None or multiplier == 1 else scaled(listed.tariff, multiplier)
+        tariff = applied(base, entry)
         stored = own.context_window
         if stored is None and listed.context_window is not None:
             stored = listed.context_window * STORED_MARGIN[0] // STORED_MARGIN[1]
@@ -176,8 +190,9 @@ class Catalog:
             unpriced=None if tariff is not None else listed.unpriced,
             unbounded=_always_searching(upstream_model),
             reported_max_nano=nano_from_usd(settings.reported_cost_max_usd) if settings.trust_reported_cost else None,
-            valid_from_us=listed.from_us,
-            valid_until_us=listed.until_us,
+            served_unasked=settings.service_tiers,
+            valid_from_us=max(listed.from_us, from_us),
+            valid_until_us=min(listed.until_us, until_us),
         )
 
 
@@ -201,25 +216,3 @@ def _output_default(model: str) -> int:
 def _always_searching(model: str) -> str | None:
     """Search models and deep-research models call paid tools in every request, asked or not."""
     return "the model searches the web at a price of its own" if "search" in model.lower() else None
-
-
-def _overridden(tariff: Tariff | None, own: ModelSettings) -> Tariff | None:
-    """The tariff with what is configured in its place. Both base prices configured: nothing else counts."""
-    given = {
-        kind: Decimal(usd)
-        for kind, usd in (
-            ("input", own.input_usd),
-            ("output", own.output_usd),
-            ("cached", own.cached_usd),
-            ("cache_write", own.cache_write_usd),
-            ("cache_write_1h", own.cache_write_1h_usd),
-        )
-        if usd is not None
-    }
-    fees = {} if own.per_request_usd is None else {"request": Decimal(own.per_request_usd)}
-    if "input" in given and "output" in given:
-        return Tariff(tokens=given, fees=fees, version=CONFIGURED, source=CONFIGURED)
-    if tariff is None or not (given or fees):
-        return tariff
-    both = f" + {CONFIGURED}"
-    return overlaid(tariff, given, fees, version=tariff.version + both, source=tariff.source + both)

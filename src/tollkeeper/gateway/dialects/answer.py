@@ -9,12 +9,10 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from tollkeeper.domain.usage import Usage
-from tollkeeper.gateway.dialects.base import ABSENT, Endpoint
+from tollkeeper.gateway.dialects.base import ABSENT, TIER_CHARS_MAX, Endpoint
 
 TOKENS_MAX: Final = 2**40
 """A larger number is garbage."""
-TIER_CHARS_MAX: Final = 32
-"""Of a service tier's name."""
 
 _Tokens = Annotated[int, msgspec.Meta(ge=0, le=TOKENS_MAX)]
 

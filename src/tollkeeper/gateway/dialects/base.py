@@ -60,3 +60,5 @@ class Call(msgspec.Struct, frozen=True):
 
 ABSENT: Final = msgspec.Raw(b"")
 """Default of raw fields: `Raw | None` would take nothing but null."""
+TIER_CHARS_MAX: Final = 32
+"""Of a service tier's name."""

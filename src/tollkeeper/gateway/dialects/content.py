@@ -18,7 +18,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from tollkeeper.domain.bound import Content
-from tollkeeper.gateway.dialects.base import ABSENT, Endpoint, Name
+from tollkeeper.gateway.dialects.base import ABSENT, TIER_CHARS_MAX, Endpoint, Name
 
 PREAMBLE_TOKENS: Final = 1024
 """Added once for tools and once for a schema of the answer. Anthropic publishes up to 675 tokens for the tool use
@@ -27,7 +27,11 @@ BLOCK_DEPTH_MAX: Final = 4
 """Messages hold tool results, which hold documents, which hold text: no format nests deeper."""
 IMAGE_PREFIXES: Final = tuple(f"data:image/{kind};base64," for kind in ("png", "jpeg", "jpg", "gif", "webp"))
 NULL: Final = msgspec.Raw(b"null")
-FREE_TIERS: Final = (None, "auto", "default", "standard", "standard_only", "on_demand")
+FREE_TIERS: Final = ("auto", "default", "standard", "standard_only", "on_demand")
+
+"""`auto` is what the provider's project is set to, and nothing but a setting of ours can know it."""
+FREE_RETENTIONS: Final = (None, "in_memory", "in-memory", "24h")
+"""Writes of these cost the same (OpenAI's and Azure's "Prompt caching"); OpenAI's newest models have dearer ones."""
 
 _encode = msgspec.json.Encoder().encode
 _decode_any = msgspec.json.Decoder().decode
@@ -337,7 +341,7 @@ def _document(source: object, walk: _Walk, depth: int) -> None:
 class _Reader:
     """Reads one request's fields in turn, keeping the first reason."""
 
-    __slots__ = ("extra_input", "extra_output", "one_context", "prompts", "reason", "walk")
+    __slots__ = ("extra_input", "extra_output", "one_context", "prompts", "reason", "tiers", "walk")
 
     def __init__(self) -> None:
         self.walk = _Walk()
@@ -346,6 +350,7 @@ class _Reader:
         self.extra_output = 0
         self.one_context = True
         self.prompts = 1
+        self.tiers: tuple[str, ...] = ()
 
     def because(self, reason: str) -> None:
         if self.reason is None:
@@ -421,9 +426,19 @@ def _service_tier(raw: msgspec.Raw, reader: _Reader) -> None:
     try:
         tier = _tier(raw)
     except msgspec.ValidationError:
-        tier = "?"
-    if tier not in FREE_TIERS:
-        reader.because(f"the service tier '{str(tier)[:64]}' has prices of its own")
+        reader.because("a service tier that is no text cannot be priced")
+        return
+    if tier is not None and tier not in FREE_TIERS:
+        reader.tiers += (tier[:TIER_CHARS_MAX],)
+
+
+def _cache_retention(raw: msgspec.Raw, reader: _Reader) -> None:
+    try:
+        retention = _tier(raw)
+    except msgspec.ValidationError:
+        retention = "?"
+    if retention not in FREE_RETENTIONS:
+        reader.because(f"'prompt_cache_retention' of '{str(retention)[:64]}' may have a price of its own")
 
 
 def _output_modalities(raw: msgspec.Raw, reader: _Reader) -> None:
@@ -494,7 +509,7 @@ _SAMPLING: Final = frozenset(
     (
         *("frequency_penalty", "presence_penalty", "temperature", "top_p", "top_k", "min_p", "repetition_penalty"),
         *("seed", "stop", "logit_bias", "logprobs", "top_logprobs", "user", "model", "stream", "stream_options"),
-        *("metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "store"),
+        *("metadata", "safety_identifier", "prompt_cache_key", "store"),
     )
 )
 _FREE: Final[Mapping[Name, frozenset[str]]] = {
@@ -524,16 +539,22 @@ _READ: Final[Mapping[Name, Mapping[str, Callable[[msgspec.Raw, _Reader], None]]]
         "prediction": _prediction,
         "modalities": _output_modalities,
         "service_tier": _service_tier,
+        "prompt_cache_retention": _cache_retention,
         "audio": _refused("audio output has prices of its own"),
         "web_search_options": _refused("web search is charged by the provider"),
     },
-    "completions": {"prompt": _prompts, "service_tier": _service_tier},
+    "completions": {
+        "prompt": _prompts,
+        "service_tier": _service_tier,
+        "prompt_cache_retention": _cache_retention,
+    },
     "embeddings": {"input": _embedding_inputs},
     "responses": {
         "input": _input_items,
         "tools": _tool_list,
         "text": _schema,
         "service_tier": _service_tier,
+        "prompt_cache_retention": _cache_retention,
         "background": _background,
         "previous_response_id": _stored("previous_response_id"),
         "conversation": _stored("conversation"),
@@ -546,6 +567,7 @@ _READ: Final[Mapping[Name, Mapping[str, Callable[[msgspec.Raw, _Reader], None]]]
         "output_config": _schema,
         "output_format": _schema,
         "service_tier": _service_tier,
+        "speed": _service_tier,
         "context_management": _context_edits,
     },
 }
@@ -581,5 +603,6 @@ def read_content(endpoint: Endpoint, body: bytes, fields: Mapping[str, msgspec.R
         cache_write_1h=cache_write and _mentions(body, b'"1h"'),
         one_context=reader.one_context,
         stored_context=reader.walk.stored,
+        service_tiers=reader.tiers,
         unbounded=reader.reason,
     ), reader.prompts
