@@ -4,10 +4,11 @@ SHELL := bash
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 VENV := .venv
+PEERS := .bench/peers
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 
-.PHONY: help run test bench lint docs lock setup setup-dev servers clean
+.PHONY: help run test bench bench-peers lint docs lock setup setup-dev servers clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -18,8 +19,14 @@ run: setup ## Set up and start the gateway with the simulated provider on http:/
 test: setup-dev servers lint ## Set up (servers included), lint, check types and contracts, run all tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-bench: setup-dev servers ## Measure: one script per question, a table each
+bench: setup-dev servers bench-peers ## Measure: one script per question, a table each
 	$(BIN)/python -m benchmarks
+
+bench-peers: $(PEERS)/.done ## Install other limiters, pinned and hashed, for `make bench` to compare with
+
+$(PEERS)/.done: requirements-peers.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps --upgrade --target $(PEERS) -r $<
+	@touch $@
 
 lint: setup-dev ## Format, lint, types, import contracts, Lua
 	$(BIN)/ruff format --check --quiet . || { $(BIN)/ruff format --diff --quiet .; exit 1; }
@@ -34,6 +41,7 @@ docs: setup ## Write the reference pages from the code
 lock: ## Resolve dependencies anew into the pinned, hashed requirements
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --extra query pyproject.toml -o requirements.txt
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --extra query pyproject.toml --group dev -c requirements.txt -o requirements-dev.txt
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --group peers -c requirements.txt -o requirements-peers.txt
 
 setup: $(VENV)/.run ## Make .venv with pinned, hashed dependencies
 setup-dev: $(VENV)/.dev ## The same with what tests, lint and benchmarks need

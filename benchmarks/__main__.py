@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-QUESTIONS = ("gateway", "store")
+QUESTIONS = ("gateway", "store", "limiter", "window")
 
 
 def machine() -> str:
