@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from tollkeeper import __version__
-from tollkeeper.cli import configuration, groups, keys, limits, logs, serve, usage
+from tollkeeper.cli import configuration, groups, keys, limits, logs, prices, serve, usage
 from tollkeeper.domain.errors import TollkeeperError
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app.add_typer(groups.organisations, name="orgs")
 app.command()(usage.usage)
 app.add_typer(limits.app, name="limits")
 app.add_typer(logs.app, name="logs")
+app.add_typer(prices.app, name="prices")
 app.add_typer(configuration.app, name="config")
 app.command()(configuration.migrate)
 app.command()(configuration.doctor)

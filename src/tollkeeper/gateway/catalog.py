@@ -5,6 +5,7 @@ is one dictionary read. Which provider serves a name is not decided here but in 
 is the business of `price_data.py`.
 """
 
+import difflib
 import re
 from collections.abc import Mapping
 from decimal import Decimal
@@ -21,6 +22,8 @@ from tollkeeper.gateway.overrides import Override, applied, in_force, overrides_
 from tollkeeper.gateway.price_data import FOREVER_US, SOURCE, Listed, PriceData
 from tollkeeper.settings import ModelSettings, ProviderSettings, Settings
 
+NEAREST_MAX: Final = 5
+"""Names suggested for an unknown one."""
 MODELS_MAX: Final = 4096
 """Resolved models kept; above it the oldest are resolved again when asked for."""
 
@@ -55,7 +58,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     `price` is None if unknown, and `unpriced` says why. `unbounded`: why the cost of every request has no bound, if
     so. `context_window`, `max_output_tokens`: configured, so certain. `stored_tokens_max`: the most a stored
-    conversation can hold, if known. `output_default`: the limit to inject into a request that states none.
+    conversation can hold, if known. `listed_window`: the context window of the price data, which is rounded.
+    `output_default`: the limit to inject into a request that states none.
     `reported_max_nano`: the most that the provider's own word of a cost is taken for; None: it is not asked.
     `served_unasked`: service tiers that a request may be served at without asking.
     All of it holds from `valid_from_us` until before `valid_until_us`, when the price changes by itself.
@@ -67,6 +71,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     context_window: int | None = None
     max_output_tokens: int | None = None
     stored_tokens_max: int | None = None
+    listed_window: int | None = None
     unpriced: str | None = None
     unbounded: str | None = None
     reported_max_nano: int | None = None
@@ -149,6 +154,10 @@ class Catalog:
             names.update(self._data.model_names(priced))
         return sorted(names)
 
+    def nearest(self, provider: str, name: str) -> list[str]:
+        """Names known for a provider that are most like one, best first."""
+        return difflib.get_close_matches(name, self.model_names(provider), NEAREST_MAX, 0.5)
+
     def _provider(self, name: str, provider: ProviderSettings) -> str | None:
         if provider.prices is None:
             return self._data.provider_at(provider.base_url)
@@ -187,6 +196,7 @@ class Catalog:
             context_window=own.context_window,
             max_output_tokens=own.max_output_tokens,
             stored_tokens_max=stored,
+            listed_window=listed.context_window,
             unpriced=None if tariff is not None else listed.unpriced,
             unbounded=_always_searching(upstream_model),
             reported_max_nano=nano_from_usd(settings.reported_cost_max_usd) if settings.trust_reported_cost else None,

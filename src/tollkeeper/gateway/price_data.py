@@ -7,7 +7,6 @@ Where a price has parts that no usage report tells apart (video, say) and they a
 charged as, the model counts as unpriced: charging it would be a guess below the truth.
 """
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC, date, datetime, time, timedelta
@@ -31,8 +30,6 @@ from tollkeeper.domain.tariff import Tariff
 
 SOURCE: Final = f"genai-prices {genai_prices.__version__}"
 FOREVER_US: Final = 2**62
-NEAREST_MAX: Final = 5
-"""Names suggested for an unknown one."""
 
 TOKEN_KEYS: Final[Mapping[str, str]] = {
     "input_mtok": "input",
@@ -101,10 +98,6 @@ class PriceData:
     def model_names(self, provider_id: str) -> list[str]:
         """Every model of a provider that has a price per token."""
         return [m.id for m in self._provider(provider_id).models if _has_token_price(m)]
-
-    def nearest(self, provider_id: str, name: str) -> list[str]:
-        """The most similar names, best first."""
-        return difflib.get_close_matches(name, self.model_names(provider_id), NEAREST_MAX, 0.5)
 
     def look_up(self, provider_id: str, model: str, now_us: int) -> Listed:
         """What is known of a model at a time (Unix µs)."""
