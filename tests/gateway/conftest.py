@@ -1,4 +1,4 @@
-"""The data plane under a real uvicorn, in front of the real simulator, with the real ledger on the memory store."""
+"""The data plane under the HTTP server, in front of the simulator, with the ledger on the memory store: all real."""
 
 import asyncio
 import socket
@@ -11,7 +11,6 @@ from typing import Any
 import aiohttp
 import msgspec
 import pytest
-import uvicorn
 import uvloop
 
 from tests.gateway.fakes import (
@@ -23,6 +22,7 @@ from tests.gateway.fakes import (
     WatchedGovernor,
     principal_of,
 )
+from tollkeeper.app.connection import Connection, Shared
 from tollkeeper.domain.policy import UNLIMITED, Policy
 from tollkeeper.domain.record import RequestRecord
 from tollkeeper.gateway.server import DataPlane
@@ -106,16 +106,14 @@ class Stand:
             listener.listen()
             self.port = listener.getsockname()[1]
             self.url = f"http://127.0.0.1:{self.port}/v1"
-            config = uvicorn.Config(self.plane, lifespan="off", log_level="error", ws="none", http="httptools")
-            server = uvicorn.Server(config)  # without its main loop, which ticks ten times a second
-            config.load()
-            server.lifespan = config.lifespan_class(config)
-            await server.startup(sockets=[listener])
+            shared = Shared(self.plane, connections_max=100)
+            loop = asyncio.get_running_loop()
+            server = await loop.create_server(lambda: Connection(shared), sock=listener)
             async with aiohttp.ClientSession() as self._session:
                 yield self
-            await asyncio.sleep(0)  # the server sees the client's connections close and need not wait for them
-            server.force_exit = True
-            await server.shutdown(sockets=[listener])
+            server.close()
+            for connection in tuple(shared.connections):
+                connection.close()
         await self.plane.stop()
         await self._ledger.stop()
 

@@ -1,99 +1,29 @@
-"""The HTTP listener: uvicorn, with the bounds that it lacks, around one ASGI application.
+"""The HTTP listener: accepts connections, ends slow and idle ones, and stops in order.
 
-Knows nothing of what the application does.
+What is said on a connection is connection.py's matter, what it means the application's.
 """
 
 import asyncio
 import errno
-import logging
 import signal
 import socket
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
-from typing import Any, Final
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final
 
-import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-
+from tollkeeper.app.connection import LINGER_S, Application, Connection, Shared
 from tollkeeper.domain.errors import ConfigurationError
-from tollkeeper.observability.logging import logger
 from tollkeeper.settings import ServerSettings
 
-HEADER_BYTES_MAX: Final = 65_536
-"""Target and header fields of one request together; more closes the connection."""
 HEADER_TIMEOUT_S: Final = 15.0
 """Longest time from the first byte of a request, or from the connection's start, to the end of its header."""
-KEEP_ALIVE_S: Final = 75
+KEEP_ALIVE_S: Final = 75.0
 """Idle connections are kept longer than SDKs keep them, so that these never meet one that is just being closed."""
+SWEEP_S: Final = 0.25
+"""How often connections are looked at that have taken too long."""
+CANCEL_S: Final = 5.0
+"""How long requests that were cut off at a stop may take to settle."""
 BACKLOG: Final = 2048
-
-
-class BoundedProtocol(HttpToolsProtocol):
-    """Uvicorn's HTTP/1.1 with a bound on a request's header, and the start of its arrival for a deadline."""
-
-    header_since_s: float | None = None
-    header_bytes = 0
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self.header_since_s = self.loop.time()
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self.header_since_s = self.loop.time()
-        self.header_bytes = 0
-
-    def on_url(self, url: bytes) -> None:
-        self._count(len(url))
-        super().on_url(url)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._count(len(name) + len(value))
-        super().on_header(name, value)
-
-    def on_headers_complete(self) -> None:
-        self.header_since_s = None
-        super().on_headers_complete()
-
-    def _count(self, size: int) -> None:
-        self.header_bytes += size
-        if self.header_bytes > HEADER_BYTES_MAX:
-            raise ValueError("header too large")  # llhttp turns it into a parse error: 400 and the connection closed
-
-
-class Server(uvicorn.Server):
-    """Calls `on_listening` once connections are accepted; leaves signals alone; closes slow connections."""
-
-    def __init__(self, config: uvicorn.Config, on_listening: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._on_listening = on_listening
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self._on_listening()
-
-    async def on_tick(self, counter: int) -> bool:
-        if counter % 10 == 0:
-            self._close_slow(asyncio.get_running_loop().time() - HEADER_TIMEOUT_S)
-        return await super().on_tick(counter)
-
-    def _close_slow(self, since_s: float) -> None:
-        for connection in list(self.server_state.connections):
-            started_s = getattr(connection, "header_since_s", None)
-            if started_s is not None and started_s < since_s:
-                connection.transport.abort()
-
-    @contextmanager
-    def capture_signals(self) -> Generator[None, None, None]:
-        yield
-
-
-class LogBridge(logging.Handler):
-    """Brings what uvicorn reports, tracebacks of the application included, into our own log."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        trace = self.format(record).partition("\n")[2] or None
-        logger("server").error("listener_error", message=record.getMessage(), trace=trace)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -131,7 +61,7 @@ def url_of(bound: socket.socket) -> str:
 
 
 async def run(
-    application: Any,
+    application: Application,
     bound: socket.socket,
     settings: ServerSettings,
     on_listening: Callable[[], None],
@@ -141,42 +71,65 @@ async def run(
 
     A second signal stops waiting. `on_stopping` is called at the first one.
     """
-    config = uvicorn.Config(
-        application,
-        http=BoundedProtocol,
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        log_level="error",
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        backlog=BACKLOG,
-        limit_concurrency=settings.connections_max,
-        timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=max(1, round(settings.drain_timeout_s)),
-    )
-    server = Server(config, on_listening)
-    bridge = LogBridge()
-    logging.getLogger("uvicorn.error").addHandler(bridge)
     loop = asyncio.get_running_loop()
+    shared = Shared(application, settings.connections_max)
+    stopping, cut_off = asyncio.Event(), asyncio.Event()
 
     def stop() -> None:
-        if server.should_exit:
-            server.force_exit = True
+        if stopping.is_set():
+            cut_off.set()
         else:
-            server.should_exit = True
+            stopping.set()
             on_stopping()
 
+    sweeper = asyncio.create_task(_sweep(shared))
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)
     try:
-        await server.serve(sockets=[bound])
-    except OSError as error:
-        if server.started:
-            raise
-        raise _refusal(error, *bound.getsockname()[:2]) from None
+        try:
+            listener = await loop.create_server(lambda: Connection(shared), sock=bound, backlog=BACKLOG)
+        except OSError as error:
+            raise _refusal(error, *bound.getsockname()[:2]) from None
+        on_listening()
+        await stopping.wait()
+        listener.close()
+        await _drain(shared, cut_off, settings.drain_timeout_s)
     finally:
-        logging.getLogger("uvicorn.error").removeHandler(bridge)
+        sweeper.cancel()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
+
+
+async def _sweep(shared: Shared) -> None:
+    """Keep the date current and end what takes too long."""
+    while True:
+        shared.tick()
+        now_s = shared.loop.time()
+        for connection in tuple(shared.connections):
+            for since, most_s in (
+                (connection.header_since, HEADER_TIMEOUT_S),
+                (connection.idle_since, KEEP_ALIVE_S),
+                (connection.lingers_since, LINGER_S),
+            ):
+                if since is not None and now_s - since > most_s:
+                    connection.abort()
+        await asyncio.sleep(SWEEP_S)
+
+
+async def _drain(shared: Shared, cut_off: asyncio.Event, timeout_s: float) -> None:
+    """Let requests in flight end by themselves, then cut them off."""
+    shared.stopping = True
+    for connection in tuple(shared.connections):
+        connection.stop()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            while shared.tasks and not cut_off.is_set():
+                waiting = [asyncio.ensure_future(cut_off.wait()), *shared.tasks]
+                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                waiting[0].cancel()
+    for task in tuple(shared.tasks):
+        task.cancel()
+    if shared.tasks:
+        await asyncio.wait(tuple(shared.tasks), timeout=CANCEL_S)
+    for connection in tuple(shared.connections):
+        connection.close()
