@@ -68,6 +68,8 @@ def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
         "TOLLKEEPER_DIGEST_KEY": DIGEST_KEY,
         "TOLLKEEPER_ADMIN_TOKEN": "a" * 32,
         "REDIS_URL": "redis://127.0.0.1:6379/0",
+        "TOLLKEEPER_OUTAGE_LIMITS": "open",
+        "TOLLKEEPER_OUTAGE_BUDGETS": "closed",
         "DATABASE_URL": "postgresql://u:p@h/d",
         "LOG_STORE_URL": "s3://bucket/prefix",
         "BILLING_SYNC_INTERVAL": "2m",
@@ -345,7 +347,7 @@ def test_the_example_loads() -> None:
 
 def test_every_setting_says_why() -> None:
     """A setting that no sentence explains is not finished."""
-    sections = {"server", "store", "database", "logs", "billing", "secrets", "providers", "models"}
+    sections = {"server", "store", "outage", "database", "logs", "billing", "secrets", "providers", "models"}
     unexplained = {f"{p}.{f}" for p, kind in SECTIONS for f, text in field_texts(kind).items() if not text}
     assert unexplained - {f".{name}" for name in sections} == set()
 

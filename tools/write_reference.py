@@ -27,6 +27,7 @@ SECTIONS: Final[tuple[tuple[str, type[settings.Group]], ...]] = (
     ("", settings.Settings),
     ("server", settings.ServerSettings),
     ("store", settings.StoreSettings),
+    ("outage", settings.OutageSettings),
     ("database", settings.DatabaseSettings),
     ("logs", settings.LogSettings),
     ("billing", settings.BillingSettings),

@@ -25,6 +25,7 @@ from tollkeeper.domain.errors import ConfigurationError
 from tollkeeper.domain.money import MoneyError, nano_from_usd
 
 Dialect = Literal["openai", "anthropic"]
+OutageMode = Literal["closed", "open", "bounded"]
 
 
 class Group(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -57,6 +58,15 @@ class StoreSettings(Group, frozen=True):
     """Longest time to connect."""
     admission_timeout_s: float = 1.0
     """Longest wait for an admission; after it the request gets a 503 and the store will not run it any more."""
+
+
+class OutageSettings(Group, frozen=True):
+    """While Redis is away: a process takes its share (`bounded`), nothing passes (`closed`, a 503), all (`open`)."""
+
+    limits: OutageMode = "bounded"
+    """Windows and concurrency. A share is what was left of a limit, divided by the live gateway processes."""
+    budgets: OutageMode = "bounded"
+    """Of the headroom as last known, if that was within the 10 s before Redis went away; else as `closed`."""
 
 
 class DatabaseSettings(Group, frozen=True):
@@ -250,6 +260,7 @@ class Settings(Group, frozen=True):
     """Default: console on a terminal, JSON otherwise."""
     server: ServerSettings = ServerSettings()
     store: StoreSettings = StoreSettings()
+    outage: OutageSettings = OutageSettings()
     database: DatabaseSettings = DatabaseSettings()
     logs: LogSettings = LogSettings()
     billing: BillingSettings = BillingSettings()
@@ -282,6 +293,8 @@ ENVIRONMENT: Final[Mapping[str, tuple[str, ...]]] = {
     "TOLLKEEPER_DIGEST_KEY": ("secrets", "digest_key"),
     "TOLLKEEPER_ADMIN_TOKEN": ("secrets", "admin_token"),
     "REDIS_URL": ("store", "redis_url"),
+    "TOLLKEEPER_OUTAGE_LIMITS": ("outage", "limits"),
+    "TOLLKEEPER_OUTAGE_BUDGETS": ("outage", "budgets"),
     "DATABASE_URL": ("database", "url"),
     "LOG_STORE_URL": ("logs", "url"),
     "BILLING_SYNC_INTERVAL": ("billing", "sync_interval_s"),

@@ -1,8 +1,13 @@
 """What anyone may ask: index, health, readiness, metrics, and the pages about the API."""
 
 import re
+from typing import Any
+
+import msgspec
 
 from tests.admin.conftest import Control
+from tollkeeper.admin.probes import Degraded, Probes, Readiness
+from tollkeeper.observability.metrics import Metrics
 
 
 async def test_health_and_readiness(control: Control) -> None:
@@ -13,6 +18,7 @@ async def test_health_and_readiness(control: Control) -> None:
         200,
         {
             "ready": True,
+            "degraded": False,
             "checks": {"database": {"ok": True, "detail": "ok"}, "store": {"ok": True, "detail": "memory"}},
         },
     )
@@ -28,6 +34,24 @@ async def test_readiness_tells_the_truth(control: Control) -> None:
     assert (await control("GET", "/healthz", token=None)).status == 200
     health = (await control("GET", "/admin/v1/health")).json
     assert (health["version"], health["ready"], health["checks"]["database"]["ok"]) == ("1.2.3", False, False)
+
+
+async def test_degraded_is_ready_and_says_so() -> None:
+    """What is served without a dependency, as its operator chose, is ready, degraded, and tells why."""
+
+    async def store() -> str:
+        return Degraded("limits bounded: Redis does not answer")
+
+    sent: list[dict[str, Any]] = []
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    probes = Probes(readiness=Readiness({"store": store}), metrics=Metrics(), version="1")
+    await probes({"type": "http", "method": "GET", "path": "/readyz"}, None, send)  # type: ignore[arg-type]
+    assert sent[0]["status"] == 200
+    check = {"ok": True, "detail": "limits bounded: Redis does not answer", "degraded": True}
+    assert msgspec.json.decode(sent[1]["body"]) == {"ready": True, "degraded": True, "checks": {"store": check}}
 
 
 async def test_metrics(control: Control) -> None:

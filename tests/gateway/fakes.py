@@ -99,6 +99,9 @@ class NothingDurable:
 
     async def enrol_producer(self, producer: str, now_us: int) -> None: ...
 
+    async def live_producers(self, since_us: int) -> list[str]:
+        return []
+
     async def retire_producer(self, producer: str, now_us: int) -> None: ...
 
 

@@ -183,6 +183,8 @@ CROWDED: Final = [
         True,
     ),
     (_REQUESTS, None, None, [("admit", 0, 0), ("flood", 0, 2**40 - 1), ("admit", 1, 0)], False),
+    (_TOKENS, None, None, [("admit", 0, 0), ("admit", 0, 0), ("push", 0, 1, 1, [])], True),
+    (_TOKENS, None, None, [("admit", 20, 0), ("push", 0, 1, 3, [])], True),
     (_TOKENS, None, None, [("admit", 1, 9), ("admit", 2, 9), ("lose", 5), ("settle", 0, 4, 3), ("state",)], False),
     (Policy(windows=(Window(Unit.TOKENS, 5),)), None, None, [("admit", 3, 1), ("admit", 5, 1)], False),
     (Policy(windows=(Window(Unit.REQUESTS, 1),)), None, None, [("admit", 0, 1), ("admit", 0, 1)], False),
@@ -195,7 +197,8 @@ CROWDED: Final = [
     ),
 ]
 """Refusals that end only when several runs have left; a run that is full; holds that are made again; weights that are
-just as large as the limit; refusals without a wait at once."""
+just as large as the limit; refusals without a wait at once; a log that knows more of one unit and less of the
+other than was seen of it."""
 FULL_AGAIN: Final = [("ask", 2, 1), ("wait", 999_999), ("usage", 3), ("wait", 1), ("usage", 3)]
 """A bucket is forgotten in the very µs in which it is full, whatever it is asked for next."""
 

@@ -3,10 +3,12 @@
 from pathlib import Path
 
 from tollkeeper.domain.admission import Denial, Grant
+from tollkeeper.domain.outage import OutageModes
 from tollkeeper.domain.periods import Period
 from tollkeeper.domain.policy import Budget, Policy, Principal, Scope, ScopeKind, Unit, Window
 from tollkeeper.domain.usage import Usage
 from tollkeeper.governance import Closer, Ledger, MemoryStore, RedisStore, SyncWorker
+from tollkeeper.governance.ledger import SHUT
 from tollkeeper.governance.store import Store
 from tollkeeper.observability.metrics import Metrics
 from tollkeeper.settings import StoreSettings
@@ -43,23 +45,27 @@ def budget(nano: int, *, rpm: int = 1000, concurrency: int | None = None) -> Pol
 class Parts:
     """What a gateway process has of governance, to start and stop (or abandon, as a crash does)."""
 
-    def __init__(self, store: Store, database: Database, folder: Path, clock: Clock) -> None:
+    def __init__(
+        self, store: Store, database: Database, folder: Path, clock: Clock, outage: OutageModes = SHUT
+    ) -> None:
         self.store, self.database, self.clock = store, database, clock
         self.metrics = Metrics()
         spend = database.spend
         common = {"store": store, "spend": spend, "metrics": self.metrics, "now_us": clock}
-        self.ledger = Ledger(outbox_dir=folder / "outbox", **common)  # type: ignore[arg-type]
+        self.ledger = Ledger(outbox_dir=folder / "outbox", outage=outage, **common)  # type: ignore[arg-type]
         self.sync = SyncWorker(ledger=self.ledger, interval_s=3600, **common)  # type: ignore[arg-type]
         self.closer = Closer(ledger=self.ledger, sync=self.sync, **common)  # type: ignore[arg-type]
 
     @classmethod
-    async def start(cls, folder: Path, redis_url: str | None, clock: Clock | None = None) -> "Parts":
+    async def start(
+        cls, folder: Path, redis_url: str | None, clock: Clock | None = None, outage: OutageModes = SHUT
+    ) -> "Parts":
         clock = clock or Clock()
         store: Store = MemoryStore(clock) if redis_url is None else RedisStore(StoreSettings(redis_url=redis_url))
         await store.start()
         database = await Database.open(f"sqlite:///{folder / 'accounts.db'}")
         await database.migrate()
-        parts = cls(store, database, folder, clock)
+        parts = cls(store, database, folder, clock, outage)
         await parts.ledger.start()
         await parts.closer.start()
         return parts

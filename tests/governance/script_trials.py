@@ -27,7 +27,7 @@ from tollkeeper.domain.periods import Span
 from tollkeeper.domain.policy import Policy, Principal
 from tollkeeper.domain.ports import SpendTotals
 from tollkeeper.domain.tree import Tree
-from tollkeeper.domain.windows import RunLog
+from tollkeeper.domain.windows import LogPush, RunLog
 from tollkeeper.governance.limit_stores import LimitStore, MemoryLimits, RedisLimits
 from tollkeeper.governance.redis_store import (
     ROOT_SLOT,
@@ -160,7 +160,13 @@ class CheckedLua(LuaRedis):
 
     after_reassert = after_reset
 
+    def before_push(self, keys: list[bytes], arguments: Sequence[Any]) -> int:
+        return int(word(arguments[1]) not in self.redis.values.get(keys[0], {}))
 
+    after_push = after_reset
+
+
+ages = st.sampled_from([-5_000_000, 0, 1, 9_999, 1_000_000, 6_000_000, 59_999_999, 60_000_000, 60_000_001])
 extra_moves = st.one_of(
     st.tuples(st.just("orphan"), st.integers(0, 15), st.integers(0, 60)),
     st.tuples(st.just("bury"), st.sampled_from([1, 1, 1, 2])),
@@ -172,6 +178,14 @@ extra_moves = st.one_of(
     st.tuples(st.just("stranger"), st.integers(0, 2), st.integers(-1, 2)),
     st.tuples(st.just("flood"), st.integers(0, 20), st.sampled_from([2**40 - 1, 2**40, 2**41, -(2**41)])),
     st.tuples(st.just("overvoid"), st.integers(0, 20), st.integers(0, 3)),
+    st.tuples(
+        st.just("push"),
+        st.integers(0, 5),
+        st.sampled_from([0, 0, 1]),
+        st.integers(0, 9),
+        st.lists(st.tuples(ages, st.integers(0, 4), st.integers(0, 40)), max_size=4),
+    ),
+    st.tuples(st.just("claim"), st.integers(0, 3)),
     st.tuples(st.just("forged"), st.integers(0, 20), st.sampled_from([-1, 1]), st.sampled_from([-1, 0, 1, 2])),
 )
 
@@ -299,6 +313,26 @@ class LuaPair(Pair):
             entry = void_entry(self.number + 1, dispatch, grant.demand.requests + more, grant.demand.tokens + more)
             if (await self.apply(msgspec.structs.replace(entry, attempt="none.1", slots=()))).status == "ok":
                 self.number += 1
+
+    async def on_push(self, number: int, generation: int, known: int, runs: list[tuple[int, int, int]]) -> None:
+        """What was admitted without the store, some of it out of the window by now, some stamped ahead of its clock;
+        a push may come again."""
+        pushes = []
+        for check in checks_for(self.who, self.now_us, None, "anna").logs:
+            log = self.tree.logs.get(check.name)
+            made_us = log.generation + generation if log else 0
+            stamped = tuple((self.now_us - age, requests, tokens) for age, requests, tokens in runs)
+            seen_us = self.now_us - 1_000 * known
+            pushes.append(
+                LogPush(check.name, check.window_us, check.tick_us, made_us, seen_us, known, 5 * known, stamped)
+            )
+        await self.both(lambda store: store.push(self.root, f"push{number}", pushes))
+
+    async def on_claim(self, number: int) -> None:
+        """Attempts in flight that the store has no leases of, or has."""
+        slots = {slot.name: [f"c{n}.1" for n in range(number)] for slot in checks_for(self.who, self.now_us).slots}
+        if number:
+            await self.both(lambda store: store.claim(self.root, slots))
 
     async def on_forged(self, which: int, generation: int, index: int) -> None:
         """A correction of a run that never was: of another generation, or beside the one that was."""

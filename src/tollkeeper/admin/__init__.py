@@ -1,6 +1,6 @@
 """The control plane: the REST API for operators, probes and the page that describes them."""
 
 from tollkeeper.admin.api import create_admin
-from tollkeeper.admin.probes import Probe, Readiness
+from tollkeeper.admin.probes import Degraded, Probe, Readiness
 
-__all__ = ["Probe", "Readiness", "create_admin"]
+__all__ = ["Degraded", "Probe", "Readiness", "create_admin"]

@@ -31,11 +31,18 @@ Point an OpenAI SDK at <this address>/v1 and an Anthropic SDK at <this address>,
 """
 
 
-class Check(msgspec.Struct, frozen=True):
+class Degraded(str):
+    """A remark: the dependency is away, and the gateway serves without it, as its operator chose."""
+
+    __slots__ = ()
+
+
+class Check(msgspec.Struct, frozen=True, omit_defaults=True):
     """What one dependency said."""
 
     ok: bool
     detail: str
+    degraded: bool = False
 
 
 class Readiness:
@@ -61,7 +68,8 @@ class Readiness:
 async def _ask(probe: Probe) -> Check:
     try:
         async with asyncio.timeout(PROBE_TIMEOUT_S):
-            return Check(True, await probe() or "ok")
+            detail = await probe() or "ok"
+            return Check(True, str(detail), isinstance(detail, Degraded))
     except TimeoutError:
         return Check(False, f"no answer within {PROBE_TIMEOUT_S:g} s")
     except TollkeeperError as error:
@@ -97,5 +105,6 @@ class Probes:
     async def _ready(self, send: Send) -> None:
         checks = await self._readiness.checks()
         ready = all(check.ok for check in checks.values())
-        body = msgspec.json.encode({"ready": ready, "checks": checks})
+        degraded = any(check.degraded for check in checks.values())
+        body = msgspec.json.encode({"ready": ready, "degraded": degraded, "checks": checks})
         await answer(send, 200 if ready else 503, body, "application/json")

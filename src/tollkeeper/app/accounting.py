@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 
 from tollkeeper.domain.errors import Unavailable
+from tollkeeper.domain.outage import OutageMode, OutageModes
 from tollkeeper.governance import Closer, Ledger, Store, SyncWorker, open_store
 from tollkeeper.observability.logging import logger
 from tollkeeper.observability.metrics import Metrics
@@ -45,6 +46,7 @@ class Accounting:
             metrics=metrics,
             now_us=now_us,
             admission_timeout_s=settings.store.admission_timeout_s,
+            outage=OutageModes(OutageMode(settings.outage.limits), OutageMode(settings.outage.budgets)),
         )
         parts.push_async_callback(ledger.stop)
         await ledger.start()

@@ -12,14 +12,14 @@ from contextlib import AsyncExitStack
 from typing import Any, Final
 
 from tollkeeper import __version__
-from tollkeeper.admin import Probe, Readiness, create_admin
+from tollkeeper.admin import Degraded, Probe, Readiness, create_admin
 from tollkeeper.app.accounting import Accounting
 from tollkeeper.app.data_dir import DataDir, admin_token, digest_key
 from tollkeeper.app.database import open_database
-from tollkeeper.domain.errors import DatabaseUnavailable, OutboxUnavailable
+from tollkeeper.domain.errors import DatabaseUnavailable, OutboxUnavailable, StoreUnavailable
 from tollkeeper.domain.ports import Accounts
 from tollkeeper.gateway.server import DataPlane
-from tollkeeper.governance import Ledger
+from tollkeeper.governance import Ledger, Outage, Store
 from tollkeeper.logs.pipeline import LogPipeline
 from tollkeeper.observability.metrics import Metrics
 from tollkeeper.settings import Settings, provider_key
@@ -126,7 +126,7 @@ class Gateway:
         self._readiness = Readiness(
             {
                 "database": _probe(database.ping),
-                "store": _probe(store.ping),
+                "store": _store_probe(store, ledger.outage),
                 "log_store": _probe(records.ping),
                 "outbox": _outbox_probe(ledger),
                 "keys": _keys_probe(self._plane),
@@ -153,6 +153,18 @@ def provider_keys(settings: Settings) -> Mapping[str, str | None]:
 def _probe(ping: Any) -> Probe:
     async def ask() -> str | None:
         await ping()
+        return None
+
+    return ask
+
+
+def _store_probe(store: Store, outage: Outage) -> Probe:
+    async def ask() -> str | None:
+        if outage.refuses:
+            raise StoreUnavailable(f"{outage.degraded}")
+        if outage.degraded is not None:
+            return Degraded(outage.degraded)
+        await store.ping()
         return None
 
     return ask

@@ -243,7 +243,8 @@ class Shadowed(msgspec.Struct, frozen=True, gc=False):
 class Reply(msgspec.Struct, frozen=True, gc=False):
     """The store's answer, in the order of the checks. `now_us` is the store's time of the decision.
 
-    `shadowed` are the limits in shadow that would have refused what was admitted.
+    `shadowed` are the limits in shadow that would have refused what was admitted. `degraded` names the concerns that
+    one instance decided alone because the store is away: `limits`, `budgets`, both or none.
     """
 
     status: Status
@@ -253,6 +254,7 @@ class Reply(msgspec.Struct, frozen=True, gc=False):
     counters: tuple[CounterState, ...] = ()
     refusal: Refusal | None = None
     shadowed: tuple[Shadowed, ...] = ()
+    degraded: str = ""
 
 
 class LimitState(msgspec.Struct, frozen=True, gc=False):

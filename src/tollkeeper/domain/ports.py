@@ -178,6 +178,10 @@ class SpendLedger(Protocol):
         """Record that a producer exists; also its heartbeat."""
         ...
 
+    async def live_producers(self, since_us: int) -> list[str]:
+        """Ids of producers that are not closed and whose last heartbeat is not older."""
+        ...
+
     async def retire_producer(self, producer: str, now_us: int) -> None:
         """Record that a producer is closed."""
         ...

@@ -27,9 +27,11 @@ from tollkeeper.domain.admission import (
 )
 from tollkeeper.domain.entries import CLOSED, Applied, AppliedStatus, Dispatch, Entry, EntryKind
 from tollkeeper.domain.ports import SpendTotals
-from tollkeeper.domain.windows import RunLog
+from tollkeeper.domain.windows import LogPush, RunLog
 
 NOTHING_SPENT: Final = SpendTotals()
+PUSH_REMEMBERED_US: Final = 86_400_000_000
+"""A push that comes again within a day, after a lost reply, adds nothing."""
 
 
 class Counter:
@@ -83,6 +85,7 @@ class Tree:
         self.counters: dict[str, Counter] = {}
         self.changed: dict[str, str] = {}
         self.generation = 1
+        self.pushed: dict[str, int] = {}
         self.clock_jumps = 0
 
     # Admission
@@ -272,6 +275,24 @@ class Tree:
                 if leases is not None and attempt in leases:
                     leases[attempt] = now_us + SLOT_LEASE_US
 
+    def claim(self, now_us: int, slots: Mapping[str, Iterable[str]]) -> None:
+        """Lease slots for attempts that are in flight already (slot name → attempts), whatever the limits."""
+        for slot, attempts in slots.items():
+            self.slots.setdefault(slot, {}).update(dict.fromkeys(attempts, now_us + SLOT_LEASE_US))
+
+    def push(self, now_us: int, push_id: str, pushes: Iterable[LogPush]) -> bool:
+        """Add by force what an instance admitted alone while it could not ask; False: this push was here before."""
+        if push_id in self.pushed:
+            return False
+        self.pushed[push_id] = now_us + PUSH_REMEMBERED_US
+        for push in pushes:
+            log = self.logs.get(push.name) or RunLog(push.window_us, push.tick_us, now_us)
+            self.clock_jumps += log.advance(now_us)
+            log.push(now_us, push)
+            if log.runs:
+                self.logs[push.name] = log
+        return True
+
     def reset(self, logs: Iterable[str], slots: Iterable[str]) -> None:
         """Empty windows and free slots; money is untouched."""
         for name in logs:
@@ -331,6 +352,8 @@ class Tree:
         """Drop what has no more effect: the memory store's counterpart of key expiry."""
         for name in [n for n, log in self.logs.items() if log.last_us + 2 * log.window_us <= now_us]:
             del self.logs[name]
+        for push_id in [i for i, until_us in self.pushed.items() if until_us <= now_us]:
+            del self.pushed[push_id]
         for name in [n for n, c in self.counters.items() if 0 < c.expires_us <= now_us and n not in self.changed]:
             del self.counters[name]
 

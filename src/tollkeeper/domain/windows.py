@@ -12,10 +12,29 @@ admissions that lie less than W apart are always counted together.
 from collections import deque
 from typing import Final
 
+import msgspec
+
 from tollkeeper.domain.admission import WEIGHT_MAX, LogState
 
 CLOCK_JUMP_US: Final = 1_000_000
 """A stamp further ahead of now than this means that the clock was set back."""
+
+
+class LogPush(msgspec.Struct, frozen=True):
+    """What was admitted without a log and must be added to it by force, oldest first.
+
+    `known_requests` and `known_tokens` are its sums as last seen, when it was of `generation` and its newest run was
+    stamped `known_us`: a log of another generation has forgotten them. `runs` are (stamp, requests, tokens).
+    """
+
+    name: str
+    window_us: int
+    tick_us: int
+    generation: int
+    known_us: int
+    known_requests: int
+    known_tokens: int
+    runs: tuple[tuple[int, int, int], ...]
 
 
 class RunLog:
@@ -78,6 +97,18 @@ class RunLog:
         self.requests += requests
         self.tokens += tokens
         return self.head + len(self.runs) - 1
+
+    def push(self, now_us: int, push: LogPush) -> None:
+        """Add what is still in the window, whatever the limits; call after `advance`. No stamp is later than now."""
+        if self.generation != push.generation:
+            missing = max(0, push.known_requests - self.requests), max(0, push.known_tokens - self.tokens)
+            self._force(now_us, push.known_us, *missing)
+        for stamp_us, requests, tokens in push.runs:
+            self._force(now_us, stamp_us, requests, tokens)
+
+    def _force(self, now_us: int, stamp_us: int, requests: int, tokens: int) -> None:
+        if stamp_us + self.window_us > now_us and requests + tokens > 0:
+            self.add(min(stamp_us, now_us), requests, tokens)
 
     def correct(self, generation: int, index: int, requests: int, tokens: int) -> None:
         """Add to a run that is still in the log; a run that has left changes nothing. Weights stay in 0..2^40."""

@@ -41,7 +41,7 @@ from tollkeeper.gateway.models import ModelList
 from tollkeeper.gateway.record import HUNG_UP, Exchange, record_of
 from tollkeeper.gateway.routing import Router, check_allowed
 from tollkeeper.gateway.settle import Attempt
-from tollkeeper.gateway.stream import JSON, answer, headers_of
+from tollkeeper.gateway.stream import JSON, answer, degraded_header, headers_of
 from tollkeeper.gateway.upstream import Upstream
 from tollkeeper.observability.logging import logger
 from tollkeeper.observability.metrics import Metrics
@@ -287,6 +287,8 @@ class DataPlane:
             *limit_headers(exchange.dialect, states, denial.reply.now_us),
             *refusal_headers(refusal),
         ]
+        if denial.reply.degraded:
+            headers.append(degraded_header(denial.reply))
         await self._fail(exchange, refusal_fault(refusal), refusal_message(refusal), headers=headers)
 
     async def _fail(

@@ -10,6 +10,7 @@ from typing import Final
 
 import msgspec
 
+from tollkeeper.domain.admission import Reply
 from tollkeeper.domain.errors import Fault, UpstreamError
 from tollkeeper.gateway.asgi import Header
 from tollkeeper.gateway.dialects import Answer, StreamMeter, error_body, limit_headers, money_headers, read_answer
@@ -135,6 +136,11 @@ async def _read(exchange: Exchange, response: UpstreamResponse, bytes_max: int) 
         exchange.upstream_s += time.perf_counter() - waited_since
 
 
+def degraded_header(reply: Reply) -> Header:
+    """Names what was decided without Redis."""
+    return (b"x-tollkeeper-degraded", reply.degraded.encode())
+
+
 def headers_of(exchange: Exchange) -> list[Header]:
     """What every answer to an admitted request carries: ids, limits, money, and the output limit if we set it."""
     attempt, endpoint, plan = exchange.attempt, exchange.endpoint, exchange.plan
@@ -144,6 +150,8 @@ def headers_of(exchange: Exchange) -> list[Header]:
     states = exchange.limits()
     headers += limit_headers(endpoint.dialect, states, attempt.grant.reply.now_us)
     headers += money_headers(attempt.cost_nano if attempt.ended else None, states)
+    if attempt.grant.reply.degraded:
+        headers.append(degraded_header(attempt.grant.reply))
     shadowed = attempt.grant.reply.shadowed
     if shadowed:
         headers.append((b"x-tollkeeper-shadow", ", ".join([f"{s.scope}/{s.kind}" for s in shadowed]).encode()))

@@ -15,6 +15,8 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+import msgspec
+
 from tollkeeper.domain.admission import (
     Checks,
     CounterCheck,
@@ -46,11 +48,13 @@ from tollkeeper.domain.errors import (
     StoreUnavailable,
     Unavailable,
 )
+from tollkeeper.domain.outage import OutageMode, OutageModes
 from tollkeeper.domain.periods import Period, Span
 from tollkeeper.domain.policy import Principal, ScopeKind
 from tollkeeper.domain.ports import RootSnapshot, SpendLedger
 from tollkeeper.domain.tree import NOTHING_SPENT
 from tollkeeper.domain.usage import NO_USAGE, Usage
+from tollkeeper.governance.outage import Outage
 from tollkeeper.governance.outbox import open_outbox
 from tollkeeper.governance.seeding import seeds_of
 from tollkeeper.governance.store import SeedTotals, Store
@@ -66,6 +70,12 @@ ASKS_MAX: Final = 4
 CHECKS_MAX: Final = 50_000
 ALWAYS_US: Final = 2**53
 """The end of no period."""
+LIVE_US: Final = 60_000_000
+"""An instance whose last heartbeat is older than this is not counted: counting one too many is the safe side."""
+ALONE: Final = "a"
+"""Ends the id of an attempt that is decided alone after the store did not answer: the first may still be admitted
+there, and is voided."""
+SHUT: Final = OutageModes(OutageMode.CLOSED, OutageMode.CLOSED)
 
 
 class _Asked(NamedTuple):
@@ -100,6 +110,7 @@ class Ledger:
         metrics: Metrics,
         now_us: Callable[[], int],
         admission_timeout_s: float = 1.0,
+        outage: OutageModes = SHUT,
     ) -> None:
         self.touched: set[str] = set()
         """Roots with entries since the sync worker last looked."""
@@ -113,6 +124,9 @@ class Ledger:
         self._checks: dict[tuple[str, str | None, str | None], tuple[Principal, Checks]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._log = logger("governance")
+        self.outage = Outage(
+            store=store, producer=self.producer, modes=outage, metrics=metrics, on_back=self._recover_soon
+        )
         self._declare(metrics)
 
     def __repr__(self) -> str:
@@ -173,6 +187,7 @@ class Ledger:
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.outage.stop()
         self._outbox.close(clean=not self._live)
 
     # Governor: admission
@@ -180,22 +195,50 @@ class Ledger:
     async def admit(
         self, principal: Principal, *, attempt: str, tokens: int, hold_nano: int, model: str = "", user: str = ""
     ) -> Grant | Denial:
-        self._outbox.know(principal.root)
-        self._outbox.reserve()
+        root = principal.root
+        self._outbox.know(root)
         demand = Demand(attempt, self.producer, tokens, hold_nano, 0)
         asked = _Asked(principal, model, user)
+        if self.outage.takes(root):
+            handing_over = self.outage.handing_over(root)
+            if handing_over is not None:
+                await asyncio.wait({handing_over}, timeout=self._timeout_us / 1e6)
+            if self.outage.takes(root):
+                return self._admit_alone(asked, demand)
+        self._outbox.reserve()
         try:
             checks, demand, reply = await self._decide(asked, demand)
         except BaseException as error:
-            self._failed.inc()
             self._abandon(asked, demand, sent=not isinstance(error, Unavailable) or getattr(error, "sent", False))
-            raise
+            if not isinstance(error, StoreUnavailable):
+                self._failed.inc()
+                raise
+            self.outage.begin(root)
+            if not self.outage.is_away(root):
+                self._recover_soon(root)
+            return self._admit_alone(asked, msgspec.structs.replace(demand, attempt=attempt + ALONE))
+        self.outage.saw(checks, reply)
+        return self._decided(checks, demand, reply)
+
+    def _admit_alone(self, asked: "_Asked", demand: Demand) -> Grant | Denial:
+        """The store is away: decide over this instance's share. Raises StoreUnavailable where that is not wanted."""
+        self._outbox.reserve()
+        now_us = self._store.now_us()
+        demand = msgspec.structs.replace(demand, not_after_us=now_us + self._timeout_us)
+        decision = self.outage.admit(self._checks_of(asked, now_us), demand)
+        if decision.closed is not None:
+            self._outbox.release()
+            self._failed.inc()
+            raise StoreUnavailable(f"the store is away and {decision.closed}", sent=False)
+        return self._decided(decision.checks, demand, decision.reply)
+
+    def _decided(self, checks: Checks, demand: Demand, reply: Reply) -> Grant | Denial:
         if reply.refusal is not None:
             self._outbox.release()
             self._refused.inc()
             return Denial(checks, reply, reply.refusal)
         self._admitted.inc()
-        grant = self._live[attempt] = Grant(demand, checks, reply)
+        grant = self._live[demand.attempt] = Grant(demand, checks, reply)
         return grant
 
     async def _decide(self, asked: "_Asked", demand: Demand) -> tuple[Checks, Demand, Reply]:
@@ -206,7 +249,11 @@ class Ledger:
             demand = Demand(
                 demand.attempt, demand.producer, demand.tokens, demand.hold_nano, now_us + self._timeout_us
             )
-            reply = await self._store.admit(checks, demand)
+            try:
+                reply = await self._store.admit(checks, demand)
+            except StoreUnavailable as error:
+                self.outage.failed(checks.root, error)
+                raise
             if reply.status is Status.COLD:
                 await self.warm(checks.root)
             elif reply.status is Status.LATE:
@@ -244,8 +291,8 @@ class Ledger:
         )
         self._live[demand.attempt] = grant
         self._abandoned += 1
-        wait_s = max(0, demand.not_after_us - self._store.now_us()) / 1e6
-        asyncio.get_running_loop().call_later(wait_s, self._void_abandoned, grant, dispatch)
+        # no ask of it may run later than that
+        asyncio.get_running_loop().call_later(self._timeout_us / 1e6, self._void_abandoned, grant, dispatch)
 
     def _void_abandoned(self, grant: Grant, dispatch: Dispatch) -> None:
         self._abandoned -= 1
@@ -287,6 +334,7 @@ class Ledger:
     def _record(self, root: str, entry: Entry) -> None:
         self._outbox.append(root, entry)
         self._outbox.release()
+        self.outage.ended(root, entry)
         self.touched.add(root)
         state = self._state(root)
         state.unacknowledged.append(entry)
@@ -393,6 +441,7 @@ class Ledger:
         delay_s = BACKOFF_MIN_S
         try:
             while True:
+                await self.outage.back(root)
                 why = "the store does not have the entries before ours"
                 try:
                     await self._load(root, state)
@@ -438,6 +487,7 @@ class Ledger:
         in_flight = [d for r, d in self._outbox.in_flight.values() if r == root]
         await self._restore_ended(root, in_flight)
         await self._store.reassert(root, self.producer, in_flight)
+        await self.outage.hand_over(root, self._live_of(root))
         return not state.unacknowledged
 
     async def _restore_ended(self, root: str, in_flight: list[Dispatch]) -> None:
@@ -450,6 +500,10 @@ class Ledger:
             for name, ref in ended.items():
                 seed = SeedTotals(ref.expires_us, totals.get(name, NOTHING_SPENT))
                 await self._store.restore(root, name, seed)
+
+    def _live_of(self, root: str) -> list[Grant]:
+        """Attempts in flight of a root, without those that are to be voided because they were never answered."""
+        return [g for g in self._live.values() if g.checks.root == root and g.reply.now_us]
 
     async def apply_one(self, root: str, producer: str, entry: Entry) -> bool:
         """Apply one entry and await the answer, restoring a counter of a long-ended period where it is missing.
@@ -493,7 +547,9 @@ class Ledger:
     async def _heartbeat(self) -> None:
         while True:
             try:
-                await self._spend.enrol_producer(self.producer, self._now_us())
+                now_us = self._now_us()
+                await self._spend.enrol_producer(self.producer, now_us)
+                self.outage.count(await self._spend.live_producers(now_us - LIVE_US))
                 await self._renew_leases()
             except DatabaseUnavailable as error:
                 self._log.warning("heartbeat_without_database", why=str(error))

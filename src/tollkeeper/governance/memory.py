@@ -10,6 +10,7 @@ from tollkeeper.domain.admission import Checks, Demand, Reply
 from tollkeeper.domain.entries import Dispatch, Entry
 from tollkeeper.domain.ports import RootSnapshot
 from tollkeeper.domain.tree import Tree
+from tollkeeper.domain.windows import LogPush
 from tollkeeper.governance.store import Done, SeedTotals, Snapshot
 
 SWEEP_EVERY: Final = 10_000
@@ -39,6 +40,11 @@ class MemoryStore:
     async def stop(self) -> None: ...
 
     async def ping(self) -> None: ...
+
+    def server(self, root: str) -> str:
+        return "memory"
+
+    async def probe(self, server: str) -> None: ...
 
     async def admit(self, checks: Checks, demand: Demand) -> Reply:
         now_us, tree = self.now_us(), self.tree(checks.root)
@@ -71,6 +77,12 @@ class MemoryStore:
         now_us = self.now_us()
         for root, attempts in leases.items():
             self.tree(root).renew(now_us, attempts)
+
+    async def push(self, root: str, push_id: str, pushes: Sequence[LogPush]) -> bool:
+        return self.tree(root).push(self.now_us(), push_id, pushes)
+
+    async def claim(self, root: str, slots: Mapping[str, Sequence[str]]) -> None:
+        self.tree(root).claim(self.now_us(), slots)
 
     async def snapshot(self, root: str) -> Snapshot | None:
         tree = self.tree(root)

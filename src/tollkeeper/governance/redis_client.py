@@ -190,6 +190,13 @@ class RedisClient:
         """The servers: one, or the primaries of a cluster."""
         return tuple(self._nodes.values())
 
+    def server_of(self, key: str) -> str:
+        """The name of the server that keeps a key, as in `states`; "" while nobody is known to."""
+        if self._only is not None:
+            return self._only.name
+        node = self._slots[key_slot(key.encode())] if self._slots else None
+        return "" if node is None else node.name
+
     def get_stats(self) -> RedisStats:
         """The counters and connections as they are now."""
         connections = [c for node in self._nodes.values() for c in node.connections]

@@ -25,6 +25,8 @@ from tollkeeper.domain.entries import CLOSED, Applied, AppliedStatus, Dispatch, 
 from tollkeeper.domain.errors import StoreUnavailable
 from tollkeeper.domain.periods import RETENTION_US
 from tollkeeper.domain.ports import RootSnapshot, SpendTotals
+from tollkeeper.domain.tree import PUSH_REMEMBERED_US
+from tollkeeper.domain.windows import LogPush
 from tollkeeper.governance.redis_client import RedisClient
 from tollkeeper.governance.redis_connection import ReplyError, Send
 from tollkeeper.governance.scripts import SCRIPTS
@@ -59,6 +61,11 @@ def changed_key(root: str) -> str:
 def log_key(root: str, name: str) -> str:
     """`ratelimit:{root}[:<scope>]:<window µs>`: scripts/window.lua tells its form."""
     return f"ratelimit:{{{root}}}:{name}"
+
+
+def pushed_key(root: str) -> str:
+    """`pushed:{root}`: hash of the ids of pushes that were added, for a day after the last."""
+    return f"pushed:{{{root}}}"
 
 
 def slot_key(root: str, name: str) -> str:
@@ -105,6 +112,17 @@ class RedisStore:
         if not self.client.nodes:
             await self.client.call("PING")  # raises, and says why nothing is known of the cluster
         await asyncio.gather(*(node.send("PING") for node in self.client.nodes))
+
+    def server(self, root: str) -> str:
+        return self.client.server_of(marks_key(root))
+
+    async def probe(self, server: str) -> None:
+        health = await self.client.health()
+        if not health.nodes:
+            raise StoreUnavailable(health.reason, sent=False)
+        for node in health.nodes:
+            if node.address == server and node.failed:
+                raise StoreUnavailable(f"{node.address} failed to {node.failed}: {node.reason}")
 
     def now_us(self) -> int:
         if self.time_us:
@@ -207,6 +225,23 @@ class RedisStore:
                 pairs = [part for member in members for part in (until, member)]
                 await self._call("ZADD", slot_key(root, slot), "XX", *pairs)
                 await self._call("PEXPIRE", slot_key(root, slot), SLOT_LEASE_US // 1000)
+
+    async def push(self, root: str, push_id: str, pushes: Sequence[LogPush]) -> bool:
+        numbers: list[int] = [self.time_us]
+        for push in pushes:
+            numbers += (push.window_us, push.tick_us, push.generation, push.known_us)
+            numbers += (push.known_requests, push.known_tokens, len(push.runs))
+            for run in push.runs:
+                numbers += run
+        keys = [pushed_key(root), *(log_key(root, push.name) for push in pushes)]
+        return bool(await self._run("push", keys, _doubles(numbers), push_id, PUSH_REMEMBERED_US // 1000))
+
+    async def claim(self, root: str, slots: Mapping[str, Sequence[str]]) -> None:
+        until = self.now_us() + SLOT_LEASE_US
+        for slot, attempts in slots.items():
+            pairs = [part for attempt in attempts for part in (until, attempt)]
+            await self._call("ZADD", slot_key(root, slot), *pairs)
+            await self._call("PEXPIRE", slot_key(root, slot), SLOT_LEASE_US // 1000)
 
     # The way from and to the database
 

@@ -12,6 +12,7 @@ from tollkeeper.domain.admission import Checks, Demand, Reply
 from tollkeeper.domain.entries import Applied, Dispatch, Entry
 from tollkeeper.domain.errors import StoreUnavailable
 from tollkeeper.domain.ports import RootSnapshot, SpendTotals
+from tollkeeper.domain.windows import LogPush
 
 
 class Snapshot(msgspec.Struct, frozen=True):
@@ -43,6 +44,14 @@ class Store(Protocol):
 
     async def ping(self) -> None:
         """Raises `StoreUnavailable` with the reason."""
+        ...
+
+    def server(self, root: str) -> str:
+        """The name of the server that keeps a root: what is away together has one name."""
+        ...
+
+    async def probe(self, server: str) -> None:
+        """Whether that server answers and takes writes. Raises `StoreUnavailable` with the reason."""
         ...
 
     def now_us(self) -> int:
@@ -79,6 +88,14 @@ class Store(Protocol):
 
     async def renew(self, leases: Mapping[str, Mapping[str, tuple[str, ...]]]) -> None:
         """Heartbeat: root → attempt → slot names in flight."""
+        ...
+
+    async def push(self, root: str, push_id: str, pushes: Sequence[LogPush]) -> bool:
+        """Add by force what was admitted without this store; False if this push was here before."""
+        ...
+
+    async def claim(self, root: str, slots: Mapping[str, Sequence[str]]) -> None:
+        """Lease slots for attempts in flight (slot name → attempts), whatever the limits."""
         ...
 
     async def snapshot(self, root: str) -> Snapshot | None:

@@ -149,6 +149,12 @@ class StoredSpend:
                 _OPEN.where(producers.c.id == producer, producers.c.seen_us < now_us).values(seen_us=now_us)
             )
 
+    async def live_producers(self, since_us: int) -> list[str]:
+        """See `ports.SpendLedger`."""
+        query = select(producers.c.id).where(producers.c.closed_us.is_(None), producers.c.seen_us >= since_us)
+        async with self._transactions.read() as transaction:
+            return [row[0] for row in await transaction.rows(query)]
+
     async def retire_producer(self, producer: str, now_us: int) -> None:
         """See `ports.SpendLedger`. A producer is closed once: the first time stays."""
         async with self._transactions.write() as transaction:

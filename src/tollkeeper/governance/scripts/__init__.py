@@ -11,6 +11,7 @@ from typing import Final
 
 SCRIPTS: Final = (
     *("admit", "apply", "close", "seed", "restore", "reassert", "snapshot", "clear", "reset"),
+    *("push",),
     *("allow", "bucket"),
     *("logput", "lognote", "loglease", "logrenew", "logack", "logtake", "logclear", "logstats"),
 )
