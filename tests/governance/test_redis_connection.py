@@ -11,7 +11,7 @@ from redis.asyncio.connection import AbstractConnection
 from tests.servers.redis import RedisServer
 from tollkeeper.domain.errors import StoreUnavailable
 from tollkeeper.governance import redis_connection, redis_settings
-from tollkeeper.governance.redis_connection import RedisConnection, ReplyError
+from tollkeeper.governance.redis_connection import AWAY_TRIES, RedisConnection, ReplyError, Send
 from tollkeeper.governance.redis_topology import dialled
 
 
@@ -120,4 +120,42 @@ async def test_first_connection_that_fails_says_where(tmp_path: object) -> None:
     connection = connect("redis://user:hush@127.0.0.1:1/0", dial_timeout_s=0.5, reply_timeout_s=0.5)
     with pytest.raises(StoreUnavailable, match=r"cannot connect to Redis at redis://user:\*\*\*@127.0.0.1:1/0"):
         await connection.start()
+    await connection.stop()
+
+
+async def test_a_connection_lost_between_its_first_commands_hangs_nobody(own_redis: RedisServer) -> None:
+    """What is sent on connecting, after the connection was lost, fails: it would wait for ever."""
+
+    async def first_commands(send: Send) -> None:
+        await send("PING")
+        own_redis.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        while made._connection is not None:
+            await asyncio.sleep(0.001)
+        await send("TIME")
+
+    made = connect(own_redis.url, lasting=False, on_connect=first_commands)
+    async with asyncio.timeout(5):
+        with pytest.raises(StoreUnavailable, match="it closed the connection"):
+            await made.start()
+    await made.stop()
+
+
+async def test_a_server_that_closes_new_connections_is_there(own_redis: RedisServer) -> None:
+    """It does not count as away as fast as one that cannot be reached: killed connections come back."""
+    closed = 0
+
+    async def first_commands(send: Send) -> None:
+        nonlocal closed
+        await send("PING")
+        if 0 < closed <= AWAY_TRIES + 1:
+            own_redis.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        closed += 1
+        await send("TIME")
+
+    connection = connect(own_redis.url, on_connect=first_commands)
+    await connection.start()
+    own_redis.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    while connection.state == "up":
+        await asyncio.sleep(0)
+    assert await connection.ready(10) and closed == AWAY_TRIES + 3
     await connection.stop()

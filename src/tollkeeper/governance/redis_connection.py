@@ -12,11 +12,13 @@ import random
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from socket import gaierror
 from typing import Any, Final
 
 import hiredis
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import AuthenticationError, RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from tollkeeper.domain.errors import StoreUnavailable
 from tollkeeper.observability.logging import logger
@@ -28,6 +30,10 @@ BACKOFF_MIN_S: Final = 0.05
 BACKOFF_MAX_S: Final = 2.0
 AWAY_TRIES: Final = 2
 """Failed tries to reconnect after which a server counts as away. One that froze counts so at once."""
+CLOSED_TRIES: Final = 6
+"""The same for tries that it accepted and then closed, which takes about a second: it is there, and connections are
+killed, or it is about to be."""
+_UNREACHED: Final = (ConnectionRefusedError, FileNotFoundError, TimeoutError, RedisTimeoutError, gaierror)
 BATCHES: Final = 16
 """Buckets of the histogram of batch sizes: 1, 2–3, 4–7, … by powers of two."""
 NOT_RUN: Final = frozenset(
@@ -193,6 +199,9 @@ class RedisConnection:
         self._marks.append((count, then))
 
     def _enqueue(self, *parts: Any) -> "asyncio.Future[Any]":
+        """`send` while connecting. A connection that is lost by then would never write it, nor fail it."""
+        if self._writer is None:
+            raise StoreUnavailable(f"lost Redis at {self.shown_url}: it closed the connection", sent=False)
         return self._put((self._loop.create_future(), hiredis.pack_command(parts), 0))
 
     def _put(self, command: Command) -> "asyncio.Future[Any]":
@@ -406,7 +415,7 @@ class RedisConnection:
                 await self._connect()
             except StoreUnavailable as error:
                 self._why = str(error)
-                if self.state == "connecting" and tries >= AWAY_TRIES:
+                if self.state == "connecting" and tries >= (AWAY_TRIES if _unreached(error) else CLOSED_TRIES):
                     self._log.warning("redis_away", url=self.shown_url, why=str(error))
                     self._set_state("away", str(error))
                 await asyncio.sleep(delay_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
@@ -427,6 +436,15 @@ class RedisConnection:
 
 
 _NOTHING: Final = object()
+
+
+def _unreached(error: BaseException | None) -> bool:
+    """Whether a try to connect failed before the server accepted it."""
+    while error is not None:
+        if isinstance(error, _UNREACHED):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _ignore(future: "asyncio.Future[Any]") -> None:
