@@ -244,4 +244,5 @@ def test_output_limits_are_stated_in_the_field_that_the_provider_heeds() -> None
     assert output_limit_field("messages", other) == "max_tokens"
     assert output_limit_field("embeddings", other) is None
     assert EVERY.info("openai", "gpt-4o-mini", "gpt-4o-mini", us(NOW)).output_default == 16_384
+    assert EVERY.info("openai", "gpt-6-sol", "gpt-6-sol", us(NOW)).output_default == 128_000
     assert EVERY.info("openai", "unheard-of", "unheard-of", us(NOW)).output_default == 4096

@@ -5,8 +5,13 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.gateway.conftest import PROVIDER_KEY, Stand, chat
+from tests.gateway.test_catalog import EVERY, NOW, us
+from tollkeeper.domain.bound import Bound, Content
+from tollkeeper.domain.policy import Budget, Policy
 from tollkeeper.domain.pricing import Price, rates
 from tollkeeper.domain.usage import Usage
 from tollkeeper.gateway.catalog import ModelInfo
@@ -19,7 +24,7 @@ USAGE = Usage(1000, 500)
 OURS = 2_000_000
 
 
-def info(reported_max_nano: int | None, price: Price | None = PRICE, unbounded: str | None = None) -> ModelInfo:
+def model_info(reported_max_nano: int | None, price: Price | None = PRICE, unbounded: str | None = None) -> ModelInfo:
     return ModelInfo(
         price=price,
         image_tokens_max=1,
@@ -32,34 +37,105 @@ def info(reported_max_nano: int | None, price: Price | None = PRICE, unbounded: 
 def test_a_word_counts_only_where_it_is_trusted_and_can_be() -> None:
     """Absent, unreadable, negative or above the bound: our own price, and it is counted."""
     ours, doubted = (Charge(OURS, CostSource.PRICE, disbelieved) for disbelieved in (False, True))
-    assert charge_of(info(None), USAGE, b"0.5") == ours
-    assert charge_of(info(10**9), USAGE, b"0.0000000001") == Charge(1, CostSource.PROVIDER)
-    assert charge_of(info(10**9), USAGE, b"0") == Charge(0, CostSource.PROVIDER)
-    assert charge_of(info(10**9), USAGE, b"1") == Charge(10**9, CostSource.PROVIDER)
+    assert charge_of(model_info(None), USAGE, b"0.5") == ours
+    assert charge_of(model_info(10**9), USAGE, b"0.0000000001") == Charge(1, CostSource.PROVIDER)
+    assert charge_of(model_info(10**9), USAGE, b"0") == Charge(0, CostSource.PROVIDER)
+    assert charge_of(model_info(10**9), USAGE, b"1") == Charge(10**9, CostSource.PROVIDER)
     for text in (b"", b"1.0000000001", b"-1", b"null", b"1e99", b"lots"):
-        assert charge_of(info(10**9), USAGE, text) == doubted
-    assert charge_of(info(10**9, None), USAGE, b"") == Charge(0, None, True)
-    assert charge_of(info(10**9, None), USAGE, b"0.25") == Charge(250_000_000, CostSource.PROVIDER)
+        assert charge_of(model_info(10**9), USAGE, text) == doubted
+    assert charge_of(model_info(10**9, None), USAGE, b"") == Charge(0, None, True)
+    assert charge_of(model_info(10**9, None), USAGE, b"0.25") == Charge(250_000_000, CostSource.PROVIDER)
 
 
 def test_a_model_that_always_searches_is_charged_for_one() -> None:
     """Where its answer does not count them."""
-    always = info(None, unbounded="it searches")
+    always = model_info(None, unbounded="it searches")
     assert charge_of(always, USAGE, b"").cost_nano == OURS + 10**7
     assert charge_of(always, Usage(1000, 500, web_searches=2), b"").cost_nano == OURS + 2 * 10**7
 
 
+INFOS = [
+    info
+    for provider, model in (
+        *(
+            ("openai", m)
+            for m in ("gpt-5", "gpt-5.5", "gpt-6-sol", "gpt-4o-mini", "gpt-audio", "o3", "gpt-image-1.5")
+        ),
+        *(("anthropic", m) for m in ("claude-sonnet-4-5", "claude-opus-4-6", "claude-haiku-4-5", "claude-opus-5")),
+        *(("google", m) for m in ("gemini-2.5-flash", "gemini-2.5-pro", "gemini-2.5-flash-image")),
+        *(("perplexity", m) for m in ("sonar", "sonar-pro")),
+        ("deepseek", "deepseek-v4-pro"),
+    )
+    if (info := EVERY.info(provider, model, model, us(NOW))).price is not None
+]
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> tuple[ModelInfo, Content, Bound, Usage]:
+    """A model, a request that it bounds, and any report of what the request may have had within its bound."""
+    info = draw(st.sampled_from(INFOS))
+    assert info.price is not None
+    writes, writes_1h = draw(st.booleans()), draw(st.booleans())
+    tiers = draw(st.sampled_from(((), *((tier,) for tier in info.price.served))))
+    content = Content(
+        text_bytes=draw(st.integers(1, 400_000)),
+        images=draw(st.integers(0, 3)),
+        extra_input_tokens=draw(st.sampled_from((0, 1024))),
+        cache_write=writes,
+        cache_write_1h=writes and writes_1h,
+        service_tiers=tiers,
+    )
+    tokens = info.bound(content, max_output=draw(st.integers(0, 200_000)), choices=draw(st.integers(1, 3)))
+    whole_input, whole_output = st.integers(0, tokens.input_tokens), st.integers(0, tokens.output_tokens)
+    return (
+        info,
+        content,
+        tokens,
+        Usage(
+            input_tokens=draw(st.one_of(st.just(tokens.input_tokens), whole_input)),
+            output_tokens=draw(st.one_of(st.just(tokens.output_tokens), whole_output)),
+            cached_tokens=draw(whole_input),
+            cache_write_tokens=draw(whole_input) if content.cache_write else 0,
+            cache_write_1h_tokens=draw(whole_input) if content.cache_write_1h else 0,
+            reasoning_tokens=draw(whole_output),
+            input_image_tokens=draw(whole_input) if content.images else 0,
+            cached_image_tokens=draw(whole_input) if content.images else 0,
+            output_image_tokens=draw(st.one_of(st.none(), whole_output)),
+            citation_tokens=draw(whole_output),
+            service_tier=draw(st.sampled_from(("", *tiers))),
+        ),
+    )
+
+
+@settings(max_examples=500, deadline=None)
+@given(requests())
+def test_no_charge_within_the_bound_is_above_the_hold(case: tuple[ModelInfo, Content, Bound, Usage]) -> None:
+    """What the gateway holds for a request covers what it charges for it, whatever kinds its tokens turn out to be
+    and as whichever of the service tiers asked for it was served."""
+    info, content, tokens, usage = case
+    assert tokens.unbounded is None
+    held = info.hold_nano(content, tokens)
+    assert held is not None
+    assert charge_of(info, usage, b"").cost_nano <= held
+
+
 @pytest.fixture
 async def told() -> AsyncIterator[tuple[str, list[str]]]:
-    """A provider that answers with the cost at the end of the list, and its address."""
+    """A provider that answers with the words at the end of the list in its usage, and its address."""
     costs: list[str] = []
 
     async def answer(_: web.Request) -> web.Response:
         usage = f'{{"prompt_tokens":1000,"completion_tokens":500{costs.pop()}}}'
         return web.Response(text=f'{{"choices":[],"usage":{usage}}}', content_type="application/json")
 
+    async def respond(_: web.Request) -> web.Response:
+        usage = '{"input_tokens":1000,"output_tokens":500}'
+        text = f'{{"usage":{usage},{costs.pop()}}}'
+        return web.Response(text=text, content_type="application/json")
+
     app = web.Application()
     app.router.add_post("/v1/chat/completions", answer)
+    app.router.add_post("/v1/responses", respond)
     runner = web.AppRunner(app)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -73,7 +149,7 @@ async def test_the_record_says_whose_word_was_taken(
 ) -> None:
     """Charge, source, header and counter, through the whole gateway."""
     base_url, costs = told
-    settings = Settings(
+    configured = Settings(
         providers={
             "router": ProviderSettings(
                 base_url=base_url, dialect="openai", trust_reported_cost=True, reported_cost_max_usd="0.5"
@@ -81,7 +157,7 @@ async def test_the_record_says_whose_word_was_taken(
         },
         models={"m": ModelSettings(input_usd="1", output_usd="2")},
     )
-    stand = Stand(tmp_path, settings, simulator)
+    stand = Stand(tmp_path, configured, simulator)
     stand.key()
     costs += [',"cost":0.5000001', "", ',"cost":0.0001234567891']
     async with stand.running():
@@ -93,3 +169,31 @@ async def test_the_record_says_whose_word_was_taken(
     assert [end.cost_nano for end in stand.governor.ends] == [123_457, OURS, OURS]
     assert stand.count("tollkeeper_reported_costs_disbelieved_total") == 2
     assert PROVIDER_KEY not in str(stand.records.all)
+
+
+async def test_a_service_tier_and_searches_are_charged_and_recorded(
+    tmp_path: Path, simulator: Simulator, told: tuple[str, list[str]]
+) -> None:
+    """What was served counts, not what was asked for; each search has its fee; the record names all of it."""
+    base_url, words = told
+    openai = ProviderSettings(base_url=base_url, dialect="openai", prices="openai")
+    stand = Stand(tmp_path, Settings(providers={"openai": openai}), simulator)
+    stand.key(Policy(budgets=(Budget(10**9),)))
+    search = '{"type":"web_search_call","action":{"type":"search"}}'
+    words += [f'"output":[{search},{search}]', '"service_tier":"default"', '"service_tier":"priority"']
+    body = {"model": "gpt-5", "input": "hello " * 200, "max_output_tokens": 500}
+    async with stand.running():
+        for tier in ({"service_tier": "priority"}, {"service_tier": "priority"}):
+            assert (await stand.post(body | tier, "/responses")).status == 200
+        stand.key()
+        tools = {"tools": [{"type": "web_search"}]}
+        assert (await stand.post(body | tools, "/responses")).status == 200
+        await stand.settled()
+    fast, standard, searched = stand.records.all
+    assert [r.service_tier for r in stand.records.all] == ["priority", None, None]
+    plain = (1000 * 1250 + 500 * 10_000) * 1000 // 1000
+    assert [r.cost_nano for r in stand.records.all] == [2 * plain, plain, plain + 2 * 10_000_000]
+    assert fast.cost_nano <= fast.hold_nano == standard.hold_nano
+    assert fast.price_version == f"{standard.price_version} priority"
+    assert searched.web_searches == 2
+    assert searched.cost_source == "price"

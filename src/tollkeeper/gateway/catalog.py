@@ -28,20 +28,27 @@ MODELS_MAX: Final = 4096
 """Resolved models kept; above it the oldest are resolved again when asked for."""
 
 IMAGE_TOKENS_MAX: Final[Mapping[str, int]] = {"openai": 48_169, "anthropic": 5_000}
-"""The most one image is charged as, unless configured. OpenAI: gpt-4o-mini's 2,833 + 5,667 for each of 8 tiles, the
-worst of its "Images and vision" guide (other models at most 1,445 by tiles). Anthropic: about width × height / 750
-after scaling to its largest edge, less than 5,000 for every model of its "Vision" guide."""
+"""The most one image is charged as, unless configured.
+
+OpenAI, documented (guide "Images and vision"): gpt-4o-mini 2,833 + 5,667 for each of at most 8 tiles, the worst of
+all; other tiles at most 1,445; patches at most 10,000 (`detail` "original") times at most 2.46. That others who speak
+its dialect stay below is our assumption: Gemini documents 2,240, Together 6,404, xAI 256 a tile.
+Anthropic, documented (guide "Images and vision"): one token for each 28 × 28 pixels after scaling down; the largest
+count seen reported is 4,784 (models that read 2,576 pixels), and 5,000 is our margin above it.
+"""
 
 STORED_MARGIN: Final = (5, 4)
 """Context windows in the price data are rounded (1,000,000 for 1,047,576), so a stored conversation is taken to be a
-quarter larger. They never tighten a bound by bytes; a configured window does, and is taken as it is."""
+quarter larger, which is our assumption. They never tighten a bound by bytes; a configured window does, as it is."""
 
 OUTPUT_DEFAULT: Final = 4096
-"""Injected into a request without an output limit if nothing is known of the model: every current model takes it."""
+"""Injected into a request without an output limit if nothing is known of the model. That every current model takes it
+is our assumption; a limit is sent upstream, so a wrong one is a refusal or a short answer, never a cost above the
+hold."""
 OUTPUT_LIMITS: Final[tuple[tuple[str, int], ...]] = (
-    # From OpenAI's model pages: the most tokens of one answer. The first match counts.
+    # Documented: "max output tokens" on OpenAI's model pages; the smallest of the names that match. The first counts.
     (r"gpt-5[\w.]*-chat|gpt-5-chat|gpt-chat", 16_384),
-    (r"gpt-5", 128_000),
+    (r"gpt-[56]", 128_000),
     (r"gpt-4\.1", 32_768),
     (r"gpt-4o-2024-05-13", 4_096),
     (r"gpt-4o", 16_384),

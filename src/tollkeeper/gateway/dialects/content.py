@@ -21,8 +21,11 @@ from tollkeeper.domain.bound import Content
 from tollkeeper.gateway.dialects.base import ABSENT, TIER_CHARS_MAX, Endpoint, Name
 
 PREAMBLE_TOKENS: Final = 1024
-"""Added once for tools and once for a schema of the answer. Anthropic publishes up to 675 tokens for the tool use
-system prompt and 700 for its text editor; OpenAI's are smaller."""
+"""Added once for tools, once for each tool of Anthropic's that the client runs, and once for a schema of the answer.
+
+Documented: Anthropic's system prompt for tools, at most 530 tokens by its "Tool use" pricing table (mostly 346).
+Our assumption: that its own client tools and newer models stay below 1,024, and that OpenAI and those who follow it,
+who document no number, do too."""
 BLOCK_DEPTH_MAX: Final = 4
 """Messages hold tool results, which hold documents, which hold text: no format nests deeper."""
 IMAGE_PREFIXES: Final = tuple(f"data:image/{kind};base64," for kind in ("png", "jpeg", "jpg", "gif", "webp"))
