@@ -16,6 +16,7 @@ from tollkeeper.domain.pricing import Price, rates
 from tollkeeper.domain.usage import Usage
 from tollkeeper.gateway.catalog import ModelInfo
 from tollkeeper.gateway.charge import Charge, CostSource, charge_of
+from tollkeeper.gateway.dialects import ENDPOINTS, parse
 from tollkeeper.settings import ModelSettings, ProviderSettings, Settings
 from tollkeeper.simulator import Simulator
 
@@ -52,6 +53,20 @@ def test_a_model_that_always_searches_is_charged_for_one() -> None:
     always = model_info(None, unbounded="it searches")
     assert charge_of(always, USAGE, b"").cost_nano == OURS + 10**7
     assert charge_of(always, Usage(1000, 500, web_searches=2), b"").cost_nano == OURS + 2 * 10**7
+
+
+def test_audio_that_a_report_does_not_tell_apart_is_charged_as_audio() -> None:
+    """Never below the truth; a report that tells it, and a request without it, are charged as told."""
+    gemini = EVERY.info("google", "gemini-2.5-flash", "gemini-2.5-flash", us(NOW))
+    told = Usage(1000, 0, 100, input_audio_tokens=300, cached_audio_tokens=100)
+    assert charge_of(gemini, USAGE, b"").cost_nano == 1000 * 300 + 500 * 2500
+    assert charge_of(gemini, USAGE, b"", heard=True).cost_nano == 1000 * 1000 + 500 * 2500
+    assert charge_of(gemini, told, b"", heard=True).cost_nano == 700 * 300 + 200 * 1000 + 100 * 100
+    assert charge_of(model_info(None), USAGE, b"", heard=True).cost_nano == OURS
+    part = b'{"type":"input_audio","input_audio":{"data":"AA","format":"wav"}}'
+    body = b'{"model":"m","messages":[{"role":"user","content":[%s]}]}'
+    assert parse(ENDPOINTS["/v1/chat/completions"], body % part).content.audio
+    assert not parse(ENDPOINTS["/v1/chat/completions"], body % b'{"type":"text","text":"x"}').content.audio
 
 
 INFOS = [

@@ -20,7 +20,8 @@ OUTPUT_TOKENS_MAX: Final = 2**31 - 1
 class Content(msgspec.Struct, frozen=True, kw_only=True):
     """What a request asks a model to read, as found in its body.
 
-    `text_bytes`: bytes of JSON that can hold text, base64 payload of media left out. `images`: how many.
+    `text_bytes`: bytes of JSON that can hold text, base64 payload of media left out. `images`: how many. `audio`:
+    whether there is any that was found before what makes the request unbounded.
     `extra_input_tokens`: what a provider adds beyond the text (tool preambles). `extra_output_tokens`: output paid
     for beyond the limit, per choice (rejected predictions). `cache_write`, `cache_write_1h`: whether input can be
     charged at the rates of cache writes. `one_context`: whether all input is one prompt, which a context window
@@ -31,6 +32,7 @@ class Content(msgspec.Struct, frozen=True, kw_only=True):
 
     text_bytes: int
     images: int = 0
+    audio: bool = False
     extra_input_tokens: int = 0
     extra_output_tokens: int = 0
     cache_write: bool = False

@@ -33,8 +33,9 @@ class Charge(msgspec.Struct, frozen=True):
 NOTHING: Final = Charge(0, None)
 
 
-def charge_of(info: ModelInfo, usage: Usage, reported_cost: bytes) -> Charge:
+def charge_of(info: ModelInfo, usage: Usage, reported_cost: bytes, *, heard: bool = False) -> Charge:
     """The charge of a usage. `reported_cost`: the JSON text of what the provider says in USD, empty if it says none.
+    `heard`: the request had audio, so that a report without audio tokens does not tell them apart.
 
     Without a price and without a word that is believed it is 0, from no source.
     """
@@ -48,4 +49,7 @@ def charge_of(info: ModelInfo, usage: Usage, reported_cost: bytes) -> Charge:
         return Charge(0, None, disbelieved)
     if info.searches and not usage.web_searches:
         usage = msgspec.structs.replace(usage, web_searches=1)
+    if heard and not usage.input_audio_tokens and info.price.base.input_audio > info.price.base.input:
+        # Gemini's OpenAI dialect: charged as if all had been audio, rather than below the truth.
+        usage = msgspec.structs.replace(usage, input_audio_tokens=usage.input_tokens)
     return Charge(cost_nano(info.price, usage), CostSource.PRICE, disbelieved)

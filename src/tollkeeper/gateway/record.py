@@ -100,7 +100,7 @@ class Exchange:
         if usage is None:
             attempt.presume()
         elif not attempt.ended:
-            attempt.settle(usage, charge_of(plan.info, usage, answer.cost))
+            attempt.settle(usage, charge_of(plan.info, usage, answer.cost, heard=plan.call.content.audio))
             plan.learn(usage)
 
     def charge_nothing(self) -> None:

@@ -129,6 +129,8 @@ _NO_DETAILS: Final = _Details()
 _NO_CACHED: Final = _Cached()
 _NOT_SERVED: Final = Served()
 STANDARD_TIERS: Final = ("auto", "default", "standard")
+_USUAL_TIERS: Final = frozenset((b"", b"null", b'"default"', b'"standard"'))
+"""As they are spelled in nearly every answer: not worth a decoder."""
 _FREE_ACTIONS: Final = ("open_page", "find_in_page")
 """Of a web search call: OpenAI's "Web search" guide charges for `search` only. One that is not told counts as one."""
 
@@ -186,6 +188,8 @@ def parse_served(service_tier: msgspec.Raw, output: msgspec.Raw = ABSENT) -> Ser
 
 def _parse_tier(raw: msgspec.Raw) -> str:
     """A service tier; empty for the standard."""
+    if bytes(raw) in _USUAL_TIERS:
+        return ""
     tier = parse_string(raw)
     return "" if tier is None or tier in STANDARD_TIERS else tier[:TIER_CHARS_MAX]
 

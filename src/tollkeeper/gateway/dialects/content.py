@@ -178,9 +178,10 @@ _embedding_input = msgspec.json.Decoder(str | list[str | int | list[int]]).decod
 class _Walk:
     """What a walk has found so far. `payload` counts bytes of base64 that are surely in the body."""
 
-    __slots__ = ("images", "payload", "stored")
+    __slots__ = ("heard", "images", "payload", "stored")
 
     def __init__(self) -> None:
+        self.heard = False
         self.images = 0
         self.payload = 0
         self.stored: str | None = None
@@ -261,6 +262,7 @@ def _parts(value: object, walk: _Walk) -> None:
             if part.get("image_url") is not None or part.get("file_id") is None:
                 walk.image_url(part.get("image_url"))
         else:
+            walk.heard = walk.heard or kind == "input_audio"
             raise Unbounded(f"content of type '{kind[:64]}' has no published maximum of tokens")
 
 
@@ -600,6 +602,7 @@ def read_content(endpoint: Endpoint, body: bytes, fields: Mapping[str, msgspec.R
     return Content(
         text_bytes=len(body) - reader.walk.payload,
         images=reader.walk.images,
+        audio=reader.walk.heard,
         extra_input_tokens=reader.extra_input,
         extra_output_tokens=reader.extra_output,
         cache_write=cache_write,
