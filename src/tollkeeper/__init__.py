@@ -24,6 +24,7 @@ _HOMES: Final = {
     "tollkeeper.governance.limiters": ("SlidingWindowLimiter", "TokenBucketLimiter"),
     "tollkeeper.governance.redis_client": ("Health", "RedisClient", "RedisStats"),
     "tollkeeper.governance.redis_connection": ("ReplyError",),
+    "tollkeeper.logs.buffer": ("LogBatch", "LogBuffer", "LogBufferStats"),
 }
 
 

@@ -22,5 +22,8 @@ from tollkeeper.governance.redis_client import Health as Health
 from tollkeeper.governance.redis_client import RedisClient as RedisClient
 from tollkeeper.governance.redis_client import RedisStats as RedisStats
 from tollkeeper.governance.redis_connection import ReplyError as ReplyError
+from tollkeeper.logs.buffer import LogBatch as LogBatch
+from tollkeeper.logs.buffer import LogBuffer as LogBuffer
+from tollkeeper.logs.buffer import LogBufferStats as LogBufferStats
 
 __version__: str

@@ -93,10 +93,22 @@ class LogSettings(Group, frozen=True):
     """Encoded bytes kept while the store is away; above it the oldest records are dropped and counted."""
     object_records_max: int = 10_000
     """Records in one object; a full batch is shipped at once."""
+    object_bytes_max: int = 32 * 2**20
+    """Uncompressed bytes of one object; also bounds the memory that one shipment takes."""
     flush_interval_s: float = 5.0
     """Oldest age of a record before it is shipped."""
     timeout_s: float = 30.0
     """Longest wait for one upload."""
+    lease_s: float = 120.0
+    """How long a shipper that fell silent keeps its batch; then another one ships it."""
+    ship: bool = True
+    """Whether gateways ship what is in Redis; if not, `tollkeeper worker` must run. Without Redis they always do."""
+    shards: int = 1
+    """Queues in Redis that gateways spread over; more than one helps only on a cluster. The same everywhere."""
+    redis_away: Literal["spool", "drop"] = "spool"
+    """What happens to records while Redis is away: kept on local disk and brought later, or dropped and counted."""
+    spool_bytes_max: int = 2**30
+    """Records on local disk while Redis is away; above it the oldest are dropped and counted."""
     refusals: bool = False
     """Also record what a known key asked and was not admitted: refused by a limit, or wrong. Off, because a client
     that is refused may ask very often."""

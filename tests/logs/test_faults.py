@@ -161,7 +161,7 @@ async def test_a_stop_cut_short_leaves_the_batch_to_be_shipped_again(moto_server
         await pipeline.start()
         await until(lambda: proxy.faults)
         stats = await pipeline.stop(deadline_s=0.1)
-        assert (stats.pending, stats.buffer.leased) == (1, 1)
+        assert (stats.pending, stats.queue.leased) == (1, 1)
         proxy.fault = Fault.NONE
         await pipeline.start()
         assert (await pipeline.stop()).pending == 0

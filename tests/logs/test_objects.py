@@ -8,11 +8,11 @@ import pytest
 
 from tests.logs.conftest import NOON_US, make_record
 from tollkeeper.logs import objects
-from tollkeeper.logs.buffer import Batch
+from tollkeeper.logs.objects import Lines
 
 
-def batch_of(*records: bytes, first: int = 1) -> Batch:
-    return Batch("gw-a.b_c", first, records)
+def batch_of(*records: bytes, first: int = 1) -> Lines:
+    return Lines(f"gw-a.b_c-{first}-{first + len(records) - 1}", records)
 
 
 def encoded(time_us: object) -> bytes:

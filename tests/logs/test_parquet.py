@@ -16,7 +16,7 @@ from tests.logs.conftest import NOON_US, make_pipeline, make_record
 from tollkeeper.domain.errors import ConfigurationError
 from tollkeeper.domain.record import RequestRecord
 from tollkeeper.logs import objects, parquet, schema
-from tollkeeper.logs.buffer import Batch
+from tollkeeper.logs.objects import Lines
 from tollkeeper.logs.sinks import LogStore
 from tollkeeper.logs.verify import verify
 
@@ -31,8 +31,8 @@ FULL: dict[str, Any] = {
 }
 
 
-def batch_of(*records: RequestRecord) -> Batch:
-    return Batch("gw1", 1, tuple(map(msgspec.json.encode, records)))
+def batch_of(*records: RequestRecord) -> Lines:
+    return Lines(f"gw1-1-{len(records)}", tuple(map(msgspec.json.encode, records)))
 
 
 def test_the_lines_come_back_to_the_byte() -> None:
@@ -77,7 +77,7 @@ def test_pyarrow_sees_the_published_columns_and_the_digest() -> None:
 
 @pytest.mark.parametrize("odd", [b'{"time_us": 1, "mine": 2}', b'{"time_us": "now"}', b"[]"])
 def test_what_the_columns_cannot_hold_is_written_as_json_lines(odd: bytes) -> None:
-    built = objects.build(Batch("gw1", 1, (msgspec.json.encode(make_record(1)), odd)), "parquet")
+    built = objects.build(Lines("gw1-1-2", (msgspec.json.encode(make_record(1)), odd)), "parquet")
     assert built.path.endswith("gw1-1-2.jsonl.gz")
     assert (objects.records_in(built.body) or b"").splitlines()[1] == odd
 

@@ -6,14 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tollkeeper.logs import objects
-from tollkeeper.logs.buffer import Batch
+from tollkeeper.logs.objects import Lines
 from tollkeeper.logs.sinks import LogStore
-from tollkeeper.logs.verify import _account, verify
+from tollkeeper.logs.verify import Found, account, verify
 
 
 async def put(store: LogStore, producer: str, first: int, last: int, name: str = "") -> str:
     records = tuple(msgspec.json.encode({"producer": producer, "number": n}) for n in range(first, last + 1))
-    item = objects.build(Batch(producer, first, records))
+    item = objects.build(Lines(f"{producer}-{first}-{last}", records))
     path = item.path.replace(".jsonl.gz", f"{name}.jsonl.gz")
     assert await store.create(path, item.body, item.sha256)
     return path
@@ -62,10 +62,10 @@ def test_the_sweep_equals_counting_every_number(shapes: list[tuple[int, int]], p
     runs = [(first, first + length) for first, length in shapes]
     counts = {n: sum(first <= n <= last for first, last in runs) for n in range(1, 60)}
     last = max([end for _, end in runs], default=0)
-    account = _account(runs, produced)
-    assert account.last == last
-    assert [n for a, b in account.gaps for n in range(a, b + 1)] == [
+    report = account(Found(delivered=list(runs), known=max(last, produced)))
+    assert report.last == max(last, produced)
+    assert [n for a, b in report.gaps for n in range(a, b + 1)] == [
         n for n in range(1, max(last, produced) + 1) if counts[n] == 0
     ]
-    assert [n for a, b in account.doubles for n in range(a, b + 1)] == [n for n in counts if counts[n] > 1]
-    assert account.records == sum(counts.values())
+    assert [n for a, b in report.doubles for n in range(a, b + 1)] == [n for n in counts if counts[n] > 1]
+    assert report.records == sum(counts.values())

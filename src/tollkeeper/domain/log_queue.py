@@ -151,6 +151,15 @@ class QueueStats(msgspec.Struct, frozen=True):
         return self.waiting_bytes + self.leased_bytes
 
 
+class Kept(msgspec.Struct, frozen=True):
+    """What a queue holds after a chunk was brought, leased records included, and what this chunk pressed out."""
+
+    records: int
+    bytes: int
+    dropped: int
+    shed: int
+
+
 Taken: TypeAlias = tuple[str, int, bytes, bytes]
 """Producer, number, part, body."""
 
@@ -206,8 +215,9 @@ class LogQueue:
         self._counts = {"dropped": 0, "lost": 0, "taken": 0}
         self._delivered = self._repeated = self._shed = self._unlisted = 0
 
-    def put(self, now_us: int, run: str, chunk: Chunk, bounds: Bounds) -> int:
-        """Keep what is above the producer's mark, press into the bounds. The records kept now, leased included."""
+    def put(self, now_us: int, run: str, chunk: Chunk, bounds: Bounds) -> Kept:
+        """Keep what is above the producer's mark, then press into the bounds."""
+        dropped, shed = self._counts["dropped"], self._shed
         mark = self._mark(now_us, chunk.producer)
         self._run = self._run or run
         skip = min(len(chunk), max(0, mark - chunk.first + 1))
@@ -220,7 +230,8 @@ class LogQueue:
             self._bytes += entry.bytes
             self._body_bytes += entry.body_bytes
             self._press(bounds)
-        return self._count + self._leased
+        dropped, shed = self._counts["dropped"] - dropped, self._shed - shed
+        return Kept(self._count + self._leased, self._bytes + self._leased_bytes, dropped, shed)
 
     def note(self, now_us: int, run: str, gap: Gap) -> bool:
         """The producer tells that these numbers never come. False: all are at or below its mark, and ignored."""
@@ -326,6 +337,13 @@ class LogQueue:
             self._remove(n)
             left -= n
         return found
+
+    def empty(self) -> list[Chunk]:
+        """Everything that waits, for a queue that ends: no longer its concern, and counted nowhere."""
+        chunks = [entry.rest() for entry in self._waiting]
+        self._waiting.clear()
+        self._count = self._bytes = self._body_bytes = self._bare = 0
+        return chunks
 
     def clear(self, count: int) -> int:
         """Drop the oldest `count` waiting records; how many were dropped."""

@@ -1,285 +1,320 @@
-"""Where records wait for delivery. Knows numbers and bytes, neither what is in a record nor where it goes.
+"""The log buffer of the library: records of any asyncio service, in order, in Redis or in memory.
 
-A producer's records are numbered 1..N without a gap. A *lease* takes the oldest of them out as a batch whose
-membership never changes again; it stays leased until it is acknowledged, and a batch that was released is leased
-again before anything else, whole, under the same name. So however often delivery is tried, and whoever tries it,
-the same name always means the same records.
+    async with LogBuffer(RedisClient.from_env()) as buffer:      # or LogBuffer()
+        await buffer.enqueue({"event": "signup", "user": 17})
+        for record in await buffer.dequeue(100): ...
 
-Above a bound the oldest records that are not leased are dropped: a leased batch may already be half delivered, and
-the newest records are the ones somebody will look for. At every instant
-
-    last number = acknowledged + dropped + size
-
-`LogBuffer` is what a shared buffer in the fast store will implement too. Its `put` is synchronous and never fails:
-carrying records to another process, and what to do when that is away, is the buffer's own business.
+For a consumer that must not lose what it took, `lease` and `ack`: a batch that is not acknowledged in time is given
+again, whole, under the same name. The rules are in `domain/log_queue.py`.
 """
 
-from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Final, Protocol, TypeAlias
+import asyncio
+import secrets
+import time
+import zlib
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Final, Self
 
 import msgspec
 
+from tollkeeper.domain.errors import InvalidInput, StoreUnavailable
+from tollkeeper.domain.log_queue import Ask, Batch, Bounds, Kept, Taken
+from tollkeeper.domain.ports import ScriptStore
+from tollkeeper.logs.encoding import RECORD_BYTES_MAX
+from tollkeeper.logs.producer import CHUNK_BYTES_MAX, CHUNK_RECORDS_MAX, Producer
+from tollkeeper.logs.queues import MemoryQueue, Queue, RedisQueue
 from tollkeeper.observability.logging import logger
 
-DROPPED_RANGES_MAX: Final = 64
-"""Ranges of dropped numbers that are named; older ones are only counted (`BufferStats.dropped_unlisted`)."""
+BATCH: Final = 100
+"""Records taken or leased at once unless told otherwise."""
+POLL_MIN_S: Final = 0.01
+POLL_MAX_S: Final = 0.2
+"""How often `wait_for_records` looks into Redis: it must not block a connection that others use."""
 WARN_FILL: Final = 0.8
-"""A buffer fuller than this warns, once."""
 REARM_FILL: Final = 0.6
-"""Below this the next crossing of `WARN_FILL` warns again; the gap keeps a buffer on the edge from flooding."""
-
-NumberRange: TypeAlias = tuple[int, int]
-"""First and last number, both included."""
 
 _log = logger("logs")
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder().decode
 
 
-class Batch(msgspec.Struct, frozen=True):
-    """Consecutive records of one producer, encoded. `name` says which, and is the name of the object."""
+class LogBufferStats(msgspec.Struct, frozen=True):
+    """A buffer at one instant, over all shards and, in Redis, all processes. Ages in seconds, 0 if there is nothing.
 
-    producer: str
-    first: int
-    records: tuple[bytes, ...]
+    `size` and `bytes` include what is leased; `batches` is how many leases are out. `delivered` were acknowledged,
+    `dequeued` handed out, `dropped` pressed out or cleared, `refused` given up by this process with an error.
+    """
 
-    @property
-    def last(self) -> int:
-        """The number of the last record."""
-        return self.first + len(self.records) - 1
+    size: int
+    bytes: int
+    max_records: int
+    max_bytes: int
+    fill: float
+    leased: int
+    batches: int
+    delivered: int
+    dequeued: int
+    dropped: int
+    refused: int
+    oldest_age: float
 
-    @property
-    def name(self) -> str:
-        """`<producer>-<first>-<last>`."""
-        return f"{self.producer}-{self.first}-{self.last}"
+
+class LogBatch(msgspec.Struct, frozen=True):
+    """Leased records in order. `name` is the batch's for ever, and with it which records it has."""
+
+    name: str
+    records: tuple[Any, ...]
+    numbers: tuple[tuple[str, int], ...]
+    """Producer and number of each record."""
+    taken_over: bool
+    """Somebody had it leased before and did not acknowledge it in time."""
 
     def __len__(self) -> int:
         return len(self.records)
 
 
-class BufferStats(msgspec.Struct, frozen=True):
-    """A buffer at one instant.
+class LogBuffer:
+    """First in, first out, bounded: above `max_records` or `max_bytes` the oldest records are dropped and counted.
 
-    `size` and `bytes` include what is leased; `waiting*` is what is not. Ages are in µs, 0 if there is nothing.
-    `dropped_ranges` names the newest ranges in ascending order, `dropped_unlisted` counts the numbers they miss.
-    """
+    `store` is a RedisClient (or anything with its `run` and `call`), shared by any number of processes, or None: this
+    process's memory. `name` and the bounds must be the same everywhere. `shards` spreads a buffer over a cluster: a
+    producer's records stay on one shard and in order; between producers there is no order then. `producer` names this
+    process's records and must be new for every start; by default it is random.
 
-    size: int
-    bytes: int
-    fill: float
-    leased: int
-    waiting: int
-    waiting_bytes: int
-    waiting_age_us: int
-    oldest_age_us: int
-    acknowledged: int
-    dropped: int
-    dropped_ranges: tuple[NumberRange, ...]
-    dropped_unlisted: int
-    repeated: int
-
-
-class LogBuffer(Protocol):
-    """Records between production and delivery."""
-
-    def put(self, number: int, record: bytes) -> None:
-        """Keep the record with the producer's next number. A number that was put before is ignored.
-
-        Never blocks. Raises ValueError if a number was skipped, which is a fault of the caller.
-        """
-        ...
-
-    def put_batch(self, first: int, records: Sequence[bytes]) -> None:
-        """`put` for consecutive numbers from `first` on; those put before are ignored."""
-        ...
-
-    async def lease(self, count: int, bytes_max: int) -> Batch | None:
-        """The oldest released batch, else a new one: at most `count` records and `bytes_max` bytes, at least one.
-
-        None if nothing waits. Raises `Unavailable`.
-        """
-        ...
-
-    async def ack(self, batch: Batch) -> bool:
-        """Forget a delivered batch. False if it is not leased (any more). Raises `Unavailable`."""
-        ...
-
-    async def release(self, batch: Batch) -> None:
-        """Delivery failed: the next lease gives this batch again. Raises `Unavailable`."""
-        ...
-
-    def size(self) -> int:
-        """Records kept, leased ones included."""
-        ...
-
-    def stats(self) -> BufferStats: ...
-
-
-class _Lease(msgspec.Struct):
-    batch: Batch
-    bytes: int
-    queued_us: int
-    released: bool = False
-
-
-class MemoryLogBuffer:
-    """The buffer of one producer in this process's memory. Implements `LogBuffer`.
-
-    Bounded by `records_max` and by `bytes_max` of encoded records (Python adds about 130 bytes to each).
-    `now_us` is only used for ages: any clock in µs that is never set back. `on_drop` is told how many records each
-    overflow dropped.
+    A record is anything that msgspec encodes as JSON, up to 1 MiB; it comes back as JSON decodes it. It starts by
+    itself; leave it as a context manager, or with `stop`. Methods raise StoreUnavailable when Redis is away.
     """
 
     def __init__(
         self,
-        producer: str,
+        store: ScriptStore | None = None,
         *,
-        records_max: int,
-        bytes_max: int,
-        now_us: Callable[[], int],
-        on_drop: Callable[[int], object] = lambda _: None,
+        name: str = "buffer",
+        max_records: int = 100_000,
+        max_bytes: int = 256 * 2**20,
+        shards: int = 1,
+        producer: str | None = None,
     ) -> None:
-        self._producer = producer
-        self._records_max = records_max
-        self._bytes_max = bytes_max
-        self._warn_records = int(records_max * WARN_FILL) + 1
-        self._warn_bytes = int(bytes_max * WARN_FILL) + 1
-        self._now_us = now_us
-        self._on_drop = on_drop
-        self._last = 0
-        self._waiting: deque[tuple[bytes, int]] = deque()
-        self._waiting_bytes = 0
-        self._leases: dict[str, _Lease] = {}
-        self._leased = 0
-        self._leased_bytes = 0
-        self._acknowledged = 0
-        self._repeated = 0
+        if max_records < 1 or max_bytes < 1 or shards < 1:
+            raise InvalidInput("max_records, max_bytes and shards must be 1 or more")
+        if not name or any(c in name for c in "{}:") or not name.isprintable():
+            raise InvalidInput(f"a buffer's name {name!r} must be printable, without braces and colons")
+        self.producer = producer or f"p-{secrets.token_hex(8)}"
+        self.max_records, self.max_bytes = max_records, max_bytes
+        self._queues: list[Queue]
+        if store is None:
+            shards = 1
+        self._bounds = Bounds(-(-max_records // shards), -(-max_bytes // shards))
+        if store is None:
+            self._queues = [MemoryQueue(self.producer, self._bounds, _monotonic_us)]
+        else:
+            tags = [f"{name}.{n}" if shards > 1 else name for n in range(shards)]
+            self._queues = [RedisQueue(store, self.producer, self._bounds, shard=tag) for tag in tags]
+        self._home = zlib.crc32(self.producer.encode()) % shards
+        self._turn = 0
+        self._fill = 0.0
         self._warned = False
-        self._dropped = 0
-        self._dropped_ranges: deque[NumberRange] = deque()
-        self._dropped_unlisted = 0
+        self._arrived = asyncio.Event()
+        self._producer = Producer(self.producer, self._queues[self._home], None, on_kept=self._note_kept)
+        self._lease_shards: dict[str, int] = {}
 
-    def put(self, number: int, record: bytes) -> None:
-        """See `LogBuffer.put`. Overflow may drop the very record if everything older is leased."""
-        if number != self._last + 1:
-            self._refuse(number)
-            return
-        self._last = number
-        self._waiting.append((record, self._now_us()))
-        self._waiting_bytes += len(record)
-        if (
-            len(self._waiting) + self._leased >= self._warn_records
-            or self._waiting_bytes + self._leased_bytes >= self._warn_bytes
-        ):
-            self._press()
+    def __repr__(self) -> str:
+        kind = "memory" if isinstance(self._queues[0], MemoryQueue) else f"{len(self._queues)} shards"
+        return f"<LogBuffer {kind} producer={self.producer}>"
 
-    def put_batch(self, first: int, records: Sequence[bytes]) -> None:
-        for number, record in enumerate(records, first):
-            self.put(number, record)
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
 
-    def _refuse(self, number: int) -> None:
-        if number > self._last:
-            raise ValueError(f"{self._producer}: record {number} does not follow {self._last}")
-        self._repeated += 1
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
 
-    def _press(self) -> None:
-        """Warn once when the buffer is nearly full; drop the oldest waiting records above the bounds."""
-        if not self._warned:
+    async def start(self) -> None:
+        """Begin to bring records to the buffer. Connects to nothing."""
+        await self._producer.start()
+
+    async def stop(self) -> None:
+        """Waits for what was enqueued, but not for a Redis that is away. What is in the buffer stays there."""
+        await self._producer.drain(1.0)
+        await self._producer.stop()
+
+    @property
+    def fill(self) -> float:
+        """How full this process's shard was after its last record, 0 to 1; above 0.8 it logs a warning, once."""
+        return self._fill
+
+    async def enqueue(self, record: Any) -> None:
+        """Add a record; it is in the buffer when this returns. Many at once share round trips.
+
+        Raises InvalidInput for a record that is not JSON or too large (nothing is added), StoreUnavailable if it
+        could not be brought: then it is not in the buffer, or nobody knows. Cancelling may leave it added.
+        """
+        await self._kept(self._producer.add(_encoded(record)))
+
+    async def enqueue_batch(self, records: Sequence[Any]) -> None:
+        """Add records all at once or not at all: at most 1,000 records and 1 MiB together (or one record)."""
+        parts = [_encoded(record) for record in records]
+        if len(parts) > CHUNK_RECORDS_MAX or (len(parts) > 1 and sum(map(len, parts)) > CHUNK_BYTES_MAX):
+            raise InvalidInput(f"a batch has at most {CHUNK_RECORDS_MAX} records and {CHUNK_BYTES_MAX} bytes as JSON")
+        if parts:
+            await self._kept(self._producer.add_together(parts))
+
+    async def _kept(self, number: int) -> None:
+        if self._producer.idle:
+            await self._producer.start()
+        await self._producer.kept(number)
+
+    async def dequeue(self, count: int = BATCH) -> list[Any]:
+        """Take up to `count` records: they count as delivered to you, whatever becomes of them. [] if none waits."""
+        taken: list[Any] = []
+        for _ in self._queues:
+            queue = self._next_queue()
+            while len(taken) < count:
+                try:
+                    found = await queue.take(count - len(taken))
+                except StoreUnavailable:
+                    if taken:
+                        return taken  # what was taken is yours; the next call tells
+                    raise
+                taken += map(_record, found)
+                if not found:
+                    break
+        return taken
+
+    async def peek(self, count: int = BATCH) -> list[Any]:
+        """Up to `count` (at most 1,000 of a shard) of the oldest records, which stay."""
+        found: list[Any] = []
+        for queue in self._queues:
+            if len(found) < count:
+                found += map(_record, await queue.peek(count - len(found)))
+        return found
+
+    async def wait_for_records(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109 - its users expect it
+        """Wait until a record waits to be taken; False if none came in `timeout` seconds. Takes nothing, so that
+        cancelling loses nothing."""
+        delay_s = POLL_MIN_S
+        try:
+            async with asyncio.timeout(timeout):
+                while True:
+                    self._arrived.clear()
+                    for queue in self._queues:
+                        if (await queue.stats()).waiting:
+                            return True
+                    try:
+                        async with asyncio.timeout(delay_s):
+                            await self._arrived.wait()
+                    except TimeoutError:
+                        delay_s = min(POLL_MAX_S, 2 * delay_s)
+        except TimeoutError:
+            return False
+
+    async def lease(self, count: int = BATCH, deadline: float = 60.0) -> LogBatch | None:
+        """Take up to `count` of the oldest records as a batch, to be acknowledged within `deadline` seconds.
+
+        A batch that was not is given again, here or elsewhere, before any new one. None if nothing can be leased:
+        nothing waits, or half of the buffer is leased already.
+        """
+        ask = Ask(max(1, count), self._bounds.bytes_max, int(deadline * 1_000_000))
+        for _ in self._queues:
+            shard = self._turn
+            queue = self._next_queue()
+            batch = await queue.lease(ask)
+            while batch is not None and not len(batch):
+                await queue.ack(batch.name)  # only tells of numbers that are gone, which is of interest to shippers
+                batch = await queue.lease(ask)
+            if batch is not None:
+                return self._leased(batch, shard)
+        return None
+
+    def _leased(self, batch: Batch, shard: int) -> LogBatch:
+        taken = [
+            (chunk.producer, chunk.first + i, part, b"")
+            for chunk in batch.chunks
+            for i, part in enumerate(chunk.parts)
+        ]
+        numbers = tuple((producer, number) for producer, number, _, _ in taken)
+        name = f"{shard}:{batch.name}"
+        return LogBatch(name, tuple(map(_record, taken)), numbers, batch.taken_over)
+
+    async def extend(self, batch: LogBatch, deadline: float = 60.0) -> bool:
+        """Keep a batch `deadline` seconds from now; 0 gives it back. False if it is not leased any more."""
+        queue, name = self._queue_of(batch)
+        return await queue.renew(name, int(deadline * 1_000_000))
+
+    async def ack(self, batch: LogBatch) -> bool:
+        """The batch is delivered: forget it. False if it was acknowledged before."""
+        queue, name = self._queue_of(batch)
+        return await queue.ack(name)
+
+    def _queue_of(self, batch: LogBatch) -> tuple[Queue, str]:
+        shard, _, name = batch.name.partition(":")
+        return self._queues[int(shard)], name
+
+    async def size(self) -> int:
+        """Records kept, leased ones included."""
+        return sum([(await queue.stats()).size for queue in self._queues])
+
+    async def clear(self) -> int:
+        """Drop everything that waits, and count it as dropped; how many. What is leased stays."""
+        dropped = 0
+        for queue in self._queues:
+            while found := await queue.clear(self.max_records):
+                dropped += found
+        return dropped
+
+    async def get_stats(self) -> LogBufferStats:
+        """The buffer now."""
+        shards = [await queue.stats() for queue in self._queues]
+        size, held = sum(s.size for s in shards), sum(s.bytes for s in shards)
+        ages = [s.now_us - s.oldest_us for s in shards if s.oldest_us]
+        return LogBufferStats(
+            size=size,
+            bytes=held,
+            max_records=self.max_records,
+            max_bytes=self.max_bytes,
+            fill=max(size / self.max_records, held / self.max_bytes),
+            leased=sum(s.leased for s in shards),
+            batches=sum(s.leases for s in shards),
+            delivered=sum(s.delivered for s in shards),
+            dequeued=sum(s.taken for s in shards),
+            dropped=sum(s.dropped for s in shards),
+            refused=self._producer.dropped,
+            oldest_age=max(0, *ages, 0) / 1_000_000 if ages else 0.0,
+        )
+
+    def _next_queue(self) -> Queue:
+        queue = self._queues[self._turn]
+        self._turn = (self._turn + 1) % len(self._queues)
+        return queue
+
+    def _note_kept(self, kept: Kept) -> None:
+        self._arrived.set()
+        self._fill = max(kept.records / self._bounds.records_max, kept.bytes / self._bounds.bytes_max)
+        if self._fill > WARN_FILL and not self._warned:
             self._warned = True
             _log.warning(
-                "log_buffer_filling", producer=self._producer, records=self.size(), fill=round(self._fill(), 3)
+                "log_buffer_filling", producer=self.producer, records=kept.records, fill=round(self._fill, 3)
             )
-        first = self._last - len(self._waiting) + 1
-        count = 0
-        while self._waiting and (
-            len(self._waiting) + self._leased > self._records_max
-            or self._waiting_bytes + self._leased_bytes > self._bytes_max
-        ):
-            record, _ = self._waiting.popleft()
-            self._waiting_bytes -= len(record)
-            count += 1
-        if count:
-            self._count_dropped(first, first + count - 1)
-
-    def _count_dropped(self, first: int, last: int) -> None:
-        ranges = self._dropped_ranges
-        self._dropped += last - first + 1
-        if ranges and ranges[-1][1] == first - 1:
-            ranges[-1] = (ranges[-1][0], last)
-        else:
-            ranges.append((first, last))
-            if len(ranges) > DROPPED_RANGES_MAX:
-                oldest = ranges.popleft()
-                self._dropped_unlisted += oldest[1] - oldest[0] + 1
-        self._on_drop(last - first + 1)
-
-    async def lease(self, count: int, bytes_max: int) -> Batch | None:
-        for lease in self._leases.values():
-            if lease.released:
-                lease.released = False
-                return lease.batch
-        if not self._waiting:
-            return None
-        return self._lease_new(count, bytes_max)
-
-    def _lease_new(self, count: int, bytes_max: int) -> Batch:
-        waiting = self._waiting
-        first = self._last - len(waiting) + 1
-        queued_us = waiting[0][1]
-        records: list[bytes] = []
-        size = 0
-        while waiting and len(records) < max(1, count):
-            record = waiting[0][0]
-            if records and size + len(record) > bytes_max:
-                break
-            waiting.popleft()
-            records.append(record)
-            size += len(record)
-        batch = Batch(self._producer, first, tuple(records))
-        self._leases[batch.name] = _Lease(batch, size, queued_us)
-        self._leased += len(records)
-        self._leased_bytes += size
-        self._waiting_bytes -= size
-        return batch
-
-    async def ack(self, batch: Batch) -> bool:
-        lease = self._leases.pop(batch.name, None)
-        if lease is None:
-            return False
-        self._leased -= len(lease.batch)
-        self._leased_bytes -= lease.bytes
-        self._acknowledged += len(lease.batch)
-        if self._warned and self._fill() < REARM_FILL:
+        elif self._fill < REARM_FILL:
             self._warned = False
-        return True
 
-    async def release(self, batch: Batch) -> None:
-        lease = self._leases.get(batch.name)
-        if lease is not None:
-            lease.released = True
 
-    def size(self) -> int:
-        return len(self._waiting) + self._leased
+def _encoded(record: Any) -> bytes:
+    try:
+        part = _encode(record)
+    except (TypeError, ValueError, UnicodeError, OverflowError, RecursionError) as error:
+        raise InvalidInput(f"the record cannot be encoded as JSON: {error}") from None
+    if len(part) > RECORD_BYTES_MAX:
+        raise InvalidInput(f"the record is {len(part)} bytes as JSON; at most {RECORD_BYTES_MAX} are taken")
+    return part
 
-    def _fill(self) -> float:
-        size = self._waiting_bytes + self._leased_bytes
-        return max(self.size() / self._records_max, size / self._bytes_max)
 
-    def stats(self) -> BufferStats:
-        now_us = self._now_us()
-        waiting_since = self._waiting[0][1] if self._waiting else now_us
-        oldest = min((lease.queued_us for lease in self._leases.values()), default=waiting_since)
-        return BufferStats(
-            size=self.size(),
-            bytes=self._waiting_bytes + self._leased_bytes,
-            fill=self._fill(),
-            leased=self._leased,
-            waiting=len(self._waiting),
-            waiting_bytes=self._waiting_bytes,
-            waiting_age_us=max(0, now_us - waiting_since),
-            oldest_age_us=max(0, now_us - min(oldest, waiting_since)),
-            acknowledged=self._acknowledged,
-            dropped=self._dropped,
-            dropped_ranges=tuple(self._dropped_ranges),
-            dropped_unlisted=self._dropped_unlisted,
-            repeated=self._repeated,
-        )
+def _record(taken: Taken) -> Any:
+    return _decode(taken[2])
+
+
+def _monotonic_us() -> int:
+    return time.monotonic_ns() // 1000

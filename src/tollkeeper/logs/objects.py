@@ -1,6 +1,6 @@
 """What a batch looks like as an object: its path, its bytes, its digest. Pure; knows no store.
 
-    dt=2026-11-23/hour=14/<producer>-<first>-<last>.jsonl.gz (or .parquet)
+    dt=2026-11-23/hour=14/<run>-<number of the lease>.jsonl.gz (or .parquet)
 
 The folder is the UTC hour of the batch's earliest record: a record is never in a later folder than its own hour's,
 and readers rely on that. Everything follows from the batch alone, so a batch that is shipped again, by whomever,
@@ -17,7 +17,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from tollkeeper.logs.buffer import Batch
+from tollkeeper.domain.log_queue import Gap
 
 GZIP_LEVEL: Final = 6
 """Measured on these records: level 1 is 10 ms and 2.0%, level 6 is 25 ms and 1.4% of 8 MB."""
@@ -25,7 +25,24 @@ Format = Literal["jsonl.gz", "parquet"]
 SUFFIXES: Final = (".jsonl.gz", ".parquet")
 UNDATED: Final = "dt=1970-01-01/hour=00"
 """The folder of a batch without a record whose time a calendar knows."""
+GAPS_PREFIX: Final = "_gaps/"
+"""Objects that tell which numbers will not come; readers of `dt=*` folders never see them."""
+GAPS_SUFFIX: Final = ".json"
+RETIRED_PREFIX: Final = "_retired/"
+"""Objects that tell which records were delivered and deleted since, because they were older than the retention."""
 _PATH: Final = re.compile(r"dt=[^/]+/hour=[^/]+/[^/]+\.(?:jsonl\.gz|parquet)")
+
+
+class Lines(msgspec.Struct, frozen=True):
+    """The records of a batch, a line of JSON each, under the batch's name."""
+
+    name: str
+    records: tuple[bytes, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Of all lines."""
+        return sum(map(len, self.records))
 
 
 class LogObject(msgspec.Struct, frozen=True):
@@ -43,7 +60,7 @@ class _Timed(msgspec.Struct):
 _decode_time = msgspec.json.Decoder(_Timed).decode
 
 
-def build(batch: Batch, form: Format = "jsonl.gz") -> LogObject:
+def build(batch: Lines, form: Format = "jsonl.gz") -> LogObject:
     """The object of a batch, as JSONL, gzipped without name or time, or as Parquet.
 
     A batch that the Parquet schema cannot hold is JSONL nevertheless. JSONL takes about 5 µs a record, Parquet 20:
@@ -59,6 +76,34 @@ def build(batch: Batch, form: Format = "jsonl.gz") -> LogObject:
         if body is not None:
             return LogObject(f"{place}.parquet", body, sha256)
     return LogObject(f"{place}.jsonl.gz", gzip.compress(records, GZIP_LEVEL, mtime=0), sha256)
+
+
+class _Gaps(msgspec.Struct):
+    gaps: tuple[Gap, ...]
+
+
+def build_gaps(name: str, gaps: Sequence[Gap]) -> LogObject:
+    """`_gaps/<name>.json`: what a batch tells of numbers that will not come."""
+    body = msgspec.json.encode(_Gaps(tuple(gaps)))
+    return LogObject(f"{GAPS_PREFIX}{name}{GAPS_SUFFIX}", body, digest(body))
+
+
+def gaps_in(body: bytes) -> tuple[Gap, ...] | None:
+    """What `build_gaps` was given, or None if it is not whole."""
+    try:
+        return msgspec.json.decode(body, type=_Gaps).gaps
+    except msgspec.MsgspecError:
+        return None
+
+
+def is_gaps_object(path: str) -> bool:
+    """Whether a path, relative to the store, is one of `build_gaps`."""
+    return path.startswith(GAPS_PREFIX) and path.endswith(GAPS_SUFFIX)
+
+
+def is_retired_object(path: str) -> bool:
+    """Whether a path, relative to the store, is one that retention left."""
+    return path.startswith(RETIRED_PREFIX) and path.endswith(GAPS_SUFFIX)
 
 
 def digest(records: bytes) -> str:
@@ -87,7 +132,7 @@ def conflict_path(path: str, sha256: str) -> str:
 
 def suffix_of(path: str) -> str:
     """The end of an object's path that tells its format."""
-    return next(suffix for suffix in SUFFIXES if path.endswith(suffix))
+    return next(suffix for suffix in (*SUFFIXES, GAPS_SUFFIX) if path.endswith(suffix))
 
 
 def twin_path(path: str) -> str:

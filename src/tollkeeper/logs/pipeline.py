@@ -2,8 +2,9 @@
 
     produced = delivered + dropped + pending
 
-holds at every instant, in `stats()` and in one reading of the metrics. Knows neither where objects go (`sinks.py`)
-nor when (`shipper.py`).
+in a process without Redis at every instant, in `stats()` and in one reading of the metrics; with Redis the queue is
+shared, and `logs verify` shows it over all processes. Knows neither where objects go (`sinks.py`) nor when
+(`shipper.py`), nor how records get into the queue (`producer.py`).
 
 Records are encoded where they are put, one by one. Measured on an 800-byte record: 0.7–1.4 µs each, against
 0.8–1.4 µs in lines of a whole batch, which then must be split again; so batching gains nothing, and encoding at once
@@ -14,36 +15,50 @@ cannot be encoded.
 import asyncio
 import re
 import time
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Final
+from pathlib import Path
+from typing import Final
 
 import msgspec
 
-from tollkeeper.domain.errors import InvalidInput
+from tollkeeper.domain.errors import InvalidInput, Unavailable
+from tollkeeper.domain.log_queue import Bounds, Kept, QueueStats
+from tollkeeper.domain.ports import ScriptStore
 from tollkeeper.domain.record import RequestRecord
-from tollkeeper.logs import duck, parquet
-from tollkeeper.logs.buffer import BufferStats, LogBuffer, MemoryLogBuffer, NumberRange
-from tollkeeper.logs.shipper import OBJECT_BYTES_MAX, Shipper
+from tollkeeper.logs import duck, encoding, parquet
+from tollkeeper.logs.encoding import RECORD_BYTES_MAX
+from tollkeeper.logs.producer import Producer, adopt
+from tollkeeper.logs.queues import MemoryQueue, Queue, RedisQueue
+from tollkeeper.logs.shipper import Shipper
 from tollkeeper.logs.sinks import LogStore, open_store
+from tollkeeper.logs.spool import Spool
 from tollkeeper.observability.logging import logger
 from tollkeeper.observability.metrics import Metrics
 from tollkeeper.settings import LogSettings
 
-RECORD_BYTES_MAX: Final = 2**20
-"""Largest encoded record; a larger one is replaced."""
-STAND_IN_FIELD_MAX: Final = 256
-"""Characters kept of each text in a record that stands in for another."""
+WARN_FILL: Final = 0.8
+"""A queue fuller than this warns, once."""
+REARM_FILL: Final = 0.6
+"""Below this the next crossing of `WARN_FILL` warns again; the gap keeps a queue on the edge from flooding."""
+ADOPT_INTERVAL_S: Final = 10.0
+"""How often spools of dead producers on this disk are looked for."""
+SHARED_DRAIN_S: Final = 5.0
+"""How long a stop ships what is in a shared queue."""
+WATCH_INTERVAL_S: Final = 1.0
+"""How old the picture of a shared queue may be in metrics."""
 
 _PRODUCER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _log = logger("logs")
 
 
 class PipelineStats(msgspec.Struct, frozen=True):
-    """The account of a pipeline: `produced` = `delivered` + `dropped` + `pending`, in records.
+    """The account of a pipeline, in records.
 
-    `replaced` counts records (among those) that stand in for one that could not be kept. `dropped_ranges` are the
-    numbers of the newest drops. `last_error` is None while deliveries succeed.
+    `produced` are this process's; `pending` are those in its memory and, without Redis, in its queue. `replaced`
+    counts records (among those) that stand in for one that could not be kept. `last_error` is None while deliveries
+    succeed. `queue` is the sum over all shards of the queue, with Redis as it was within the last second or two.
     """
 
     produced: int
@@ -51,21 +66,53 @@ class PipelineStats(msgspec.Struct, frozen=True):
     dropped: int
     pending: int
     replaced: int
-    dropped_ranges: tuple[NumberRange, ...]
     failures: int
     conflicts: int
     last_delivered_us: int | None
     last_error: str | None
-    buffer: BufferStats
+    spooled_bytes: int
+    queue: QueueStats
+
+
+def queues_of(settings: LogSettings, run: str, client: ScriptStore | None) -> list[Queue]:
+    """The shards of the queue: in Redis, or one in this process's memory."""
+    if client is None:
+        return [MemoryQueue(run, bounds_of(settings), _monotonic_us)]
+    bounds = bounds_of(settings, settings.shards)
+    return [RedisQueue(client, run, bounds, shard=str(n)) for n in range(settings.shards)]
+
+
+def bounds_of(settings: LogSettings, shards: int = 1) -> Bounds:
+    """Of one shard."""
+    return Bounds(max(1, settings.records_max // shards), max(1, settings.buffer_bytes_max // shards))
+
+
+def make_shipper(
+    settings: LogSettings, queues: list[Queue], store: LogStore, metrics: Metrics, now_us: Callable[[], int]
+) -> Shipper:
+    """A shipper as the settings want it."""
+    bounds = bounds_of(settings, len(queues))
+    return Shipper(
+        queues,
+        store,
+        # what is leased cannot be dropped: at most half, or an outage would keep the oldest, not the newest
+        records_max=max(1, min(settings.object_records_max, bounds.records_max // 2)),
+        bytes_max=max(1, min(settings.object_bytes_max, bounds.bytes_max // 2)),
+        flush_interval_s=settings.flush_interval_s,
+        lease_s=settings.lease_s,
+        form=settings.format,
+        metrics=metrics,
+        now_us=now_us,
+    )
 
 
 class LogPipeline:
-    """Numbers, buffers and ships the records of one process. Implements `ports.RecordSink`.
+    """Numbers, queues and ships the records of one process. Implements `ports.RecordSink`.
 
     `producer` names this run of the process: letters, digits, `.`, `_`, `-`. It must be new for every start, since
-    numbers begin at 1 (the names of objects are made of it; should a name be taken, both objects are kept and
-    `tollkeeper_log_conflicts_total` counts). `url` is as for `sinks.open_store`. `buffer` and `store` replace the
-    default ones. Raises ConfigurationError for a URL or credentials that cannot work, InvalidInput for the producer.
+    numbers begin at 1 and, without Redis, the names of objects are made of it. `url` is as for `sinks.open_store`;
+    `store` replaces it. With a `client` the queue is in Redis; with a `spool_root` records go there while Redis is
+    away. Raises ConfigurationError for a URL or credentials that cannot work, InvalidInput for the producer.
     """
 
     def __init__(
@@ -76,115 +123,183 @@ class LogPipeline:
         producer: str,
         metrics: Metrics,
         now_us: Callable[[], int],
-        buffer: LogBuffer | None = None,
         store: LogStore | None = None,
+        client: ScriptStore | None = None,
+        spool_root: Path | None = None,
     ) -> None:
         if not _PRODUCER.fullmatch(producer):
             raise InvalidInput(f"log producer {producer!r}: use letters, digits, '.', '_' and '-', at most 128")
         if settings.format == "parquet":
             duck.load(parquet.SETTING)  # now, not when the first batch is due
-        self._producer = producer
-        self._timeout_s = settings.timeout_s
+        self._settings = settings
+        self._name = producer
         self._store = open_store(url, settings.timeout_s) if store is None else store
+        self._spool_root = spool_root
+        self._shared = client is not None
+        self.queues = queues_of(settings, producer, client)
+        self._bounds = bounds_of(settings, len(self.queues))
         self._declare(metrics)
-        self._buffer: LogBuffer = buffer or MemoryLogBuffer(
+        self._spool = self._open_spool()
+        self._producer = Producer(
             producer,
-            records_max=settings.records_max,
-            bytes_max=settings.buffer_bytes_max,
-            now_us=_monotonic_us,
-            on_drop=self._dropped_total.inc,
+            self._queue_of(producer),
+            self._spool,
+            on_kept=self._note_kept,
+            on_dropped=self._dropped_total.inc,
         )
-        self._shipper = Shipper(
-            self._buffer,
-            self._store,
-            # what is leased cannot be dropped: at most half, or an outage would keep the oldest, not the newest
-            records_max=max(1, min(settings.object_records_max, settings.records_max // 2)),
-            bytes_max=max(1, min(OBJECT_BYTES_MAX, settings.buffer_bytes_max // 2)),
-            flush_interval_s=settings.flush_interval_s,
-            form=settings.format,
-            metrics=metrics,
-            now_us=now_us,
-        )
+        self._shipper = make_shipper(settings, self.queues, self._store, metrics, now_us)
+        self._ships = settings.ship or not self._shared
         self._task: asyncio.Task[None] | None = None
-        self._encode = msgspec.json.Encoder().encode
-        self._put = self._buffer.put
-        self._produced = 0
+        self._others: list[asyncio.Task[None]] = []
+        self._add = self._producer.add
         self._replaced = 0
+        self._dropped_by_queue = 0
+        self._warned = False
+        self._seen = QueueStats()
+
+    def _open_spool(self) -> Spool | None:
+        if self._spool_root is None or (self._shared and self._settings.redis_away != "spool"):
+            return None
+        return Spool(self._spool_root, self._name, self._settings.spool_bytes_max)
+
+    def _queue_of(self, producer: str) -> Queue:
+        """A producer's shard: always the same, for its numbers are counted there."""
+        return self.queues[zlib.crc32(producer.encode()) % len(self.queues)]
 
     def _declare(self, metrics: Metrics) -> None:
-        self._produced_total = metrics.counter(
-            "tollkeeper_log_records_produced_total", "Log records numbered and put into the buffer."
-        ).labels()
         self._dropped_total = metrics.counter(
-            "tollkeeper_log_records_dropped_total", "Log records dropped because the buffer was full."
+            "tollkeeper_log_records_dropped_total", "Log records dropped because queue or spool were full."
+        ).labels()
+        self._shed_total = metrics.counter(
+            "tollkeeper_log_bodies_shed_total", "Log records whose bodies were dropped because the queue was full."
         ).labels()
         self._replaced_total = metrics.counter(
             "tollkeeper_log_records_replaced_total",
             "Log records that were too large or could not be encoded, delivered cut short.",
         ).labels()
-        self._gauge(metrics, "tollkeeper_log_depth", "Log records in the buffer.", lambda stats: stats.size)
-        self._gauge(metrics, "tollkeeper_log_bytes", "Encoded bytes in the log buffer.", lambda stats: stats.bytes)
-        self._gauge(metrics, "tollkeeper_log_fill_ratio", "Fill of the buffer; above 0.8 warns.", lambda s: s.fill)
-        self._gauge(
-            metrics,
+        self._produced_total = metrics.counter(
+            "tollkeeper_log_records_produced_total", "Log records numbered by this process."
+        ).labels()
+        gauge = metrics.gauge
+        gauge("tollkeeper_log_depth", "Log records in the queue.", lambda: self.stats().queue.size)
+        gauge("tollkeeper_log_bytes", "Encoded bytes in the log queue.", lambda: self.stats().queue.bytes)
+        gauge("tollkeeper_log_fill_ratio", "Fill of the queue; above 0.8 warns.", self._fill)
+        gauge("tollkeeper_log_spool_bytes", "Log records on disk while Redis is away.", self._spooled)
+        gauge(
             "tollkeeper_log_shipping_lag_seconds",
             "Age of the oldest log record not yet delivered.",
-            lambda stats: stats.oldest_age_us / 1_000_000,
+            lambda: _age_s(self.stats().queue),
         )
 
-    def _gauge(self, metrics: Metrics, name: str, text: str, read: Callable[[BufferStats], float]) -> None:
-        metrics.gauge(name, text, lambda: read(self._buffer.stats()))
+    def _fill(self) -> float:
+        queue, shards = self.stats().queue, len(self.queues)
+        return max(queue.size / self._bounds.records_max, queue.bytes / self._bounds.bytes_max) / shards
+
+    def _spooled(self) -> int:
+        return 0 if self._spool is None else self._spool.bytes
 
     def put(self, record: RequestRecord) -> None:
         """Number the record, encode it and queue it. Never blocks, never raises; the record may be reused after."""
-        number = self._produced + 1
+        number = self._producer.number + 1
+        body = b""
         try:
-            record.producer = self._producer
+            record.producer = self._name
             record.number = number
-            encoded = self._encode(record)
-            if len(encoded) > RECORD_BYTES_MAX:
-                encoded = self._stand_in(record, number, f"{len(encoded)} bytes are above {RECORD_BYTES_MAX}")
+            part, body = encoding.encode(record)
+            if len(part) + len(body) > RECORD_BYTES_MAX:
+                part, body = (
+                    self._stand_in(record, number, f"{len(part) + len(body)} bytes, above {RECORD_BYTES_MAX}"),
+                    b"",
+                )
         except Exception as error:  # noqa: BLE001 - "never raises" is the promise; what failed is in the record
-            encoded = self._stand_in(record, number, f"cannot be encoded: {type(error).__name__}")
-        self._produced = number
+            part = self._stand_in(record, number, f"cannot be encoded: {type(error).__name__}")
         self._produced_total.value += 1
-        self._put(number, encoded)
+        self._add(part, body)
 
     def _stand_in(self, record: RequestRecord, number: int, reason: str) -> bytes:
         """A small record of the same number that says why it replaces the real one; keeps what can be kept."""
         self._replaced += 1
         self._replaced_total.inc()
-        fields = {name: _small(getattr(record, name, None)) for name in RequestRecord.__struct_fields__}
-        return self._encode(fields | {"producer": self._producer, "number": number, "replaced": reason})
+        return encoding.stand_in(record, self._name, number, reason)
+
+    def _note_kept(self, kept: Kept) -> None:
+        """Count what a chunk pressed out of the queue; warn once when it is nearly full."""
+        if kept.dropped:
+            self._dropped_by_queue += kept.dropped
+            self._dropped_total.inc(kept.dropped)
+        if kept.shed:
+            self._shed_total.inc(kept.shed)
+        fill = max(kept.records / self._bounds.records_max, kept.bytes / self._bounds.bytes_max)
+        if fill > WARN_FILL and not self._warned:
+            self._warned = True
+            _log.warning("log_queue_filling", producer=self._name, records=kept.records, fill=round(fill, 3))
+        elif fill < REARM_FILL:
+            self._warned = False
 
     async def start(self) -> None:
-        """Begin to ship. The store need not be there yet."""
-        if self._task is None:
+        """Begin to ship. Neither queue nor store need be there yet."""
+        if self._task is not None:
+            return
+        await self._producer.start()
+        if self._ships:
             self._task = asyncio.create_task(self._shipper.run(), name="log-shipper")
+        if self._spool_root is not None:
+            self._others.append(asyncio.create_task(self._adopt(), name="log-adopt"))
+        if self._shared:
+            self._others.append(asyncio.create_task(self._watch(), name="log-watch"))
+
+    async def _adopt(self) -> None:
+        root = self._spool_root
+        assert root is not None
+        while True:
+            try:
+                await adopt(root, self._queue_of, self._settings.spool_bytes_max)
+            except (Unavailable, TimeoutError) as error:
+                _log.info("log_adoption_waits", why=str(error))
+            await asyncio.sleep(ADOPT_INTERVAL_S)
+
+    async def _watch(self) -> None:
+        while True:
+            with suppress(Unavailable):
+                self._seen = _sum([await queue.stats() for queue in self.queues])
+            await asyncio.sleep(WATCH_INTERVAL_S)
 
     async def stop(self, deadline_s: float | None = None) -> PipelineStats:
-        """Ship what can be shipped within `deadline_s` (default: the settings' `timeout_s`); says what is left.
+        """Bring and ship what can be within `deadline_s` (default: the settings' `timeout_s`); says what is left.
 
-        A record that is still `pending` then is lost with the process, and is logged with its numbers.
+        With Redis only what neither Redis nor the spool took is left; without, what was not delivered goes to the
+        spool for the next start, but for a batch in hand. What is left is lost with the process, and is logged.
         """
+        deadline_s = self._settings.timeout_s if deadline_s is None else deadline_s
+        await self._producer.drain(deadline_s)
         if self._task is not None:
             self._shipper.drain()
-            with suppress(TimeoutError):  # at the deadline the task is cancelled, and releases its batch
-                async with asyncio.timeout(self._timeout_s if deadline_s is None else deadline_s):
+            # in a shared queue others bring more and more, and whoever comes next has them
+            limit_s = min(deadline_s, SHARED_DRAIN_S) if self._shared else deadline_s
+            with suppress(TimeoutError):  # at the deadline the task is cancelled, and gives its batch up
+                async with asyncio.timeout(limit_s):
                     await self._task
             self._task = None
+        for task in self._others:
+            task.cancel()
+        await asyncio.gather(*self._others, return_exceptions=True)
+        self._others.clear()
+        for queue in self.queues:
+            if isinstance(queue, MemoryQueue) and self._spool is not None:
+                self._producer.keep(queue.empty())
+        left = await self._producer.stop()
         stats = self.stats()
-        if stats.pending:
+        if stats.pending or left:
             _log.error(
                 "log_records_left",
-                producer=self._producer,
+                producer=self._name,
                 records=stats.pending,
                 last=stats.produced,
                 error=stats.last_error,
             )
         _log.info(
             "log_pipeline_stopped",
-            producer=self._producer,
+            producer=self._name,
             produced=stats.produced,
             delivered=stats.delivered,
             dropped=stats.dropped,
@@ -198,33 +313,39 @@ class LogPipeline:
 
     def stats(self) -> PipelineStats:
         """The account at this instant."""
-        buffer = self._buffer.stats()
+        queue = self._seen
+        pending = self._producer.pending
+        (first, *_) = self.queues
+        if isinstance(first, MemoryQueue):
+            queue = first.now()
+            pending += queue.size
         return PipelineStats(
-            produced=self._produced,
+            produced=self._producer.number,
             delivered=self._shipper.delivered,
-            dropped=buffer.dropped,
-            pending=buffer.size,
+            dropped=self._dropped_by_queue + self._producer.dropped,
+            pending=pending,
             replaced=self._replaced,
-            dropped_ranges=buffer.dropped_ranges,
             failures=self._shipper.failures,
             conflicts=self._shipper.conflicts,
             last_delivered_us=self._shipper.last_delivered_us,
-            last_error=self._shipper.last_error,
-            buffer=buffer,
+            last_error=self._shipper.last_error or self._producer.last_error,
+            spooled_bytes=self._spooled(),
+            queue=queue,
         )
+
+
+def _sum(shards: list[QueueStats]) -> QueueStats:
+    """Counts add up; the oldest record is the oldest of all."""
+    oldest_us = min((s.oldest_us for s in shards if s.oldest_us), default=0)
+    names = [name for name in QueueStats.__struct_fields__ if name not in ("oldest_us", "now_us")]
+    sums = {name: sum(getattr(shard, name) for shard in shards) for name in names}
+    return QueueStats(**sums, oldest_us=oldest_us, now_us=max(shard.now_us for shard in shards))
+
+
+def _age_s(queue: QueueStats) -> float:
+    return max(0, queue.now_us - queue.oldest_us) / 1_000_000 if queue.oldest_us else 0.0
 
 
 def _monotonic_us() -> int:
     """For ages: a wall clock that is set back would hold records up."""
     return time.monotonic_ns() // 1000
-
-
-def _small(value: Any) -> Any:
-    """The value if JSON certainly takes it and it is short, a text's beginning, else None."""
-    if isinstance(value, str):
-        return value[:STAND_IN_FIELD_MAX].encode("utf-8", "replace").decode()
-    if isinstance(value, bool) or value is None:
-        return value
-    if isinstance(value, int) and -(2**63) <= value < 2**63:
-        return int(value)
-    return None

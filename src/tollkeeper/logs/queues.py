@@ -9,7 +9,7 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
-from tollkeeper.domain.log_queue import Ask, Batch, Bounds, Chunk, Gap, LogQueue, QueueStats, Taken
+from tollkeeper.domain.log_queue import Ask, Batch, Bounds, Chunk, Gap, Kept, LogQueue, QueueStats, Taken
 from tollkeeper.domain.ports import ScriptStore
 
 TAKE_MAX: Final = 1000
@@ -27,7 +27,7 @@ _GAP: Final = re.compile(rb"(dropped|lost|taken):([^=;]*)=([0-9,-]*);")
 class Queue(Protocol):
     """What `LogQueue` tells, each method one atomic step but for `pending`, in which a record may show twice."""
 
-    async def put(self, chunk: Chunk) -> int: ...
+    async def put(self, chunk: Chunk) -> Kept: ...
 
     async def note(self, gap: Gap) -> bool: ...
 
@@ -57,7 +57,7 @@ class MemoryQueue:
         self._queue = LogQueue()
         self._run, self._bounds, self._now_us = run, bounds, now_us
 
-    async def put(self, chunk: Chunk) -> int:
+    async def put(self, chunk: Chunk) -> Kept:
         return self._queue.put(self._now_us(), self._run, chunk, self._bounds)
 
     async def note(self, gap: Gap) -> bool:
@@ -81,8 +81,16 @@ class MemoryQueue:
     async def ack(self, name: str) -> bool:
         return self._queue.ack(name)
 
-    async def stats(self) -> QueueStats:
+    def empty(self) -> list[Chunk]:
+        """See `LogQueue.empty`."""
+        return self._queue.empty()
+
+    def now(self) -> QueueStats:
+        """`stats` without waiting."""
         return self._queue.stats(self._now_us())
+
+    async def stats(self) -> QueueStats:
+        return self.now()
 
     async def marks(self) -> dict[str, int]:
         return self._queue.marks()
@@ -113,7 +121,7 @@ class RedisQueue:
         self._keys = (f"{self._prefix}state",)
         self._time_us = time_us or (lambda: 0)
 
-    async def put(self, chunk: Chunk) -> int:
+    async def put(self, chunk: Chunk) -> Kept:
         bodies = pack(chunk.bodies)
         part_bytes = sum(map(len, chunk.parts))
         body_bytes = sum(map(len, chunk.bodies))
@@ -121,8 +129,7 @@ class RedisQueue:
         numbers = (chunk.first, len(chunk), part_bytes, body_bytes, bounds.records_max, bounds.bytes_max)
         packed = struct.pack("<7d", self._time_us(), *numbers)
         arguments = (packed, chunk.producer, self._run, pack(chunk.parts), bodies if body_bytes else b"")
-        kept: int = await self._store.run("logput", self._keys, arguments, idempotent=True)
-        return kept
+        return Kept(*await self._store.run("logput", self._keys, arguments, idempotent=True))
 
     async def note(self, gap: Gap) -> bool:
         """False also if it is told again after an answer was lost."""

@@ -1,63 +1,69 @@
-"""Carries batches from the buffer to the store: when to ship, and what to do when that fails.
+"""Carries batches from the queues to the store: what to do when that fails.
 
-lease → object → ack, one batch at a time, so that one is at risk and its retry keeps the order. A batch is shipped
-when enough records wait or the oldest has waited long enough. A failure of any kind releases the batch and is tried
-again under the same name, with growing pauses, for ever; meanwhile the buffer's bounds decide what is kept. An
-object that is already there with the same records was delivered by somebody who died before the ack.
+lease → object → ack, one batch at a time, so that one is at risk and its retry keeps the order. A failure of any kind
+gives the lease up, and the next lease, here or elsewhere, is that batch again, whole and under the same name; tries
+go on with growing pauses for ever, and meanwhile the queue's bounds decide what is kept. An object that is already
+there with the same records was delivered by somebody who died before the ack.
+
+What a batch tells of numbers that will not come (dropped, lost, taken) is written first, as an object of its own.
 """
 
 import asyncio
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final
 
 from tollkeeper.domain.errors import LogStoreUnavailable, Unavailable
+from tollkeeper.domain.log_queue import Ask, Batch
 from tollkeeper.logs import objects
-from tollkeeper.logs.buffer import Batch, LogBuffer
-from tollkeeper.logs.objects import Format, LogObject
+from tollkeeper.logs.encoding import line_of
+from tollkeeper.logs.objects import Format, Lines, LogObject
+from tollkeeper.logs.queues import Queue
 from tollkeeper.logs.sinks import LogStore
 from tollkeeper.observability.logging import logger
 from tollkeeper.observability.metrics import Metrics
 
-OBJECT_BYTES_MAX: Final = 32 * 2**20
-"""Uncompressed bytes of one object; bounds the memory that one shipment takes."""
 THREAD_BYTES_MIN: Final = 64 * 2**10
 """Larger batches are compressed in a thread; smaller ones take less time than the switch is worth (0.3 ms)."""
 CHECK_INTERVAL_S: Final = 0.1
-"""How often the buffer is looked at: cheaper than a signal on the path of every request."""
+"""How often a queue is asked: cheaper than a signal on the path of every request."""
 BACKOFF_MIN_S: Final = 0.2
 BACKOFF_MAX_S: Final = 30.0
 BACKOFF_DRAINING_MAX_S: Final = 0.5
 """While stopping, time is short and nothing is gained by patience."""
+RELEASE_TIMEOUT_S: Final = 1.0
 
 _log = logger("logs")
 _random = random.Random()  # noqa: S311 - jitter
 
 
 class Shipper:
-    """Ships one buffer to one store. `delivered` counts records whose object is certainly in the store."""
+    """Ships queues to one store. `delivered` counts records that this shipper acknowledged."""
 
     def __init__(
         self,
-        buffer: LogBuffer,
+        queues: Sequence[Queue],
         store: LogStore,
         *,
         records_max: int,
         bytes_max: int,
         flush_interval_s: float,
+        lease_s: float = 120.0,
         form: Format = "jsonl.gz",
         metrics: Metrics,
         now_us: Callable[[], int],
     ) -> None:
-        self._buffer = buffer
+        self._queues = queues
         self._store = store
-        self._records_max = records_max
-        self._bytes_max = bytes_max
-        self._flush_interval_s = flush_interval_s
-        self._form = form
+        hold_us = int(lease_s * 1_000_000)
+        due_us = int(flush_interval_s * 1_000_000)
+        self._ask = Ask(records_max, bytes_max, hold_us, records_max, bytes_max, due_us)
+        self._ask_all = Ask(records_max, bytes_max, hold_us)
+        self._form: Format = form
         self._now_us = now_us
+        self._turn = 0
         self._draining = asyncio.Event()
         self._built: tuple[str, LogObject] | None = None
         self.delivered = 0
@@ -76,49 +82,64 @@ class Shipper:
             "tollkeeper_log_conflicts_total",
             "Log objects whose name was taken by other records; they were written under a longer name.",
         ).labels()
+        self._taken_over_total = metrics.counter(
+            "tollkeeper_log_leases_taken_over_total", "Batches whose lease had expired: their shipper died or failed."
+        ).labels()
         self._seconds = metrics.histogram(
             "tollkeeper_log_ship_seconds", "Time from lease to acknowledgement of a delivered log object."
         ).labels()
 
     def drain(self) -> None:
-        """From now on ship without waiting for more; `run` returns when nothing is left."""
+        """From now on ship without waiting for more; `run` returns when nothing is left to be leased."""
         self._draining.set()
 
     async def run(self) -> None:
-        """Ship until drained. Only cancellation ends it otherwise; the batch in hand is released then."""
+        """Ship until drained. Only cancellation ends it otherwise; the batch in hand is given up then."""
         attempt = 0
         while True:
-            if attempt == 0:
-                await self._wait_due()
             try:
-                shipped = await self.ship()
+                shipped = await self.ship(due_only=not self._draining.is_set())
             except Exception as error:  # noqa: BLE001 - whatever it is, records are waiting: count, tell, try again
                 attempt += 1
                 await self._back_off(attempt, error)
                 continue
-            if attempt:
-                _log.info("log_store_back", store=self._store.url, attempts=attempt, waiting=self._buffer.size())
-            attempt = 0
-            self.last_error = None
-            if shipped is None and self._draining.is_set():
+            if shipped is not None:
+                if attempt:
+                    _log.info("log_store_back", store=self._store.url, attempts=attempt)
+                attempt = 0
+                self.last_error = None
+            elif self._draining.is_set():
                 return
+            else:
+                await self._pause(CHECK_INTERVAL_S)
 
-    async def ship(self) -> Batch | None:
-        """Deliver and acknowledge the next batch, whatever its size; None if nothing waits.
+    async def ship(self, *, due_only: bool = False) -> Batch | None:
+        """Deliver and acknowledge the next batch of any queue; None if there is none (`due_only`: none that is due).
 
-        Raises `LogStoreUnavailable`, or what the buffer raises; the batch is leased again by the next call.
+        Raises `LogStoreUnavailable`, or what the queue raises; the batch is leased again by the next call.
         """
+        for _ in self._queues:
+            queue = self._queues[self._turn]
+            self._turn = (self._turn + 1) % len(self._queues)
+            batch = await queue.lease(self._ask if due_only else self._ask_all)
+            if batch is not None:
+                await self._ship(queue, batch)
+                return batch
+        return None
+
+    async def _ship(self, queue: Queue, batch: Batch) -> None:
         started = time.perf_counter()
-        batch = await self._buffer.lease(self._records_max, self._bytes_max)
-        if batch is None:
-            return None
+        if batch.taken_over:
+            self._taken_over_total.inc()
         acknowledged = None
         try:
-            await self._deliver(await self._object(batch))
-            acknowledged = await self._buffer.ack(batch)
+            await self._tell(batch)
+            if len(batch):
+                await self._deliver(await self._object(batch))
+            acknowledged = await queue.ack(batch.name)
         finally:
             if acknowledged is None:
-                await self._buffer.release(batch)
+                await self._give_up(queue, batch)
         self._built = None
         if acknowledged:
             self.delivered += len(batch)
@@ -126,17 +147,12 @@ class Shipper:
             self._objects_total.inc()
         self.last_delivered_us = self._now_us()
         self._seconds.observe(time.perf_counter() - started)
-        return batch
 
-    async def _wait_due(self) -> None:
-        while not self._draining.is_set():
-            stats = self._buffer.stats()
-            remaining_s = self._flush_interval_s - stats.waiting_age_us / 1_000_000
-            if stats.waiting and (
-                remaining_s <= 0 or stats.waiting >= self._records_max or stats.waiting_bytes >= self._bytes_max
-            ):
-                return
-            await self._pause(min(CHECK_INTERVAL_S, remaining_s))
+    async def _give_up(self, queue: Queue, batch: Batch) -> None:
+        """Best effort: if nobody hears of it, the lease expires."""
+        with suppress(Unavailable, TimeoutError):
+            async with asyncio.timeout(RELEASE_TIMEOUT_S):
+                await queue.renew(batch.name, 0)
 
     async def _pause(self, seconds: float) -> None:
         """Until `drain` is called, at most that long."""
@@ -158,13 +174,20 @@ class Shipper:
         else:
             await self._pause(delay_s)
 
+    async def _tell(self, batch: Batch) -> None:
+        if batch.gaps:
+            item = objects.build_gaps(batch.name, batch.gaps)
+            if not await self._create_or_same(item.path, item):
+                longer = objects.conflict_path(item.path, item.sha256)
+                await self._create_or_same(longer, item)
+
     async def _object(self, batch: Batch) -> LogObject:
         """The batch as an object, built once however often it is tried."""
         if self._built is None or self._built[0] != batch.name:
-            if sum(map(len, batch.records)) >= THREAD_BYTES_MIN or self._form == "parquet":
-                built = await asyncio.to_thread(objects.build, batch, self._form)
+            if batch.bytes >= THREAD_BYTES_MIN or self._form == "parquet":
+                built = await asyncio.to_thread(_build, batch, self._form)
             else:
-                built = objects.build(batch)
+                built = _build(batch, self._form)
             self._built = (batch.name, built)
         return self._built[1]
 
@@ -193,9 +216,18 @@ class Shipper:
         found = await self._store.digest(path)
         if found is None:
             body = await self._store.read(path)
-            records = await asyncio.to_thread(objects.records_in, body)
+            records = body if objects.is_gaps_object(path) else await asyncio.to_thread(objects.records_in, body)
             found = None if records is None else objects.digest(records)
         if found == item.sha256:
             _log.info("log_object_was_delivered", path=path)
             return True
         return False
+
+
+def _build(batch: Batch, form: Format) -> LogObject:
+    lines = [
+        line_of(part, chunk.bodies[i] if chunk.bodies else b"")
+        for chunk in batch.chunks
+        for i, part in enumerate(chunk.parts)
+    ]
+    return objects.build(Lines(batch.name, tuple(lines)), form)

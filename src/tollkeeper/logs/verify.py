@@ -1,32 +1,57 @@
-"""The proof that logs are complete: reads every object of a store and checks the numbers of every producer.
+"""The proof that logs are complete: accounts for every number of every producer.
 
-What was delivered must tile 1..N without a gap and without a double. A gap is a record that was dropped (its
-producer counted it) or lost. The tail of a producer that died cannot be seen from the store alone: give `produced`
-to check it too. Numbers are kept as ranges, so memory grows with the objects, not with the records.
+What was delivered, what was told as dropped, lost or taken, and what still waits must tile 1..N, N being the last
+number the queue was brought, or the last that anybody knows of. Numbers that nothing accounts for are lost, too. What
+a producer that died had in memory only is told by whoever finds its spool; without that disk the tail is unknown
+(`produced` can say it).
+
+The queue is read before the store, and records only move that way, so nothing is missed that is on its way.
+Numbers are kept as ranges and objects are read a few at a time, so memory grows with the objects, not the records.
 """
 
-from collections.abc import Mapping
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Mapping, Sequence
 from itertools import pairwise
+from typing import Final, TypeAlias
 
 import msgspec
 
+from tollkeeper.domain.log_queue import Gap
 from tollkeeper.logs import objects
-from tollkeeper.logs.buffer import NumberRange
+from tollkeeper.logs.queues import Queue
 from tollkeeper.logs.sinks import LogStore
+
+READS_AT_ONCE: Final = 4
+"""Objects in memory at the same time."""
+THREAD_BYTES_MIN: Final = 32 * 2**10
+"""Compressed objects larger than this are taken apart in a thread."""
+
+NumberRange: TypeAlias = tuple[int, int]
+"""First and last number, both included."""
 
 
 class ProducerReport(msgspec.Struct, frozen=True):
-    """One producer. `doubles` are numbers found more than once, in whichever objects; `records` counts them all."""
+    """One producer: 1..`last` by what became of each number.
+
+    `gaps` are the lost ones: told as lost, or accounted for by nothing. `doubles` are numbers found more than once,
+    in whichever objects; `records` counts all that were found. `pending` waits, as of the beginning. Ranges ascend.
+    """
 
     records: int
     last: int
-    gaps: tuple[NumberRange, ...]
-    doubles: tuple[NumberRange, ...]
+    gaps: tuple[NumberRange, ...] = ()
+    doubles: tuple[NumberRange, ...] = ()
+    dropped: tuple[NumberRange, ...] = ()
+    taken: tuple[NumberRange, ...] = ()
+    pending: tuple[NumberRange, ...] = ()
+    retired: tuple[NumberRange, ...] = ()
+    """Delivered, and deleted since because they were older than the retention."""
 
     @property
     def missing(self) -> int:
         """Records in gaps."""
-        return sum(last - first + 1 for first, last in self.gaps)
+        return count(self.gaps)
 
 
 class VerifyReport(msgspec.Struct, frozen=True):
@@ -39,8 +64,23 @@ class VerifyReport(msgspec.Struct, frozen=True):
 
     @property
     def complete(self) -> bool:
-        """Whether every record of every producer is there exactly once."""
+        """Whether nothing is lost or double: each record was delivered once, waits, or was knowingly dropped."""
         return not self.unreadable and not any(p.gaps or p.doubles for p in self.producers.values())
+
+
+def count(ranges: Sequence[NumberRange]) -> int:
+    """Numbers in ranges."""
+    return sum(last - first + 1 for first, last in ranges)
+
+
+class Found(msgspec.Struct):
+    """What is known of one producer. `known` is the last number the queue was brought, if it knows the producer."""
+
+    delivered: list[NumberRange] = []
+    told: dict[str, list[NumberRange]] = {}
+    pending: list[NumberRange] = []
+    retired: list[NumberRange] = []
+    known: int | None = None
 
 
 class _Numbered(msgspec.Struct):
@@ -48,32 +88,93 @@ class _Numbered(msgspec.Struct):
     number: int
 
 
+class Retired(msgspec.Struct):
+    """What retention leaves of the objects that it deletes: producer → ranges."""
+
+    delivered: dict[str, list[NumberRange]]
+
+
 _LINES = msgspec.json.Decoder(_Numbered)
 
 
-async def verify(store: LogStore, produced: Mapping[str, int] | None = None) -> VerifyReport:
-    """Read everything. `produced` says how many records a producer made, if that is known.
+async def verify(
+    store: LogStore, produced: Mapping[str, int] | None = None, queues: Sequence[Queue] = ()
+) -> VerifyReport:
+    """Read everything: what waits in `queues`, then the store. `produced` says how many records a producer made.
 
-    Raises `LogStoreUnavailable`.
+    Raises `LogStoreUnavailable`, `StoreUnavailable`.
     """
-    found: dict[str, list[NumberRange]] = {producer: [] for producer in produced or {}}
+    found: dict[str, Found] = {}
+    for queue in queues:
+        await _read_queue(queue, found)
     unreadable: list[str] = []
-    count = 0
-    async for path in store.list():
-        if not objects.is_log_object(path):
-            continue
-        count += 1
-        runs = _runs_in(await store.read(path))
-        if runs is None:
+    number = 0
+    async for path, body in _bodies(store):
+        number += 1
+        if not await _take_in(path, body, found):
             unreadable.append(path)
-            continue
-        for producer, run in runs:
-            found.setdefault(producer, []).append(run)
-    producers = {producer: _account(runs, (produced or {}).get(producer)) for producer, runs in sorted(found.items())}
-    return VerifyReport(count, sum(p.records for p in producers.values()), producers, tuple(sorted(unreadable)))
+    for producer, last in (produced or {}).items():
+        known = found.setdefault(producer, Found())
+        known.known = max(last, known.known or 0)
+    producers = {producer: account(what) for producer, what in sorted(found.items())}
+    return VerifyReport(number, sum(p.records for p in producers.values()), producers, tuple(sorted(unreadable)))
 
 
-def _runs_in(body: bytes) -> list[tuple[str, NumberRange]] | None:
+async def _read_queue(queue: Queue, found: dict[str, Found]) -> None:
+    for producer, mark in (await queue.marks()).items():
+        found.setdefault(producer, Found()).known = mark
+    runs, gaps = await queue.pending()
+    for producer, first, last in runs:
+        found.setdefault(producer, Found()).pending.append((first, last))
+    _tell(found, gaps)
+
+
+def _tell(found: dict[str, Found], gaps: Sequence[Gap]) -> None:
+    for gap in gaps:
+        found.setdefault(gap.producer, Found()).told.setdefault(gap.kind, []).append((gap.first, gap.last))
+
+
+async def _bodies(store: LogStore) -> AsyncIterator[tuple[str, bytes]]:
+    """Every object of ours, read ahead."""
+    ahead: deque[tuple[str, asyncio.Task[bytes]]] = deque()
+    try:
+        async for path in store.list():
+            if objects.is_log_object(path) or objects.is_gaps_object(path) or objects.is_retired_object(path):
+                ahead.append((path, asyncio.create_task(store.read(path))))
+            if len(ahead) >= READS_AT_ONCE:
+                first, task = ahead.popleft()
+                yield first, await task
+        while ahead:
+            first, task = ahead.popleft()
+            yield first, await task
+    finally:
+        for _, task in ahead:
+            task.cancel()
+        await asyncio.gather(*(task for _, task in ahead), return_exceptions=True)
+
+
+async def _take_in(path: str, body: bytes, found: dict[str, Found]) -> bool:
+    """Whether the object is whole."""
+    if objects.is_gaps_object(path):
+        gaps = objects.gaps_in(body)
+        _tell(found, gaps or ())
+        return gaps is not None
+    if objects.is_retired_object(path):
+        try:
+            retired = msgspec.json.decode(body, type=Retired)
+        except msgspec.MsgspecError:
+            return False
+        for producer, ranges in retired.delivered.items():
+            found.setdefault(producer, Found()).retired += ranges
+        return True
+    in_thread = len(body) > THREAD_BYTES_MIN or path.endswith(".parquet")
+    runs = await asyncio.to_thread(runs_in, body) if in_thread else runs_in(body)
+    for producer, run in runs or ():
+        found.setdefault(producer, Found()).delivered.append(run)
+    return runs is not None
+
+
+def runs_in(body: bytes) -> list[tuple[str, NumberRange]] | None:
     """The records of an object as runs of consecutive numbers, or None if it cannot be read."""
     records = objects.records_in(body)
     if records is None:
@@ -91,26 +192,60 @@ def _runs_in(body: bytes) -> list[tuple[str, NumberRange]] | None:
     return runs
 
 
-def _account(runs: list[NumberRange], produced: int | None) -> ProducerReport:
-    """Sweep the runs in order of number: coverage 0 is a gap, coverage above 1 a double."""
-    steps: dict[int, int] = {}
-    for first, last in runs:
-        steps[first] = steps.get(first, 0) + 1
-        steps[last + 1] = steps.get(last + 1, 0) - 1
+def account(found: Found) -> ProducerReport:
+    """Sweep in order of number. What was delivered is delivered, whatever else was told of it; above the last number
+    that the queue knew nothing is missed, for it was on its way."""
+    told = found.told
+    layers = {
+        "delivered": found.delivered,
+        "retired": merged(found.retired),
+        "dropped": merged(told.get("dropped", [])),
+        "taken": merged(told.get("taken", [])),
+        "lost": merged(told.get("lost", [])),
+        "pending": merged(found.pending),
+    }
+    steps: dict[int, dict[str, int]] = {}
+    for name, ranges in layers.items():
+        for first, last in ranges:
+            for at, change in ((first, 1), (last + 1, -1)):
+                step = steps.setdefault(at, {})
+                step[name] = step.get(name, 0) + change
     end = max(steps, default=1)
-    for edge in (1, max(end, (produced or 0) + 1)):
-        steps.setdefault(edge, 0)
-    gaps: list[NumberRange] = []
-    doubles: list[NumberRange] = []
-    covered = 0
+    last = end - 1 if found.known is None else found.known
+    for edge in (1, last + 1):
+        steps.setdefault(edge, {})
+    out: dict[str, list[NumberRange]] = {name: [] for name in (*layers, "doubles", "gaps")}
+    covered = dict.fromkeys(layers, 0)
     for start, following in pairwise(sorted(steps)):
-        covered += steps[start]
-        if covered == 0 and start >= 1:
-            _extend(gaps, start, following - 1)
-        elif covered > 1:
-            _extend(doubles, start, following - 1)
-    records = sum(last - first + 1 for first, last in runs)
-    return ProducerReport(records, end - 1, tuple(gaps), tuple(doubles))
+        for name, change in steps[start].items():
+            covered[name] += change
+        if covered["delivered"] > 1:
+            _extend(out["doubles"], start, following - 1)
+        kind = next((name for name in layers if covered[name]), "lost")
+        if kind == "lost" and not 1 <= start <= last:
+            continue
+        _extend(out["gaps" if kind == "lost" else kind], start, following - 1)
+    return ProducerReport(
+        records=count(found.delivered),
+        last=max(last, end - 1),
+        gaps=tuple(out["gaps"]),
+        doubles=tuple(out["doubles"]),
+        dropped=tuple(out["dropped"]),
+        taken=tuple(out["taken"]),
+        pending=tuple(out["pending"]),
+        retired=tuple(out["retired"]),
+    )
+
+
+def merged(ranges: Sequence[NumberRange]) -> list[NumberRange]:
+    """The same numbers as ranges that ascend and do not touch."""
+    out: list[NumberRange] = []
+    for first, last in sorted(ranges):
+        if out and first <= out[-1][1] + 1:
+            out[-1] = (out[-1][0], max(last, out[-1][1]))
+        else:
+            out.append((first, last))
+    return out
 
 
 def _extend(ranges: list[NumberRange], first: int, last: int) -> None:

@@ -4,13 +4,13 @@
 -- ARGV  1 doubles: now (µs, 0: TIME), first number, records, bytes of their parts, bytes of their bodies, the most records and
 --         the most bytes the queue keeps
 --       2 producer  3 run, if the queue has none  4 packed parts  5 packed bodies ('': none)
--- Reply records kept now, leased ones included.
+-- Reply {records and bytes kept now, leased ones included, records dropped and records shed by this call}.
 -- include: clock.lua
 -- include: logqueue.lua
 local given, first, count, parts, bodies, records_max, bytes_max = struct.unpack('<ddddddd', ARGV[1])
 local producer, now = ARGV[2], clock(given)
 local q = queue_open(ARGV[3])
-local mark = mark_of(q, producer, now)
+local mark, dropped, shed = mark_of(q, producer, now), q.dropped, q.shed
 local e = {id = q.next_chunk, first = first, count = count, parts = parts, bodies = bodies, stamp = now,
   producer = producer, skip = math.min(count, math.max(0, mark - first + 1))}
 q.repeated = q.repeated + e.skip
@@ -40,4 +40,4 @@ if e.skip < count then
   queue_drop(q, q.count + q.leased - records_max, over)
 end
 queue_save(q)
-return q.count + q.leased
+return {q.count + q.leased, q.bytes + q.leased_bytes, q.dropped - dropped, q.shed - shed}
