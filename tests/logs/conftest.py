@@ -8,14 +8,24 @@ from typing import Any
 
 import pytest
 
+from tests.servers.redis import own_redis, redis_cluster, redis_server
 from tests.servers.s3 import S3Server, fresh_rclone, moto_server, rclone_server, s3_server
+from tollkeeper.domain.ports import ScriptStore
 from tollkeeper.domain.record import RequestRecord
 from tollkeeper.logs.pipeline import LogPipeline
 from tollkeeper.logs.sinks import LogStore, open_store
 from tollkeeper.observability.metrics import Metrics
 from tollkeeper.settings import LogSettings
 
-__all__ = ["fresh_rclone", "moto_server", "rclone_server", "s3_server"]
+__all__ = [
+    "fresh_rclone",
+    "moto_server",
+    "own_redis",
+    "rclone_server",
+    "redis_cluster",
+    "redis_server",
+    "s3_server",
+]
 
 NOON_US = 1_795_435_200_000_000
 """2026-11-23 12:00 UTC."""
@@ -39,7 +49,14 @@ def make_record(index: int = 0, **fields: Any) -> RequestRecord:
     return RequestRecord(**values | fields)
 
 
-def make_pipeline(store: LogStore, producer: str = "gw1", **settings: Any) -> LogPipeline:
+def make_pipeline(
+    store: LogStore,
+    producer: str = "gw1",
+    *,
+    client: ScriptStore | None = None,
+    spool_root: Path | None = None,
+    **settings: Any,
+) -> LogPipeline:
     defaults: dict[str, Any] = {"flush_interval_s": 0.05, "timeout_s": 5.0}
     return LogPipeline(
         settings=LogSettings(**defaults | settings),
@@ -48,6 +65,8 @@ def make_pipeline(store: LogStore, producer: str = "gw1", **settings: Any) -> Lo
         metrics=Metrics(),
         now_us=lambda: NOON_US,
         store=store,
+        client=client,
+        spool_root=spool_root,
     )
 
 

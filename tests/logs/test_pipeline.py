@@ -163,7 +163,7 @@ async def test_overflow_keeps_the_newest_counts_exactly_and_bounds_memory(tmp_pa
     later, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert later < full * 1.3
-    assert [event["event"] for event in events] == []
+    assert "log_queue_filling" not in [event["event"] for event in events], "it warned before"
     stats = pipeline.stats()
     assert (stats.produced, stats.dropped, stats.pending) == (30_000, 25_000, 5_000)
     stats = await pipeline.stop(deadline_s=0.1)

@@ -16,6 +16,7 @@ from tollkeeper.admin import Degraded, Probe, Readiness, create_admin
 from tollkeeper.app.accounting import Accounting
 from tollkeeper.app.data_dir import DataDir, admin_token, digest_key
 from tollkeeper.app.database import open_database
+from tollkeeper.app.log_queue import LOG_SPOOL, open_log_client
 from tollkeeper.domain.errors import DatabaseUnavailable, OutboxUnavailable, StoreUnavailable
 from tollkeeper.domain.ports import Accounts
 from tollkeeper.gateway.server import DataPlane
@@ -100,12 +101,17 @@ class Gateway:
         await accounting.start()
         store, ledger, sync = accounting.store, accounting.ledger, accounting.sync
 
+        log_client = await open_log_client(settings)
+        if log_client is not None:
+            parts.push_async_callback(log_client.stop)
         records = LogPipeline(
             settings=settings.logs,
             url=settings.logs_url,
             producer=f"gw-{secrets.token_hex(8)}",  # the numbers of records begin anew at every start
             metrics=metrics,
             now_us=now_us,
+            client=log_client,
+            spool_root=settings.data_dir / LOG_SPOOL,
         )
         parts.push_async_callback(records.stop)
         await records.start()

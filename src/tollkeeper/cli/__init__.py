@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from tollkeeper import __version__
-from tollkeeper.cli import configuration, groups, keys, limits, logs, prices, serve, usage
+from tollkeeper.cli import configuration, groups, keys, limits, logs, prices, serve, usage, worker
 from tollkeeper.domain.errors import TollkeeperError
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(serve.serve)
+app.command()(worker.worker)
 app.add_typer(keys.app, name="keys")
 app.add_typer(groups.teams, name="teams")
 app.add_typer(groups.organisations, name="orgs")

@@ -1,5 +1,6 @@
-"""The way of log records: numbered, buffered, leased in batches, written to an object store once, proven complete.
+"""The way of log records: numbered, queued, leased in batches, written to an object store once, proven complete.
 
-Read `buffer.py` (what is kept), `objects.py` (what is written), `shipper.py` (when, and what happens on failure),
-`pipeline.py` (the whole), `sinks.py` (where to), `verify.py` (the proof).
+Read `domain/log_queue.py` (the rules), `queues.py` (memory or Redis), `producer.py` and `spool.py` (how records get
+there), `objects.py` (what is written), `shipper.py` (by whom), `sinks.py` (where to), `verify.py` (the proof);
+`pipeline.py` is the whole in a gateway, `worker.py` the shipper alone, `buffer.py` the library's.
 """

@@ -16,7 +16,7 @@ import asyncio
 import re
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -80,6 +80,11 @@ def queues_of(settings: LogSettings, run: str, client: ScriptStore | None) -> li
         return [MemoryQueue(run, bounds_of(settings), _monotonic_us)]
     bounds = bounds_of(settings, settings.shards)
     return [RedisQueue(client, run, bounds, shard=str(n)) for n in range(settings.shards)]
+
+
+def queue_of(queues: Sequence[Queue], producer: str) -> Queue:
+    """A producer's shard: always the same, for its numbers are counted there."""
+    return queues[zlib.crc32(producer.encode()) % len(queues)]
 
 
 def bounds_of(settings: LogSettings, shards: int = 1) -> Bounds:
@@ -163,8 +168,7 @@ class LogPipeline:
         return Spool(self._spool_root, self._name, self._settings.spool_bytes_max)
 
     def _queue_of(self, producer: str) -> Queue:
-        """A producer's shard: always the same, for its numbers are counted there."""
-        return self.queues[zlib.crc32(producer.encode()) % len(self.queues)]
+        return queue_of(self.queues, producer)
 
     def _declare(self, metrics: Metrics) -> None:
         self._dropped_total = metrics.counter(

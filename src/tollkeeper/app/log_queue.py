@@ -1,0 +1,61 @@
+"""How logs reach Redis: a client of their own, so that a megabyte of records never stands in an admission's way."""
+
+import asyncio
+import signal
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final
+
+from tollkeeper.domain.errors import ConfigurationError, StoreUnavailable
+from tollkeeper.governance.redis_client import RedisClient
+from tollkeeper.logs.worker import LogWorker
+from tollkeeper.observability.logging import logger
+from tollkeeper.observability.metrics import Metrics
+from tollkeeper.settings import Settings
+
+LOG_SPOOL: Final = "log-spool"
+"""The folder in the data directory where records wait while Redis is away."""
+REPLY_TIMEOUT_S: Final = 5.0
+"""A batch of records may take longer than an admission."""
+
+
+async def open_log_client(settings: Settings) -> RedisClient | None:
+    """A client that is started, whether Redis is there or not; None without Redis."""
+    if settings.store.redis_url is None:
+        return None
+    client = RedisClient(
+        url=settings.store.redis_url,
+        pool_size=2,
+        dial_timeout_s=settings.store.dial_timeout_s,
+        read_timeout_s=REPLY_TIMEOUT_S,
+        write_timeout_s=REPLY_TIMEOUT_S,
+    )
+    with suppress(StoreUnavailable):  # it goes on trying, and records go to the spool meanwhile
+        await client.start()
+    return client
+
+
+async def run_worker(settings: Settings, now_us: Callable[[], int]) -> None:
+    """Ship until SIGINT or SIGTERM. Raises ConfigurationError."""
+    client = await open_log_client(settings)
+    if client is None:
+        raise ConfigurationError("a worker ships what gateways bring to Redis: set REDIS_URL, the same as theirs")
+    try:
+        worker = LogWorker(
+            settings=settings.logs,
+            url=settings.logs_url,
+            metrics=Metrics(),
+            now_us=now_us,
+            client=client,
+            spool_root=settings.data_dir / LOG_SPOOL,
+        )
+        stopped = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stopped.set)
+        await worker.start()
+        logger("app").info("worker_started", redis=client.settings.url, store=worker.store.url)
+        await stopped.wait()
+        await worker.stop()
+    finally:
+        await client.stop()
