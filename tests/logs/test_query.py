@@ -178,7 +178,7 @@ async def test_a_broken_object_is_named(folder: LogStore) -> None:
     await ship(folder, make_record(1))
     (path,) = Path(folder.url.removeprefix("file://")).rglob("*.gz")
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(QueryFailed, match=r"gw1-1-1\.jsonl\.gz"):
+    with pytest.raises(QueryFailed, match=r"gw1-1\.jsonl\.gz"):
         await query(folder, "SELECT sum(tokens_input) FROM logs")
 
 
