@@ -7,6 +7,7 @@ import pytest
 from aiohttp import web
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from tests.gateway.conftest import PROVIDER_KEY, Stand, chat
 from tests.gateway.test_catalog import EVERY, NOW, us
@@ -46,6 +47,14 @@ def test_a_word_counts_only_where_it_is_trusted_and_can_be() -> None:
         assert charge_of(model_info(10**9), USAGE, text) == doubted
     assert charge_of(model_info(10**9, None), USAGE, b"") == Charge(0, None, True)
     assert charge_of(model_info(10**9, None), USAGE, b"0.25") == Charge(250_000_000, CostSource.PROVIDER)
+
+
+def test_a_service_tier_without_a_price_is_told() -> None:
+    """It is charged as the standard, which may be below the truth: so it is counted."""
+    served = structs.replace(PRICE, served={"flex": PRICE})
+    for tier, unpriced in (("", False), ("flex", False), ("ultrafast", True)):
+        charge = charge_of(model_info(None, served), Usage(1000, 500, service_tier=tier), b"")
+        assert charge == Charge(OURS, CostSource.PRICE, unpriced_tier=unpriced)
 
 
 def test_a_model_that_always_searches_is_charged_for_one() -> None:
@@ -195,7 +204,12 @@ async def test_a_service_tier_and_searches_are_charged_and_recorded(
     stand = Stand(tmp_path, Settings(providers={"openai": openai}), simulator)
     stand.key(Policy(budgets=(Budget(10**9),)))
     search = '{"type":"web_search_call","action":{"type":"search"}}'
-    words += [f'"output":[{search},{search}]', '"service_tier":"default"', '"service_tier":"priority"']
+    words += [
+        '"service_tier":"ultrafast"',
+        f'"output":[{search},{search}]',
+        '"service_tier":"default"',
+        '"service_tier":"priority"',
+    ]
     body = {"model": "gpt-5", "input": "hello " * 200, "max_output_tokens": 500}
     async with stand.running():
         for tier in ({"service_tier": "priority"}, {"service_tier": "priority"}):
@@ -203,11 +217,14 @@ async def test_a_service_tier_and_searches_are_charged_and_recorded(
         stand.key()
         tools = {"tools": [{"type": "web_search"}]}
         assert (await stand.post(body | tools, "/responses")).status == 200
+        assert (await stand.post(body, "/responses")).status == 200
         await stand.settled()
-    fast, standard, searched = stand.records.all
-    assert [r.service_tier for r in stand.records.all] == ["priority", None, None]
+    fast, standard, searched, unpriced = stand.records.all
+    assert [r.service_tier for r in stand.records.all] == ["priority", None, None, "ultrafast"]
+    assert stand.count("tollkeeper_unpriced_service_tiers_total") == 1
+    assert unpriced.price_version == f"{standard.price_version} (no price as ultrafast)"
     plain = (1000 * 1250 + 500 * 10_000) * 1000 // 1000
-    assert [r.cost_nano for r in stand.records.all] == [2 * plain, plain, plain + 2 * 10_000_000]
+    assert [r.cost_nano for r in stand.records.all] == [2 * plain, plain, plain + 2 * 10_000_000, plain]
     assert fast.cost_nano <= fast.hold_nano == standard.hold_nano
     assert fast.price_version == f"{standard.price_version} priority"
     assert searched.web_searches == 2

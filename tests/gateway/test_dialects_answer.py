@@ -136,6 +136,19 @@ def test_reasoning_beside_the_completion_is_output() -> None:
     assert (read.output_tokens, read.reasoning_tokens) == (105, 100)
 
 
+def test_cache_writes_in_the_dialect_of_openai() -> None:
+    """A proxy in between passes Anthropic's fields on beside totals that include them."""
+    usage = {
+        "prompt_tokens": 20,
+        "completion_tokens": 5,
+        "cache_read_input_tokens": 4,
+        "cache_creation_input_tokens": 8,
+        "cache_creation": {"ephemeral_5m_input_tokens": 6, "ephemeral_1h_input_tokens": 2},
+    }
+    assert read_usage(CHAT, json.dumps({"usage": usage}).encode()) == Usage(20, 5, 4, 8, 2)
+    assert read_usage(CHAT, json.dumps({"usage": usage | {"prompt_tokens": 11}}).encode()) is None
+
+
 def test_caches_as_others_spell_them() -> None:
     """DeepSeek's hits and Moonshot's field count as cached."""
     for name in ("prompt_cache_hit_tokens", "cached_tokens"):

@@ -1,7 +1,7 @@
 """Money as integers: nano-dollars (1e-9 USD) for amounts, pico-dollars (1e-12 USD) per token for prices.
 
-`Decimal` appears only here, at the edges; `float` is refused everywhere. A counter stays below 2^53 because
-Redis scripts calculate in doubles, which are exact up to there: 9.007 million USD.
+`Decimal` appears only at the edges, here and in `tariff.py`; `float` is refused everywhere. A counter stays below
+2^53 because Redis scripts calculate in doubles, which are exact up to there: 9.007 million USD.
 """
 
 import re

@@ -23,11 +23,13 @@ class CostSource(StrEnum):
 
 
 class Charge(msgspec.Struct, frozen=True):
-    """An amount in nano-dollars. `disbelieved`: the provider's word should have counted, but was absent or absurd."""
+    """An amount in nano-dollars. `disbelieved`: the provider's word should have counted, but was absent or absurd.
+    `unpriced_tier`: it was served as a service tier without a known price, and charged as the standard."""
 
     cost_nano: int
     source: CostSource | None
     disbelieved: bool = False
+    unpriced_tier: bool = False
 
 
 NOTHING: Final = Charge(0, None)
@@ -52,4 +54,5 @@ def charge_of(info: ModelInfo, usage: Usage, reported_cost: bytes, *, heard: boo
     if heard and not usage.input_audio_tokens and info.price.base.input_audio > info.price.base.input:
         # Gemini's OpenAI dialect: charged as if all had been audio, rather than below the truth.
         usage = msgspec.structs.replace(usage, input_audio_tokens=usage.input_tokens)
-    return Charge(cost_nano(info.price, usage), CostSource.PRICE, disbelieved)
+    unpriced = usage.service_tier != "" and usage.service_tier not in info.price.served
+    return Charge(cost_nano(info.price, usage), CostSource.PRICE, disbelieved, unpriced)

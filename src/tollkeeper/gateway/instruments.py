@@ -55,6 +55,10 @@ class Instruments:
             "tollkeeper_reported_costs_disbelieved_total",
             "Answers of providers with trust_reported_cost that stated no cost, or one that cannot be.",
         ).labels()
+        self.unpriced_tiers = plain(
+            "tollkeeper_unpriced_service_tiers_total",
+            "Requests served as a service tier without a known price, and charged as the standard.",
+        ).labels()
         self.hangups = plain("tollkeeper_client_hangups_total", "Clients that hung up early.").labels()
         self.drains = plain("tollkeeper_drains_total", "Answers read on after the client hung up.").labels()
         self.injected = plain("tollkeeper_injected_limits_total", "Output limits set by the gateway.").labels()

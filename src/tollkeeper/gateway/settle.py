@@ -61,6 +61,8 @@ class Attempt:
         self.usage, self.cost_nano, self.cost_source = usage, charge.cost_nano, charge.source
         if charge.disbelieved:
             self._instruments.disbelieved.inc()
+        if charge.unpriced_tier:
+            self._instruments.unpriced_tiers.inc()
         excess = charge.cost_nano - self.grant.demand.hold_nano
         if excess > 0:
             self._instruments.excess.inc()

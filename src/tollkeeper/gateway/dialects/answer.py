@@ -127,6 +127,7 @@ _decode_cost = msgspec.json.Decoder(_Cost).decode
 
 _NO_DETAILS: Final = _Details()
 _NO_CACHED: Final = _Cached()
+_NO_CREATION: Final = _Creation()
 _NOT_SERVED: Final = Served()
 STANDARD_TIERS: Final = ("auto", "default", "standard")
 _USUAL_TIERS: Final = frozenset((b"", b"null", b'"default"', b'"standard"'))
@@ -258,7 +259,7 @@ def _of_openai(
     cached = inputs.cached_tokens
     if cached is None:
         # DeepSeek and Moonshot.
-        cached = reported.prompt_cache_hit_tokens or reported.cached_tokens
+        cached = reported.prompt_cache_hit_tokens or reported.cached_tokens or reported.cache_read_input_tokens
     of_cached = inputs.cached_tokens_details or _NO_CACHED
     reasoning = outputs.reasoning_tokens or 0
     citation = 0
@@ -266,13 +267,16 @@ def _of_openai(
         # Perplexity counts both outside of completion and total.
         citation, reasoning = reported.citation_tokens, reported.reasoning_tokens or 0
         completion += citation + reasoning
+    creation = reported.cache_creation or _NO_CREATION
     tools = reported.server_tool_use
     searches = reported.num_search_queries if tools is None else tools.web_search_requests
     return Usage(
         input_tokens=prompt,
         output_tokens=completion,
         cached_tokens=cached or 0,
-        cache_write_tokens=inputs.cache_write_tokens or 0,
+        # LiteLLM passes Anthropic's own fields on beside its totals.
+        cache_write_tokens=inputs.cache_write_tokens or reported.cache_creation_input_tokens or 0,
+        cache_write_1h_tokens=creation.ephemeral_1h_input_tokens or 0,
         reasoning_tokens=reasoning,
         input_audio_tokens=inputs.audio_tokens or 0,
         output_audio_tokens=outputs.audio_tokens or 0,
