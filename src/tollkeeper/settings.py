@@ -54,8 +54,33 @@ class StoreSettings(Group, frozen=True):
 
     redis_url: str | None = None
     """`redis://`, `rediss://` (TLS), `unix://`, `redis+sentinel://hosts/service` or `redis+cluster://hosts`."""
+    redis_address: str | None = None
+    """`host:port` of one server, instead of a URL."""
+    redis_username: str | None = None
+    """The user of an ACL, if the URL names none."""
+    redis_password: str | None = None
+    """The password, if the URL has none."""
+    redis_db: int | None = None
+    """The database's number, with an address; 0 if it is not given."""
+    redis_tls: bool = False
+    """Speak TLS with the server at the address; with a URL write `rediss://`."""
+    redis_tls_ca_file: str | None = None
+    """The CA of the server's certificate; default: those the system trusts."""
+    redis_tls_cert_file: str | None = None
+    """The certificate this client shows."""
+    redis_tls_key_file: str | None = None
+    """Its key, if that is not in the same file."""
+    pool_size: int = 10
+    """Most connections of a client to one server. What must keep its order, so all admissions and settlements, shares
+    one of them, which is also the fastest; `min_idle_conns` may be at most this."""
+    min_idle_conns: int = 2
+    """Connections that such a client keeps open."""
     dial_timeout_s: float = 5.0
     """Longest time to connect."""
+    read_timeout_s: float = 3.0
+    """A server that has not answered for this long, or for `admission_timeout_s`, counts as away."""
+    write_timeout_s: float = 3.0
+    """The same for one that takes no bytes."""
     admission_timeout_s: float = 1.0
     """Longest wait for an admission; after it the request gets a 503 and the store will not run it any more."""
 
@@ -293,7 +318,7 @@ class Settings(Group, frozen=True):
     @property
     def embedded(self) -> bool:
         """Whether the fast store is this process's memory."""
-        return self.store.redis_url is None
+        return self.store.redis_url is None and self.store.redis_address is None
 
 
 ENVIRONMENT: Final[Mapping[str, tuple[str, ...]]] = {
@@ -305,6 +330,19 @@ ENVIRONMENT: Final[Mapping[str, tuple[str, ...]]] = {
     "TOLLKEEPER_DIGEST_KEY": ("secrets", "digest_key"),
     "TOLLKEEPER_ADMIN_TOKEN": ("secrets", "admin_token"),
     "REDIS_URL": ("store", "redis_url"),
+    "REDIS_ADDRESS": ("store", "redis_address"),
+    "REDIS_USERNAME": ("store", "redis_username"),
+    "REDIS_PASSWORD": ("store", "redis_password"),
+    "REDIS_DB": ("store", "redis_db"),
+    "REDIS_TLS": ("store", "redis_tls"),
+    "REDIS_TLS_CA_FILE": ("store", "redis_tls_ca_file"),
+    "REDIS_TLS_CERT_FILE": ("store", "redis_tls_cert_file"),
+    "REDIS_TLS_KEY_FILE": ("store", "redis_tls_key_file"),
+    "REDIS_POOL_SIZE": ("store", "pool_size"),
+    "REDIS_MIN_IDLE_CONNS": ("store", "min_idle_conns"),
+    "REDIS_DIAL_TIMEOUT": ("store", "dial_timeout_s"),
+    "REDIS_READ_TIMEOUT": ("store", "read_timeout_s"),
+    "REDIS_WRITE_TIMEOUT": ("store", "write_timeout_s"),
     "TOLLKEEPER_OUTAGE_LIMITS": ("outage", "limits"),
     "TOLLKEEPER_OUTAGE_BUDGETS": ("outage", "budgets"),
     "DATABASE_URL": ("database", "url"),
@@ -327,6 +365,7 @@ REDIS_SCHEMES: Final = (
 )
 MULTIPLIER: Final = re.compile(r"\d{1,3}(\.\d{1,9})?")
 MULTIPLIER_MAX: Final = 100
+MAY_BE_ZERO: Final = frozenset({"port", "redis_db", "min_idle_conns"})
 DEFAULT_FILE: Final = "tollkeeper.toml"
 ADMIN_TOKEN_MIN: Final = 16
 DIGEST_KEY_MIN: Final = 32
@@ -591,12 +630,16 @@ def _check_positive(settings: Settings) -> None:
     for group in ("server", "store", "database", "logs", "billing"):
         section = getattr(settings, group)
         for field in section.__struct_fields__:
-            if field != "port":
+            if field not in MAY_BE_ZERO:
                 _positive(f"{group}.{field}", getattr(section, field))
 
 
 def _check_urls(settings: Settings) -> None:
     _check_url("store.redis_url (REDIS_URL)", settings.store.redis_url, REDIS_SCHEMES)
+    if settings.embedded:
+        for field in settings.store.__struct_fields__:
+            if field.startswith("redis_") and getattr(settings.store, field):
+                raise _wrong(("store", field), "there is no Redis yet: set REDIS_URL or REDIS_ADDRESS too")
     database = "database.url (DATABASE_URL)"
     _check_url(database, settings.database.url, ("postgresql", "postgres", "sqlite"), drivers=True)
     if settings.database.url is not None and settings.database.url.startswith("sqlite"):
@@ -764,6 +807,8 @@ def shown(settings: Settings) -> dict[str, Any]:
     """The whole tree as plain values, with secrets masked."""
     tree: dict[str, Any] = msgspec.to_builtins(settings, enc_hook=str)
     tree["secrets"] = {name: None if value is None else "***" for name, value in tree["secrets"].items()}
+    if tree["store"]["redis_password"]:
+        tree["store"]["redis_password"] = "***"  # noqa: S105 - a mask
     for section, field in (("store", "redis_url"), ("database", "url"), ("logs", "url")):
         if tree[section][field]:
             tree[section][field] = mask_url(tree[section][field])

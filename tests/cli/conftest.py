@@ -12,13 +12,22 @@ import msgspec
 import pytest
 
 from tests.servers.postgres import postgres
-from tests.servers.redis import redis_server
+from tests.servers.redis import own_redis, redis_server
 from tollkeeper.cli import main
 
-__all__ = ["postgres", "redis_server"]
+__all__ = ["own_redis", "postgres", "redis_server"]
 
 COMMAND = (sys.executable, "-m", "tollkeeper")
-OWN_VARIABLES = ("TOLLKEEPER_", "OPENAI_", "ANTHROPIC_", "REDIS_URL", "DATABASE_URL", "LOG_STORE_URL", "BILLING_")
+OWN_VARIABLES = (
+    "TOLLKEEPER_",
+    "OPENAI_",
+    "ANTHROPIC_",
+    "REDIS_",
+    "DATABASE_URL",
+    "LOG_STORE_URL",
+    "BILLING_",
+    "WEB_CONCURRENCY",
+)
 
 
 class Outcome(msgspec.Struct):

@@ -14,7 +14,7 @@ import pytest
 
 from tests.cli.conftest import COMMAND, Command, clean_environment
 from tests.servers.postgres import PostgresServer
-from tests.servers.redis import RedisServer
+from tests.servers.redis import RedisServer, free_port
 
 READY_S = 20.0
 
@@ -62,6 +62,10 @@ class Running:
     def stop(self, number: int = signal.SIGINT) -> int:
         """Send a signal; the exit code."""
         self.process.send_signal(number)
+        return self.ended()
+
+    def ended(self) -> int:
+        """Wait for its end; the exit code."""
         code = self.process.wait(READY_S)
         self._reader.join(5)
         assert self.process.stdout is not None
@@ -220,3 +224,42 @@ def test_shared_services(start: Start, process: Command, redis_server: RedisServ
     assert (synced, row["requests"]) == (True, 1)
     assert demo.stop() == 0, demo.output
     assert usage_rows(process, **environ) == (False, [row])
+
+
+@pytest.mark.parametrize(
+    ("environ", "why"),
+    [
+        ({"WEB_CONCURRENCY": "4"}, "WEB_CONCURRENCY is '4', but without Redis the limits live in one process"),
+        ({"REDIS_PASSWORD": "hush"}, "(REDIS_PASSWORD): there is no Redis yet: set REDIS_URL or REDIS_ADDRESS too"),
+        ({"REDIS_ADDRESS": "h", "REDIS_POOL_SIZE": "0"}, "store.pool_size: 0 must be a number above zero"),
+        ({"REDIS_ADDRESS": "h", "REDIS_URL": "redis://h"}, "address (REDIS_ADDRESS): REDIS_URL is given too"),
+    ],
+)
+def test_what_cannot_work_is_refused_at_start(start: Start, environ: dict[str, str], why: str) -> None:
+    """With the variable's name and what to do instead."""
+    running = start("serve", "--demo", "--port", "0", **environ)
+    assert running.ended() == 1
+    assert why in running.output
+    assert "Traceback" not in running.output and "hush" not in running.output
+
+
+def test_a_second_process_on_the_memory_store_is_refused(start: Start) -> None:
+    """Limits of one data directory live in one process; with Redis there may be as many as one wants."""
+    first = start("serve", "--demo", "--port", "0").wait_for("Then: tollkeeper usage")
+    second = start("serve", "--demo", "--port", "0")
+    assert second.ended() == 1
+    assert "is in use by another gateway" in second.output
+    assert first.stop() == 0
+
+
+def test_redis_by_its_address(start: Start, own_redis: RedisServer) -> None:
+    """REDIS_ADDRESS, REDIS_DB and REDIS_TLS are enough; more processes are not started unasked, and it says so."""
+    own_redis.stop()
+    own_redis.port = free_port()
+    own_redis.start()
+    environ = {"REDIS_ADDRESS": f"127.0.0.1:{own_redis.port}", "REDIS_DB": "2", "WEB_CONCURRENCY": "4"}
+    running = start("serve", "--demo", "--port", "0", **environ).wait_for("Then: tollkeeper usage")
+    assert "workers_not_started" in running.output
+    shell(running.commands()[0])
+    assert own_redis.info("keyspace", "db2").startswith("keys=")
+    assert running.stop() == 0

@@ -7,8 +7,9 @@ import pytest
 
 from tests.servers.redis import Certificates
 from tollkeeper.domain.errors import ConfigurationError
-from tollkeeper.governance.redis_settings import ENVIRONMENT, SCHEMES, Topology, from_environment, read
-from tollkeeper.settings import REDIS_SCHEMES
+from tollkeeper.governance.redis_settings import ENVIRONMENT, SCHEMES, Topology, from_environment, of_store, read
+from tollkeeper.governance.redis_store import RedisStore
+from tollkeeper.settings import REDIS_SCHEMES, load, shown
 
 
 def test_defaults() -> None:
@@ -19,11 +20,16 @@ def test_defaults() -> None:
     assert (settings.max_conn_age_s, settings.idle_timeout_s) == (1800, 300)
 
 
-def test_every_variable_of_the_environment_counts() -> None:
+def test_every_variable_of_the_environment_counts(certificates: Certificates) -> None:
     environ = {
         "REDIS_ADDRESS": "[::1]:7000",
         "REDIS_PASSWORD": "hush",
         "REDIS_DB": "3",
+        "REDIS_USERNAME": "anna",
+        "REDIS_TLS": "true",
+        "REDIS_TLS_CA_FILE": str(certificates.ca),
+        "REDIS_TLS_CERT_FILE": str(certificates.folder / "client.pem"),
+        "REDIS_TLS_KEY_FILE": str(certificates.folder / "client.key"),
         "REDIS_POOL_SIZE": "4",
         "REDIS_MIN_IDLE_CONNS": "1",
         "REDIS_DIAL_TIMEOUT": "300ms",
@@ -36,9 +42,45 @@ def test_every_variable_of_the_environment_counts() -> None:
     assert set(environ) == set(ENVIRONMENT)
     settings = read(**from_environment(environ, pool_size=5))
     assert settings.addresses == (("::1", 7000),) and settings.password == "hush" and settings.db == 3
+    assert (settings.username, settings.tls) == ("anna", True) and settings.url == "rediss://[::1]:7000/3"
+    assert settings.options == {
+        "ssl_ca_certs": str(certificates.ca),
+        "ssl_certfile": str(certificates.folder / "client.pem"),
+        "ssl_keyfile": str(certificates.folder / "client.key"),
+    }
     assert (settings.pool_size, settings.min_idle_conns) == (5, 1)
     assert (settings.dial_timeout_s, settings.read_timeout_s, settings.write_timeout_s) == (0.3, 120, 1.5)
     assert (settings.max_conn_age_s, settings.idle_timeout_s) == (3600, 10)
+
+
+def test_the_gateways_settings_are_read_alike(certificates: Certificates) -> None:
+    """Every variable that the library reads reaches the gateway's client too, through the same checks; but ages of
+    connections, which it does not set."""
+    environ = {
+        "REDIS_ADDRESS": "redis.internal:7000",
+        "REDIS_USERNAME": "anna",
+        "REDIS_PASSWORD": "hush",
+        "REDIS_DB": "0",
+        "REDIS_TLS": "true",
+        "REDIS_TLS_CA_FILE": str(certificates.ca),
+        "REDIS_TLS_CERT_FILE": str(certificates.folder / "client.pem"),
+        "REDIS_TLS_KEY_FILE": str(certificates.folder / "client.key"),
+        "REDIS_POOL_SIZE": "4",
+        "REDIS_MIN_IDLE_CONNS": "0",
+        "REDIS_DIAL_TIMEOUT": "300ms",
+        "REDIS_READ_TIMEOUT": "700ms",
+        "REDIS_WRITE_TIMEOUT": "600ms",
+    }
+    assert set(environ) == set(ENVIRONMENT) - {"REDIS_URL", "REDIS_MAX_CONN_AGE", "REDIS_IDLE_TIMEOUT"}
+    loaded = load(None, environ)
+    assert not loaded.embedded and "hush" not in str(shown(loaded))
+    assert read(**of_store(loaded.store)) == read(**from_environment(environ))
+    with pytest.raises(ConfigurationError, match=r"db \(REDIS_DB\): REDIS_URL is given too"):
+        RedisStore(load(None, {"REDIS_URL": "redis://h", "REDIS_DB": "1"}).store)
+    with pytest.raises(ConfigurationError, match=r"min_idle_conns .*must be at most the pool's size, 1"):
+        RedisStore(load(None, {"REDIS_URL": "redis://h", "REDIS_POOL_SIZE": "1"}).store)
+    with pytest.raises(ConfigurationError, match=r"store.redis_password \(REDIS_PASSWORD\): there is no Redis yet"):
+        load(None, {"REDIS_PASSWORD": "hush"})
 
 
 def test_an_address_given_by_hand_hides_the_environments() -> None:
@@ -115,6 +157,11 @@ def test_tls_files_are_handed_on(certificates: Certificates) -> None:
         ({"url": "redis+cluster://a/1"}, r"a cluster has database 0 only"),
         ({"url": "redis://h?ssl_ca_cert=x"}, r"unknown parameter 'ssl_ca_cert'; did you mean ssl_ca_certs\?"),
         ({"url": "redis://h?ssl_ca_certs=x"}, r"ssl_ca_certs is for TLS; write rediss://"),
+        ({"address": "h", "ssl_ca_certs": "/x"}, r"ssl_ca_certs \(REDIS_TLS_CA_FILE\): it is for TLS; set REDIS_TLS"),
+        ({"address": "h", "tls": True, "ssl_certfile": "/nowhere"}, r"REDIS_TLS_CERT_FILE\): cannot read /nowhere"),
+        ({"address": "h", "tls": "maybe"}, r"tls \(REDIS_TLS\): 'maybe' is neither true nor false"),
+        ({"url": "redis://h", "tls": True}, r"tls \(REDIS_TLS\): REDIS_URL says otherwise; write rediss://"),
+        ({"url": "redis://h", "ssl_keyfile": "/x"}, r"ssl_keyfile .*it is for TLS; write rediss://"),
         ({"url": "rediss://h?ssl_ca_certs=/nowhere/ca.pem"}, r"ssl_ca_certs: cannot read /nowhere/ca.pem"),
         ({"url": "rediss://h?ssl_check_hostname=maybe"}, r"ssl_check_hostname: 'maybe' cannot be read"),
         ({"url": "redis://h", "address": "h"}, r"address \(REDIS_ADDRESS\): REDIS_URL is given too"),
@@ -127,7 +174,9 @@ def test_what_cannot_work_is_refused(arguments: dict[str, Any], message: str) ->
 
 
 def test_a_key_without_its_certificate_is_refused(certificates: Certificates) -> None:
-    with pytest.raises(ConfigurationError, match="ssl_keyfile needs ssl_certfile"):
+    with pytest.raises(
+        ConfigurationError, match=r"ssl_keyfile \(REDIS_TLS_KEY_FILE\): it needs the client's certificate"
+    ):
         read(url=f"rediss://h?ssl_keyfile={certificates.folder / 'client.key'}")
 
 

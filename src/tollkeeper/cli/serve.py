@@ -14,7 +14,7 @@ from tollkeeper import __version__
 from tollkeeper.cli.common import ConfigOption
 from tollkeeper.cli.configuration import require_providers
 from tollkeeper.domain.errors import ConfigurationError
-from tollkeeper.observability.logging import configure
+from tollkeeper.observability.logging import configure, logger
 from tollkeeper.settings import Settings, check, duration_s, load
 
 
@@ -31,6 +31,7 @@ def serve(
     style = settings.log_format
     # in the demo the terminal belongs to the examples: only what goes wrong is logged there
     configure("warning" if demo and settings.log_level == "info" else settings.log_level, style)
+    _refuse_workers(settings, os.environ.get("WEB_CONCURRENCY", "").strip())
     _run(_demo(settings) if demo else _serve(settings))
 
 
@@ -43,6 +44,20 @@ def _with_address(settings: Settings, host: str | None, port: int | None) -> Set
     settings = msgspec.structs.replace(settings, server=server)
     check(settings)
     return settings
+
+
+def _refuse_workers(settings: Settings, wanted: str) -> None:
+    """Where WEB_CONCURRENCY asks for several processes: on the memory store there can be one only, since its limits
+    live in it. With Redis there may be any number, but they are started one by one. Raises ConfigurationError."""
+    if wanted in ("", "0", "1"):
+        return
+    if settings.embedded:
+        raise ConfigurationError(
+            f"WEB_CONCURRENCY is {wanted!r}, but without Redis the limits live in one process: unset it, or set "
+            "REDIS_URL or REDIS_ADDRESS and start that many gateways"
+        )
+    then = "this is one process; start as many as you want, each on a port of its own"
+    logger("cli").warning("workers_not_started", web_concurrency=wanted, then=then)
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:

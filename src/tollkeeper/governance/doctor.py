@@ -9,6 +9,7 @@ from tollkeeper.domain.errors import StoreUnavailable
 from tollkeeper.domain.findings import Finding
 from tollkeeper.governance.redis_client import RedisClient
 from tollkeeper.governance.redis_node import Node
+from tollkeeper.governance.redis_settings import of_store
 from tollkeeper.settings import Settings
 
 VERSION_MIN: Final = (6, 2)
@@ -20,15 +21,9 @@ async def inspect(settings: Settings, now_us: Callable[[], int]) -> list[Finding
 
     Of a cluster every primary is examined, and the worst finding of each kind is told.
     """
-    store = settings.store
-    if store.redis_url is None:
+    if settings.embedded:
         return []
-    client = RedisClient(
-        url=store.redis_url,
-        pool_size=1,
-        dial_timeout_s=store.dial_timeout_s,
-        read_timeout_s=store.admission_timeout_s,
-    )
+    client = RedisClient(**of_store(settings.store) | {"pool_size": 1, "min_idle_conns": 1})
     try:
         async with client:
             found = [await _examine(node, now_us) for node in client.nodes]

@@ -22,7 +22,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import msgspec
 
 from tollkeeper.domain.errors import ConfigurationError
-from tollkeeper.settings import duration_s, mask_url
+from tollkeeper.settings import StoreSettings, duration_s, mask_url
 
 PORT: Final = 6379
 SENTINEL_PORT: Final = 26379
@@ -84,7 +84,12 @@ ENVIRONMENT: Final = {
     "REDIS_URL": "url",
     "REDIS_ADDRESS": "address",
     "REDIS_PASSWORD": "password",
+    "REDIS_USERNAME": "username",
     "REDIS_DB": "db",
+    "REDIS_TLS": "tls",
+    "REDIS_TLS_CA_FILE": "ssl_ca_certs",
+    "REDIS_TLS_CERT_FILE": "ssl_certfile",
+    "REDIS_TLS_KEY_FILE": "ssl_keyfile",
     "REDIS_POOL_SIZE": "pool_size",
     "REDIS_MIN_IDLE_CONNS": "min_idle_conns",
     "REDIS_DIAL_TIMEOUT": "dial_timeout_s",
@@ -95,7 +100,8 @@ ENVIRONMENT: Final = {
 }
 """Variable → argument of `read`."""
 _VARIABLE: Final = {argument: variable for variable, argument in ENVIRONMENT.items()}
-_WHERE: Final = ("url", "address", "username", "password", "db")
+_TLS: Final = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
+_WHERE: Final = ("url", "address", "username", "password", "db", "tls", *_TLS)
 _WHOLE: Final = {"pool_size": (1, POOL_SIZE_MAX), "min_idle_conns": (0, POOL_SIZE_MAX)}
 _DURATIONS: Final = ("dial_timeout_s", "read_timeout_s", "write_timeout_s", "max_conn_age_s", "idle_timeout_s")
 
@@ -144,6 +150,26 @@ def from_environment(environ: Mapping[str, str] | None = None, **overrides: Any)
     return found | overrides
 
 
+def of_store(store: StoreSettings) -> dict[str, Any]:
+    """Arguments of `read` as the gateway's settings give them."""
+    return {
+        "url": store.redis_url,
+        "address": store.redis_address,
+        "username": store.redis_username,
+        "password": store.redis_password,
+        "db": store.redis_db,
+        "tls": store.redis_tls,
+        "ssl_ca_certs": store.redis_tls_ca_file,
+        "ssl_certfile": store.redis_tls_cert_file,
+        "ssl_keyfile": store.redis_tls_key_file,
+        "pool_size": store.pool_size,
+        "min_idle_conns": store.min_idle_conns,
+        "dial_timeout_s": store.dial_timeout_s,
+        "read_timeout_s": min(store.read_timeout_s, store.admission_timeout_s),
+        "write_timeout_s": min(store.write_timeout_s, store.admission_timeout_s),
+    }
+
+
 def read(**arguments: Any) -> RedisSettings:
     """Check arguments, named as in `ENVIRONMENT`; text is read as the environment writes it.
 
@@ -151,7 +177,7 @@ def read(**arguments: Any) -> RedisSettings:
     """
     given = {name: value for name, value in arguments.items() if value is not None}
     for name in given:
-        if name not in (*_VARIABLE, "username"):
+        if name not in _VARIABLE:
             raise ConfigurationError(f"{name}: there is no such setting of Redis; {_advice(name, _VARIABLE)}")
     where = _from_url(given) if "url" in given else _from_address(given)
     where |= {name: _whole(name, given[name], *bounds) for name, bounds in _WHOLE.items() if name in given}
@@ -168,12 +194,20 @@ def _from_address(given: Mapping[str, Any]) -> dict[str, Any]:
     host, port = _address(str(given.get("address", "localhost")), PORT, "address")
     db = _whole("db", given.get("db", 0), 0, 10**6)
     shown = f"[{host}]" if ":" in host else host
+    tls = _tls_flag(given.get("tls", False))
+    options = {name: str(given[name]) for name in _TLS if name in given}
+    for name in options:
+        if not tls:
+            raise _wrong(name, "it is for TLS; set REDIS_TLS=true too")
+    _check_files(options)
     return {
         "addresses": ((host, port),),
         "username": given.get("username"),
         "password": given.get("password"),
         "db": db,
-        "url": f"redis://{shown}:{port}/{db}",
+        "tls": tls,
+        "options": options,
+        "url": f"{'rediss' if tls else 'redis'}://{shown}:{port}/{db}",
     }
 
 
@@ -200,7 +234,15 @@ def _from_url(given: Mapping[str, Any]) -> dict[str, Any]:
         "username": unquote(username) or None,
         "password": unquote(password) if colon else None,
     }
+    if _tls_flag(given.get("tls", False)) and not tls:
+        raise _wrong("tls", f"{_VARIABLE['url']} says otherwise; write {scheme.replace('redis', 'rediss', 1)}://")
     query = _query(parts.query, tls)
+    for name in [name for name in _TLS if name in given]:
+        if name in query or not tls:
+            why = f"{_VARIABLE['url']} has one too; keep one of them" if tls else "it is for TLS; write rediss://"
+            raise _wrong(name, why)
+        query[name] = str(given[name])
+    _check_files(query)
     where |= {name: query.pop(name) for name in _OURS if name in query}
     where["options"] = query
     for name in ("username", "password"):
@@ -252,9 +294,22 @@ def _query(text: str, tls: bool) -> dict[str, Any]:
             raise _wrong("url", f"{name}: {shown} cannot be read") from None
         if name in _FILES and not _readable(Path(value)):
             raise _wrong("url", f"{name}: cannot read {value}")
-    if "ssl_keyfile" in found and "ssl_certfile" not in found:
-        raise _wrong("url", "ssl_keyfile needs ssl_certfile, the client's certificate")
     return found
+
+
+def _check_files(options: Mapping[str, Any]) -> None:
+    for name in [name for name in _TLS if name in options]:
+        if not _readable(Path(options[name])):
+            raise _wrong(name, f"cannot read {options[name]}")
+    if "ssl_keyfile" in options and "ssl_certfile" not in options:
+        raise _wrong("ssl_keyfile", "it needs the client's certificate too (ssl_certfile)")
+
+
+def _tls_flag(value: Any) -> bool:
+    try:
+        return value if isinstance(value, bool) else _flag(str(value))
+    except KeyError:
+        raise _wrong("tls", f"{value!r} is neither true nor false") from None
 
 
 def _readable(path: Path) -> bool:

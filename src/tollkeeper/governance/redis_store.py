@@ -27,6 +27,7 @@ from tollkeeper.domain.periods import RETENTION_US
 from tollkeeper.domain.ports import RootSnapshot, SpendTotals
 from tollkeeper.domain.tree import PUSH_REMEMBERED_US
 from tollkeeper.domain.windows import LogPush
+from tollkeeper.governance import redis_settings
 from tollkeeper.governance.redis_client import RedisClient
 from tollkeeper.governance.redis_connection import ReplyError, Send
 from tollkeeper.governance.scripts import SCRIPTS
@@ -85,15 +86,9 @@ class RedisStore:
     """
 
     def __init__(self, settings: StoreSettings, *, time_us: int = 0) -> None:
-        assert settings.redis_url is not None
-        self.client = RedisClient(
-            url=settings.redis_url,
-            pool_size=1,  # nothing here may be spread
-            dial_timeout_s=settings.dial_timeout_s,
-            read_timeout_s=settings.admission_timeout_s,
-            write_timeout_s=settings.admission_timeout_s,
-            on_connect=self._on_connect,
-        )
+        redis_settings.read(**redis_settings.of_store(settings))  # refuses what cannot work, the pool's size too
+        one = {"pool_size": 1, "min_idle_conns": 1}  # nothing here may be spread
+        self.client = RedisClient(on_connect=self._on_connect, **redis_settings.of_store(settings) | one)
         self._digests = {name: self.client.know(name) for name in SCRIPTS}
         self.time_us = time_us
         self._offset_us = 0
