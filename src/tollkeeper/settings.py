@@ -134,6 +134,18 @@ class LogSettings(Group, frozen=True):
     """What happens to records while Redis is away: kept on local disk and brought later, or dropped and counted."""
     spool_bytes_max: int = 2**30
     """Records on local disk while Redis is away; above it the oldest are dropped and counted."""
+    bodies: Literal["off", "truncated", "full"] = "off"
+    """Whether request and response bodies are in the records of keys that do not say (`--log-bodies`)."""
+    body_bytes_max: int = 256 * 2**10
+    """Of each body with `full`; more is cut."""
+    body_truncated_bytes: int = 2048
+    """Of each body with `truncated`."""
+    redact: tuple[str, ...] = ()
+    """Patterns (RE2) of what becomes `[redacted]` in bodies, user, metadata and tags. API keys and authorization
+    headers always do."""
+    redact_with: str | None = None
+    """`module:function` of a function that is given a field's name and its text, after the patterns, and returns the
+    text to keep or None; it runs in a thread. If it raises or hangs, the texts are left out and counted."""
     refusals: bool = False
     """Also record what a known key asked and was not admitted: refused by a limit, or wrong. Off, because a client
     that is refused may ask very often."""
@@ -367,6 +379,7 @@ MULTIPLIER: Final = re.compile(r"\d{1,3}(\.\d{1,9})?")
 MULTIPLIER_MAX: Final = 100
 MAY_BE_ZERO: Final = frozenset({"port", "redis_db", "min_idle_conns"})
 DEFAULT_FILE: Final = "tollkeeper.toml"
+LOGGED_BODY_BYTES_MAX: Final = 384 * 2**10
 ADMIN_TOKEN_MIN: Final = 16
 DIGEST_KEY_MIN: Final = 32
 
@@ -592,6 +605,7 @@ def check(settings: Settings) -> None:
         raise ConfigurationError(f"server.port: {settings.server.port} is not a port (0 to 65535)")
     _check_positive(settings)
     _check_urls(settings)
+    _check_bodies(settings.logs)
     for name, provider in settings.providers.items():
         _check_provider(name, provider)
     for name, model in settings.models.items():
@@ -653,6 +667,14 @@ def _check_urls(settings: Settings) -> None:
         raise ConfigurationError(f"{logs}: write an absolute path with three slashes, like file:///var/lib/logs")
     if parts.scheme == "s3" and not parts.netloc:
         raise ConfigurationError(f"{logs}: name the bucket, like s3://bucket/prefix")
+
+
+def _check_bodies(logs: LogSettings) -> None:
+    for field in ("body_bytes_max", "body_truncated_bytes"):
+        if getattr(logs, field) > LOGGED_BODY_BYTES_MAX:
+            raise ConfigurationError(
+                f"logs.{field}: at most {LOGGED_BODY_BYTES_MAX}, so that both bodies fit into a record of 1 MiB"
+            )
 
 
 def _check_url(what: str, url: str | None, schemes: tuple[str, ...], *, drivers: bool = False) -> None:

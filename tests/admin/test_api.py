@@ -32,6 +32,7 @@ async def test_the_life_of_a_key(control: Control) -> None:
         "models": ["gpt-*"],
         "windows": [],
         "max_parallel_shadow": False,
+        "log_bodies": None,
     }
     shown = await control("GET", "/admin/v1/keys/alice")
     assert shown.json == key
@@ -187,3 +188,14 @@ async def test_a_database_that_is_away_is_a_503(control: Control) -> None:
     assert (answer.status, answer.json["error"]["type"]) == (503, "unavailable")
     assert b"verysecret" not in answer.body
     await away.close()
+
+
+async def test_bodies_are_logged_as_a_key_says(control: Control) -> None:
+    """Set, kept by other changes, removed; other words are refused."""
+    path = "/admin/v1/keys"
+    created = await control("POST", path, {"name": "bob", "limits": {"log_bodies": "truncated"}})
+    assert created.json["limits"]["log_bodies"] == "truncated"
+    path = f"{path}/bob"
+    assert (await control("PATCH", path, {"limits": {"rpm": 1}})).json["limits"]["log_bodies"] == "truncated"
+    assert (await control("PATCH", path, {"limits": {"log_bodies": None}})).json["limits"]["log_bodies"] is None
+    assert (await control("PATCH", path, {"limits": {"log_bodies": "some"}})).status == 400

@@ -56,6 +56,7 @@ def test_update_changes_what_is_named_and_nothing_else(command: Command) -> None
         "models": ["gpt-*", "o3"],
         "windows": [],
         "max_parallel_shadow": False,
+        "log_bodies": None,
     }
     assert before["expires_at"] == "2099-12-31T00:00:00Z"
     for option, field in (("rpm", "rpm"), ("tpm", "tpm"), ("max-parallel", "max_parallel")):
@@ -68,6 +69,15 @@ def test_update_changes_what_is_named_and_nothing_else(command: Command) -> None
     before["expires_at"] = None
     options = ("--cost-cap", "none", "--model", "none", "--budget", "none", "--expires", "none", "--name", "other")
     assert command("keys", "update", "k", *options, "--json").json == before | {"name": "other"}
+
+
+def test_bodies_are_logged_as_a_key_says(command: Command) -> None:
+    command("keys", "create", "dan", "--log-bodies", "full")
+    assert "bodies full" in command("keys", "show", "dan").out
+    assert command("keys", "update", "dan", "--rpm", "5", "--json").json["limits"]["log_bodies"] == "full"
+    assert command("keys", "update", "dan", "--log-bodies", "none", "--json").json["limits"]["log_bodies"] is None
+    found = command("keys", "update", "dan", "--log-bodies", "some")
+    assert found.code == 2 and "off, truncated, full" in found.err
 
 
 def test_soft_budgets_warnings_and_raises(command: Command) -> None:

@@ -6,6 +6,7 @@ import msgspec
 
 from tollkeeper.domain.accounts import MonthlyUsage, digest_secret
 from tollkeeper.domain.admission import Denial, Grant, LimitState
+from tollkeeper.domain.bodies import Body, CapturedBodies
 from tollkeeper.domain.errors import DatabaseUnavailable, OutboxUnavailable, StoreUnavailable
 from tollkeeper.domain.policy import UNLIMITED, Policy, Principal, Scope, ScopeKind
 from tollkeeper.domain.ports import ActiveKey, Governor, KeyChanges, RootSnapshot
@@ -75,8 +76,12 @@ class Records:
 
     def __init__(self) -> None:
         self.all: list[RequestRecord] = []
+        self.bodies: list[tuple[Body | None, Body | None]] = []
 
-    def put(self, record: RequestRecord) -> None:
+    def put(self, record: RequestRecord, bodies: CapturedBodies | None = None) -> None:
+        if bodies is not None:
+            self.bodies.append(bodies.read())
+            bodies.done()
         self.all.append(record)
 
 

@@ -4,13 +4,14 @@ A field that a request leaves out stays as it is; null removes.
 """
 
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 
 from tollkeeper.domain import policy as policies
 from tollkeeper.domain.accounts import UNCHANGED, Unchanged
+from tollkeeper.domain.bodies import BodyLogging
 from tollkeeper.domain.errors import InvalidInput
 from tollkeeper.domain.money import MoneyError, nano_from_usd
 from tollkeeper.domain.periods import Period
@@ -66,6 +67,9 @@ class LimitsChange(Request):
         examples=[["requests=1000/1h", "tokens=2000000/1d,model=gpt-4o*,shadow"]],
     )
     max_parallel_shadow: bool | None = Field(None, description="Only report requests above max_parallel.")
+    log_bodies: Literal["off", "truncated", "full"] | None = Field(
+        None, description="Request and response bodies in log records; null leaves it to the scope above."
+    )
     soft_budgets: dict[str, Usd | None] | None = Field(
         None, description="As `budgets`, but these refuse nothing: they warn.", examples=[{"month": "20.00"}]
     )
@@ -82,6 +86,7 @@ class LimitsChange(Request):
     def applied(self, policy: Policy) -> Policy:
         """The policy with this change made. Raises InvalidInput."""
         models, windows, shadow = map(self.given, ("models", "windows", "max_parallel_shadow"))
+        bodies = self.given("log_bodies")
         policy = changed(
             policy,
             PolicyChange(
@@ -92,6 +97,7 @@ class LimitsChange(Request):
                 models=tuple(models) if isinstance(models, list) else models,
                 windows=tuple(map(window_from, windows)) if isinstance(windows, list) else windows,
                 max_parallel_shadow=False if shadow is None else shadow,
+                log_bodies=BodyLogging(bodies) if isinstance(bodies, str) else bodies,
             ),
         )
         return self._with_raises(self._with_warnings(self._with_budgets(policy)))
@@ -210,6 +216,7 @@ class Limits(BaseModel):
     models: list[str] | None
     windows: list[str] = Field(description="All limits but rpm and tpm, as in requests.")
     max_parallel_shadow: bool
+    log_bodies: str | None = Field(description="Null: as the scope above says, at last `logs.bodies`.")
 
 
 class Key(BaseModel):

@@ -21,7 +21,9 @@ from tollkeeper.domain.errors import DatabaseUnavailable, OutboxUnavailable, Sto
 from tollkeeper.domain.ports import Accounts
 from tollkeeper.gateway.server import DataPlane
 from tollkeeper.governance import Ledger, Outage, Store
+from tollkeeper.logs.bodies import BodyLog
 from tollkeeper.logs.pipeline import LogPipeline
+from tollkeeper.logs.redact import Redactor
 from tollkeeper.observability.metrics import Metrics
 from tollkeeper.settings import Settings, provider_key
 
@@ -115,6 +117,8 @@ class Gateway:
         )
         parts.push_async_callback(records.stop)
         await records.start()
+        bodies = BodyLog(records.put, Redactor(settings.logs, known_secrets(settings)), metrics)
+        parts.push_async_callback(bodies.stop)
 
         self._plane = DataPlane(
             settings=settings,
@@ -122,7 +126,7 @@ class Gateway:
             digest_key=key,
             directory=database.directory,
             governor=ledger,
-            records=records,
+            records=bodies,
             metrics=metrics,
             now_us=now_us,
         )
@@ -154,6 +158,12 @@ class Gateway:
 def provider_keys(settings: Settings) -> Mapping[str, str | None]:
     """Every provider's API key; None for one that needs none. Raises ConfigurationError."""
     return {name: provider_key(name, provider) for name, provider in settings.providers.items()}
+
+
+def known_secrets(settings: Settings) -> list[str]:
+    """Texts of the configuration that must never be in a log record."""
+    keys = [key for key in provider_keys(settings).values() if key is not None]
+    return [*keys, digest_key(settings).decode("utf-8", "replace"), admin_token(settings)]
 
 
 def _probe(ping: Any) -> Probe:

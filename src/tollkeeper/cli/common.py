@@ -108,6 +108,8 @@ def limits_text(limits: Words) -> str:
         parts.append(f"{limits['cost_cap_usd']} USD a request")
     if limits["models"] is not None:
         parts.append("models " + " ".join(limits["models"]))
+    if limits["log_bodies"] is not None:
+        parts.append(f"bodies {limits['log_bodies']}")
     return ", ".join(parts) or "none"
 
 

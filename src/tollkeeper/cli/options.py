@@ -13,6 +13,7 @@ import typer
 
 from tollkeeper.cli.common import now_us
 from tollkeeper.domain.accounts import UNCHANGED, Unchanged
+from tollkeeper.domain.bodies import BodyLogging
 from tollkeeper.domain.errors import InvalidInput
 from tollkeeper.domain.money import MoneyError, nano_from_usd
 from tollkeeper.domain.periods import US_PER_S, Period
@@ -62,6 +63,14 @@ Limits = Annotated[
         "repeated, and replaces those there were.",
     ),
 ]
+LogBodies = Annotated[
+    str | None,
+    typer.Option(
+        "--log-bodies",
+        metavar="off|truncated|full",
+        help="Request and response bodies in log records; none: as the scope above says.",
+    ),
+]
 CostCap = Annotated[str | None, typer.Option("--cost-cap", metavar="USD", help="The most one request may cost.")]
 Models = Annotated[
     list[str] | None,
@@ -85,6 +94,7 @@ def _policy_change(
     model: Models = None,
     limit: Limits = None,
     max_parallel_shadow: MaxParallelShadow = None,
+    log_bodies: LogBodies = None,
     soft_budget: SoftBudget = None,
     warn_at: WarnAt = None,
     more: RaiseAmount = None,
@@ -101,6 +111,7 @@ def _policy_change(
         models=UNCHANGED if not model else None if model == [NONE] else tuple(model),
         windows=_windows(limit),
         max_parallel_shadow=UNCHANGED if max_parallel_shadow is None else max_parallel_shadow,
+        log_bodies=_read(log_bodies, "--log-bodies", _body_logging),
         soft_budget_nano=_read(soft_budget, "--soft-budget", nano_from_usd),
         warn_at=UNCHANGED if not warn_at else None if warn_at == [NONE] else _thresholds(warn_at),
         raised=_raise(more, until),
@@ -192,6 +203,13 @@ def _read(text: str | None, option: str, reader: Callable[[str], Value]) -> Valu
         return reader(text)
     except (MoneyError, InvalidInput) as error:
         raise typer.BadParameter(str(error), param_hint=option) from None
+
+
+def _body_logging(text: str) -> BodyLogging:
+    try:
+        return BodyLogging(text)
+    except ValueError:
+        raise InvalidInput(f"{text!r} is not one of {', '.join(BodyLogging)}, none") from None
 
 
 def _whole(text: str) -> int:

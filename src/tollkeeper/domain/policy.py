@@ -12,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from tollkeeper.domain.bodies import BodyLogging
 from tollkeeper.domain.errors import InvalidInput
 from tollkeeper.domain.money import NANO_MAX
 from tollkeeper.domain.periods import US_PER_S, Period
@@ -107,7 +108,8 @@ class Policy(msgspec.Struct, frozen=True, omit_defaults=True):
     """The limits and budgets of one scope. The default allows everything.
 
     `concurrency` bounds requests in flight; with `concurrency_shadow` it only reports. `cost_cap_nano` bounds the
-    cost of one request. `models` are the allowed names, with `*` as wildcard; None allows all.
+    cost of one request. `models` are the allowed names, with `*` as wildcard; None allows all. `log_bodies` says
+    whether bodies are logged; None leaves it to the scope above, at last to the settings.
     """
 
     windows: tuple[Window, ...] = ()
@@ -116,6 +118,7 @@ class Policy(msgspec.Struct, frozen=True, omit_defaults=True):
     cost_cap_nano: int | None = None
     models: tuple[str, ...] | None = None
     concurrency_shadow: bool = False
+    log_bodies: BodyLogging | None = None
 
 
 UNLIMITED: Final = Policy()
@@ -217,6 +220,14 @@ class Principal(msgspec.Struct, frozen=True):
         return any(
             s.policy.cost_cap_nano is not None or any(not b.soft for b in s.policy.budgets) for s in self.scopes
         )
+
+    @property
+    def log_bodies(self) -> BodyLogging | None:
+        """What the innermost scope says that says anything."""
+        for scope in self.scopes:
+            if scope.policy.log_bodies is not None:
+                return scope.policy.log_bodies
+        return None
 
     @property
     def has_token_limit(self) -> bool:

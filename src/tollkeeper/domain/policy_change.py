@@ -14,6 +14,7 @@ import msgspec
 
 from tollkeeper.domain.accounts import UNCHANGED, Unchanged
 from tollkeeper.domain.admission import WEIGHT_MAX
+from tollkeeper.domain.bodies import BodyLogging
 from tollkeeper.domain.errors import InvalidInput
 from tollkeeper.domain.money import NANO_MAX, MoneyError, nano_from_usd, usd
 from tollkeeper.domain.periods import US_PER_S, Period
@@ -50,6 +51,7 @@ class PolicyChange(msgspec.Struct, frozen=True):
     windows: tuple[Window, ...] | None | Unchanged = UNCHANGED
     """All windows but plain rpm and tpm."""
     max_parallel_shadow: bool | Unchanged = UNCHANGED
+    log_bodies: BodyLogging | None | Unchanged = UNCHANGED
     soft_budget_nano: int | None | Unchanged = UNCHANGED
     warn_at: Thresholds | None | Unchanged = UNCHANGED
     raised: Raise | None | Unchanged = UNCHANGED
@@ -78,6 +80,7 @@ def changed(policy: Policy, change: PolicyChange) -> Policy:
         cost_cap_nano=_kept(policy.cost_cap_nano, change.cost_cap_nano),
         models=policy.models if isinstance(change.models, Unchanged) else change.models,
         concurrency_shadow=policy.concurrency_shadow if isinstance(shadow, Unchanged) else shadow,
+        log_bodies=policy.log_bodies if isinstance(change.log_bodies, Unchanged) else change.log_bodies,
     )
 
 

@@ -7,6 +7,7 @@ import msgspec
 
 from tollkeeper.domain.accounts import Key, KeyChange, MonthlyUsage, NewKey, Organisation, Team
 from tollkeeper.domain.admission import Denial, Grant, LimitState
+from tollkeeper.domain.bodies import CapturedBodies
 from tollkeeper.domain.policy import Policy, Principal
 from tollkeeper.domain.record import RequestRecord
 from tollkeeper.domain.usage import Usage
@@ -48,8 +49,8 @@ class Governor(Protocol):
 class RecordSink(Protocol):
     """Takes a request's log record. Never blocks and never fails; a record that does not fit is counted."""
 
-    def put(self, record: RequestRecord) -> None:
-        """Number the record and queue it for delivery."""
+    def put(self, record: RequestRecord, bodies: CapturedBodies | None = None) -> None:
+        """Number the record and queue it for delivery, with what was kept of its bodies, redacted."""
         ...
 
 

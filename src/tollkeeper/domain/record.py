@@ -122,7 +122,7 @@ class RequestRecord(msgspec.Struct, kw_only=True, omit_defaults=False, gc=False)
     tags: tuple[str, ...] = ()
     """The header `x-tollkeeper-tags`, split at commas."""
     request_body: str | None = None
-    """The request's body, redacted, if `log_bodies` says so."""
+    """The request's body as JSON text, redacted, if the key's `log_bodies` or the setting `logs.bodies` says so."""
     response_body: str | None = None
     """The answer's body, redacted; a stream is put together as the answer it would have been without streaming."""
     bodies_cut: bool = False

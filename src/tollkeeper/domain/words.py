@@ -68,6 +68,7 @@ def policy_words(policy: Policy) -> Words:
         "cost_cap_usd": None if policy.cost_cap_nano is None else usd(policy.cost_cap_nano),
         "models": None if policy.models is None else list(policy.models),
         "max_parallel_shadow": policy.concurrency_shadow,
+        "log_bodies": None if policy.log_bodies is None else policy.log_bodies.value,
         "windows": [window_text(w) for w in policy.windows if not w.is_plain_minute],
     }
 

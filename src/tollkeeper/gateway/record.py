@@ -13,6 +13,7 @@ from tollkeeper.domain.record import RequestRecord
 from tollkeeper.domain.usage import NO_USAGE
 from tollkeeper.gateway.asgi import Client, Header
 from tollkeeper.gateway.bound import Plan
+from tollkeeper.gateway.capture import Capture
 from tollkeeper.gateway.charge import NOTHING, charge_of
 from tollkeeper.gateway.dialects import ENDPOINTS, Answer, Call, Dialect, Endpoint
 from tollkeeper.gateway.labels import metadata_of, tags_of
@@ -33,6 +34,7 @@ class Exchange:
         "attempt",
         "attempts",
         "call",
+        "capture",
         "client",
         "dialect",
         "endpoint",
@@ -57,6 +59,7 @@ class Exchange:
         self.dialect: Dialect = _dialect(client, self.endpoint)
         self.principal: Principal | None = None
         self.call: Call | None = None
+        self.capture: Capture | None = None
         self.plan: Plan | None = None
         self.attempt: Attempt | None = None
         self.attempts = 0

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, Final
 
 from tollkeeper.domain.admission import Denial, limit_states
+from tollkeeper.domain.bodies import ByteBudget
 from tollkeeper.domain.errors import Fault, RequestError, Unavailable, UpstreamError
 from tollkeeper.domain.policy import Principal
 from tollkeeper.domain.ports import Governor, KeyDirectory, RecordSink
@@ -19,6 +20,7 @@ from tollkeeper.gateway.admit import RequestIds, admit
 from tollkeeper.gateway.asgi import Client, Header, HttpError, Receive, Scope, Send
 from tollkeeper.gateway.authenticate import KeyTable, secret_of
 from tollkeeper.gateway.bound import Bounder
+from tollkeeper.gateway.capture import CAPTURED_BYTES_MAX, capturing
 from tollkeeper.gateway.catalog import Catalog
 from tollkeeper.gateway.dialects import (
     ENDPOINTS,
@@ -85,6 +87,7 @@ class DataPlane:
         self._bounder = Bounder(settings, catalog)
         self._models = ModelList(settings, catalog, self._router)
         self._instruments = Instruments(metrics)
+        self._capture = capturing(settings.logs, ByteBudget(CAPTURED_BYTES_MAX))
         self._ids = RequestIds()
         self._upstreams: dict[str, Upstream] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -198,6 +201,9 @@ class DataPlane:
         body = await client.body(server.body_bytes_max, server.body_timeout_s)
         if body is None:
             return
+        capture = exchange.capture = self._capture(client, principal, endpoint)
+        if capture is not None:
+            capture.request(body)
         call = exchange.call = parse(endpoint, body)
         exchange.user = end_user(client, call)
         route = self._router.resolve(call.model, endpoint.dialect)
@@ -312,6 +318,8 @@ class DataPlane:
             return
         exchange.status = status or error_status(fault)
         body = error_body(dialect, fault, message, param, request_id)
+        if exchange.capture is not None:
+            exchange.capture.response(body)
         await client.respond(exchange.status, [*headers_of(exchange), JSON, *headers], body)
 
     def _close(self, exchange: Exchange) -> None:
@@ -328,14 +336,20 @@ class DataPlane:
             try:
                 attempt.finish()
             finally:
-                self._records.put(record_of(exchange))
+                self._record(exchange)
         elif self._settings.logs.refusals and exchange.endpoint is not None and exchange.principal is not None:
-            self._records.put(record_of(exchange))
+            self._record(exchange)
+        elif exchange.capture is not None:
+            exchange.capture.captured().done()
         instruments.count("other" if exchange.endpoint is None else exchange.endpoint.name, exchange.status)
         instruments.total.observe(exchange.age_s)
         if exchange.first_byte_s is not None:
             instruments.first_byte.observe(exchange.first_byte_s)
             instruments.overhead.observe(max(0.0, exchange.first_byte_s - exchange.upstream_s))
+
+    def _record(self, exchange: Exchange) -> None:
+        capture = exchange.capture
+        self._records.put(record_of(exchange), None if capture is None else capture.captured())
 
 
 def _open_upstreams(providers: Mapping[str, ProviderSettings]) -> dict[str, Upstream]:

@@ -75,6 +75,8 @@ async def _pass_error(exchange: Exchange, response: UpstreamResponse) -> None:
         (n.encode(), v.encode("ascii", "replace")) for n in PASSED_BACK if (v := response.headers.get(n)) is not None
     ]
     exchange.status, exchange.error = status, f"upstream_{status}"
+    if exchange.capture is not None:
+        exchange.capture.response(body)
     await exchange.client.respond(status, [*headers_of(exchange), JSON, *passed], body)
 
 
@@ -82,6 +84,8 @@ async def _pass_whole(exchange: Exchange, response: UpstreamResponse) -> None:
     endpoint = exchange.endpoint
     assert endpoint is not None
     body = await _read(exchange, response, RESPONSE_BYTES_MAX)
+    if exchange.capture is not None:
+        exchange.capture.response(body)
     told = read_answer(endpoint, body)
     if told.usage is None and not _is_json_object(body):
         raise UpstreamError(Fault.UPSTREAM_BROKEN, "The provider's answer is not readable.", sent=True)
@@ -96,10 +100,15 @@ async def _pass_stream(exchange: Exchange, response: UpstreamResponse) -> None:
     assert plan is not None and endpoint is not None
     meter = StreamMeter(endpoint, keep_usage_chunk=plan.call.wants_usage_chunk)
     exchange.status = response.status
+    capture = exchange.capture
+    if capture is not None:
+        capture.streams()
     ended = False
     while not ended:
         chunk = await _next_chunk(exchange, response)
         ended = not chunk
+        if capture is not None:
+            capture.chunk(chunk)
         out = meter.finish() if ended else meter.feed(chunk)
         if meter.complete:
             exchange.charge(meter.answer)

@@ -10,6 +10,7 @@ from tollkeeper.gateway.dialects.fault import (
     refusal_message,
 )
 from tollkeeper.gateway.dialects.headers import limit_headers, money_headers, refusal_headers
+from tollkeeper.gateway.dialects.reassemble import reassemble
 from tollkeeper.gateway.dialects.request import parse, upstream_body
 from tollkeeper.gateway.dialects.stream import StreamMeter
 
@@ -28,6 +29,7 @@ __all__ = [
     "parse",
     "read_answer",
     "read_usage",
+    "reassemble",
     "refusal_fault",
     "refusal_headers",
     "refusal_message",
