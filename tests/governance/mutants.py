@@ -38,17 +38,16 @@ from tests.governance.test_twin import START_US
 from tollkeeper.domain.periods import Period
 from tollkeeper.domain.policy import Budget, Policy, Unit, Window
 from tollkeeper.governance import scripts
-from tollkeeper.governance.scripts import SCRIPTS, source
+from tollkeeper.governance.scripts import SCRIPTS, assemble, source
 
 WORKERS: Final = 2
 DOCUMENT: Final = Path(__file__).parents[2] / "docs" / "mutants.md"
 
 _TOKEN: Final = re.compile(
-    r"(?P<comment>--[^\n]*)|(?P<string>'(?:[^'\\\n]|\\.)*')|(?P<name>[A-Za-z_][\w.]*)|(?P<number>\d+(?:\.\d+)?)"
-    r"|(?P<operator><=|>=|==|~=|\.\.|[-+*/%<>])|(?P<other>\s+|.)",
+    r"(?P<comment>--[^\n]*)|(?P<digits>'-?\d+')|(?P<string>'(?:[^'\\\n]|\\.)*')"
+    r"|(?P<name>[A-Za-z_][\w.]*)|(?P<number>\d+(?:\.\d+)?)|(?P<operator><=|>=|==|~=|\.\.|[-+*/%<>])|(?P<other>\s+|.)",
     re.DOTALL,
 )
-_INCLUDE: Final = re.compile(r"^-- include: ([a-z]+\.lua)$", re.MULTILINE)
 _OTHERS: Final = {
     "<": ("<=", ">="),
     "<=": ("<", ">"),
@@ -115,6 +114,9 @@ def mutants_of(file: str) -> Iterator[Mutant]:
         news: Iterable[str] = _OTHERS.get(old, ())
         if found.lastgroup == "number":
             news = (str(int(old) + 1), f"({int(old) - 1})")
+        if found.lastgroup == "digits":
+            value = int(old.strip("'"))
+            news = (f"'{value + 1}'", f"'{value - 1}'")
         if found.lastgroup in ("comment", "string", "other"):
             continue
         start = text.rfind("\n", 0, found.start()) + 1
@@ -133,7 +135,7 @@ def mutated(mutant: Mutant) -> dict[str, str]:
     def read(file: str) -> str:
         return changed if file == mutant.file else _text(file)
 
-    texts = {name: _INCLUDE.sub(lambda found: read(found[1]), read(f"{name}.lua")) for name in SCRIPTS}
+    texts = {name: assemble(f"{name}.lua", read) for name in SCRIPTS}
     return {name: text for name, text in texts.items() if text != source(name)}
 
 
@@ -173,8 +175,11 @@ EDGES: Final = [
 """A key that is about to expire, and a clock set back under a short window."""
 _REQUESTS: Final = Policy(windows=(Window(Unit.REQUESTS, 3),))
 _TOKENS: Final = Policy(windows=(Window(Unit.TOKENS, 30), Window(Unit.REQUESTS, 4, 6_000_000)))
+_ROOMY: Final = Policy(windows=(Window(Unit.TOKENS, 1_000),))
 _GROWING: Final = [("admit", 9, 1), ("wait", 1_000_000)] * 3
+_FAR: Final = [("admit", 3, 1), ("wait", 10_000)] * 18
 CROWDED: Final = [
+    (_ROOMY, None, None, [*_FAR, ("settle", 0, 4, 1), ("void", 0), ("settle", 0, 4, 9), ("state",)], False),
     (
         _TOKENS,
         None,
@@ -197,8 +202,8 @@ CROWDED: Final = [
     ),
 ]
 """Refusals that end only when several runs have left; a run that is full; holds that are made again; weights that are
-just as large as the limit; refusals without a wait at once; a log that knows more of one unit and less of the
-other than was seen of it."""
+just as large as the limit; refusals without a wait at once; corrections of runs that are not among the newest; a log
+that knows more of one unit and less of the other than was seen of it."""
 FULL_AGAIN: Final = [("ask", 2, 1), ("wait", 999_999), ("usage", 3), ("wait", 1), ("usage", 3)]
 """A bucket is forgotten in the very µs in which it is full, whatever it is asked for next."""
 

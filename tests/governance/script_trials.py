@@ -119,7 +119,7 @@ class CheckedLua(LuaRedis):
         return self.redis.peek(key) is not None
 
     def after_admit(self, keys: list[bytes], arguments: Sequence[Any], _: Any, reply: list[int]) -> None:
-        logs, slots, counters = map(int, struct.unpack_from("<3d", arguments[1]))
+        logs, slots, counters = map(int, struct.unpack_from("<3d", arguments[0], 56))
         assert reply[0] in (-2, -1, 0, 1)
         filled = {-2: 2, -1: 2, 0: 8, 1: 2}[reply[0]] + (5 * logs + slots + 2 * counters) * (reply[0] >= 0)
         named = list(zip(reply[filled::2], reply[filled + 1 :: 2], strict=True))
@@ -551,7 +551,7 @@ async def play_limits_of_nothing(lua: LuaRedis) -> None:
     def admit(attempt: str, *limits: int) -> Any:
         moving = struct.pack("<7d", 0, 0, START_US + 1, 1, 1, 0, 1_500)
         plan = struct.pack("<11d", 1, 1, 0, 60_000_000, 10_000, *limits, 1, 0)
-        return lua.run("admit", ["m", "h", "log", "slots"], [moving, plan, attempt, "p\n\n."])
+        return lua.run("admit", ["m", "h", "log", "slots"], [moving + plan, attempt, "0\np\n\n.\n"])
 
     state = [0, -1, 0, 0, 0, 0]
     assert admit("a", 0, -1, -1, -1) == [0, START_US, 1, 1, 0, 1, -1, 1, *state]
@@ -571,7 +571,7 @@ async def play_heavy_runs(lua: LuaRedis) -> None:
     for number in range(1_200):
         now_us += 10
         moving = struct.pack("<7d", 0, 0, now_us + 1, heavy, heavy, 0, 1)
-        lua.run("admit", ["m", "h", "log"], [moving, plan, f"a{number}", "p\n\n"])
+        lua.run("admit", ["m", "h", "log"], [moving + plan, f"a{number}", "0\np\n\n\n"])
     log = Log(lua.redis.values[b"log"])
     assert log.header["first"] > 1_000 and {tuple(run[1:]) for run in log.runs()} == {(heavy, heavy)}
 

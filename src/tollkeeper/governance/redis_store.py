@@ -145,7 +145,7 @@ class RedisStore:
             SLOT_LEASE_US,
         )
         hold = f"{demand.hold_nano}\n{demand.producer}\n{plan.meta}"
-        raw = await self._run("admit", plan.keys, moving, plan.numbers, demand.attempt, hold)
+        raw = await self._run("admit", plan.keys, moving + plan.numbers, demand.attempt, hold)
         if not self.time_us:
             self._learn_clock(raw[1])
         return _reply(checks, raw)

@@ -1,216 +1,180 @@
 -- Decide over all limits and budgets of one request at once: the twin of Tree.admit in domain/tree.py.
 --
 -- KEYS  1 marks:{root}  2 hold:{root}  then one per log, one per slot set, one per counter
--- ARGV  1 doubles: now (µs, 0: TIME), valid_from, valid_until (µs), requests, tokens, hold (nano-dollars), lease (µs)
---       2 doubles: number of logs, slot sets, counters; then
+-- ARGV  1 doubles: now (µs, 0: TIME), valid_from, valid_until (µs), requests, tokens, hold (nano-dollars), lease (µs),
+--           number of logs, slot sets, counters; then
 --           per log: window (µs), tick (µs), request limit, token limit, both in shadow (-1: none)
 --           per slot set: limit, in shadow (0|1)
 --           per counter: budget (nano-dollars, -1: none), end of its period, its expiry (µs, 0: never)
---       3 attempt ('' asks for the state only)
---       4 the hold without its runs: amount LF producer LF counter names LF slot names LF (holds.lua)
+--       2 attempt ('' asks for the state only)
+--       3 the hold without its runs: amount LF producer LF counter names LF slot names LF (holds.lua)
 -- Reply {status, now, …}. status 1 admitted, 0 refused, -1 late, -2 cold. A refusal goes on with
---       {check, unit, used, asked, wait (µs, -1: none), never (0|1)}: check counts logs, slots, counters from 1; unit 1
+--       {check, unit, used, asked, wait (µs, -1: never), never (0|1)}: check counts logs, slots, counters from 1; unit 1
 --       requests, 2 tokens. Then, refused or admitted, per log {generation, run index (-1: none), requests, tokens,
---       µs until empty}, per slot set {in flight}, per counter {spent, held}. Last, if admitted, {check, unit} for each
+--       µs until empty}, per slot set {in flight}, per counter {spent, held}. Last, if admitted now, {check, unit} for each
 --       limit in shadow that would have refused.
+--
+-- It is one straight run of blocks: functions that share variables take Lua longer to make than Redis to obey a command.
 -- include: clock.lua
 -- include: window.lua
 -- include: sliding.lua
 -- include: counter.lua
-local given, valid_from, valid_until, requests, tokens, hold, lease = struct.unpack('<ddddddd', ARGV[1])
+-- How a limit refuses: for a known time, until a slot is free, until its budget is raised, for ever.
+local WAIT, BUSY, SPENT, NEVER = 0, 1, 2, 3
+local plan, attempt = ARGV[1], ARGV[2]
+local given, valid_from, valid_until, requests, tokens, hold, lease, log_count, slot_count, counter_count, at =
+  read('<dddddddddd', plan)
 local now = clock(given)
 if now < valid_from or now >= valid_until then
   return {-1, now}
 end
-if redis.call('EXISTS', KEYS[1]) == 0 then
+if call('EXISTS', KEYS[1]) == 0 then
   return {-2, now}
 end
 
-local plan, attempt = ARGV[2], ARGV[3]
-local log_count, slot_count, counter_count, at = struct.unpack('<ddd', plan)
-local logs, slots, counters = {}, {}, {}
+local slot_base, counter_base = 2 + log_count, 2 + log_count + slot_count
+local logs, in_flight, costs, helds = {}, {}, {}, {}
+local expiries -- of counters that are not there
+local refusals, shadowed -- lists of {severity, wait, check, unit, used, asked} and of check, unit; nil: none
 
 for i = 1, log_count do
   local window, tick, limit_requests, limit_tokens, shadow_requests, shadow_tokens
-  window, tick, limit_requests, limit_tokens, shadow_requests, shadow_tokens, at = struct.unpack('<dddddd', plan, at)
+  window, tick, limit_requests, limit_tokens, shadow_requests, shadow_tokens, at = read('<dddddd', plan, at)
   local log = log_open(KEYS[2 + i], window, tick, now)
-  log.limit_requests, log.limit_tokens = limit_requests, limit_tokens
-  log.shadow_requests, log.shadow_tokens = shadow_requests, shadow_tokens
-  log_advance(log, now)
   logs[i] = log
+  for u = 1, 2 do
+    local used, asked, limit, shadow = log[REQUESTS], requests, limit_requests, shadow_requests
+    if u == 2 then
+      used, asked, limit, shadow = log[TOKENS], tokens, limit_tokens, shadow_tokens
+    end
+    if limit >= 0 and used + asked > limit then
+      refusals = refusals or {}
+      if asked > limit then
+        refusals[#refusals + 1] = {NEVER, 0, i, u, used, asked}
+      else
+        refusals[#refusals + 1] = {WAIT, log_wait(log, now, u, used + asked - limit), i, u, used, asked}
+      end
+    end
+    if shadow >= 0 and used + asked > shadow then
+      shadowed = shadowed or {}
+      shadowed[#shadowed + 1], shadowed[#shadowed + 2] = i, u
+    end
+  end
 end
 for i = 1, slot_count do
-  local key, limit, shadow = KEYS[2 + log_count + i], nil, nil
-  limit, shadow, at = struct.unpack('<dd', plan, at)
-  redis.call('ZREMRANGEBYSCORE', key, '-inf', now)
-  slots[i] = {key = key, limit = limit, shadow = shadow == 1, used = redis.call('ZCARD', key)}
+  local limit, shadow
+  limit, shadow, at = read('<dd', plan, at)
+  call('ZREMRANGEBYSCORE', KEYS[slot_base + i], '-inf', now)
+  local used = call('ZCARD', KEYS[slot_base + i])
+  in_flight[i] = used
+  if used >= limit then
+    if shadow == 0 then
+      refusals = refusals or {}
+      refusals[#refusals + 1] = {BUSY, 0, log_count + i, 0, used, 1}
+    else
+      shadowed = shadowed or {}
+      shadowed[#shadowed + 1], shadowed[#shadowed + 2] = log_count + i, 0
+    end
+  end
 end
 for i = 1, counter_count do
-  local key = KEYS[2 + log_count + slot_count + i]
   local budget, ends, expires
-  budget, ends, expires, at = struct.unpack('<ddd', plan, at)
-  local raw = redis.call('GETRANGE', key, '0', '15')
-  local cost, held = 0, 0
-  if raw ~= '' then
-    cost, held = struct.unpack('<dd', raw)
+  budget, ends, expires, at = read('<ddd', plan, at)
+  local raw, cost, held = call('GETRANGE', KEYS[counter_base + i], '0', '15'), 0, 0
+  if raw == '' then
+    expiries = expiries or {}
+    expiries[i] = expires
+  else
+    cost, held = read('<dd', raw)
   end
-  counters[i] = {key = key, budget = budget, ends = ends, expires = expires, raw = raw, cost = cost, held = held}
+  costs[i], helds[i] = cost, held
+  if budget >= 0 and cost + held + hold > budget then
+    local severity = hold > budget and NEVER or ends == 0 and SPENT or WAIT
+    refusals = refusals or {}
+    refusals[#refusals + 1] =
+      {severity, severity == WAIT and ends - now or 0, log_count + slot_count + i, 0, cost + held, hold}
+  end
 end
 
-local function reply(answer, filled)
-  for i = 1, log_count do
-    local log = logs[i]
-    answer[filled + 1] = log.run_generation or log.fresh and 0 or log.generation
-    answer[filled + 2] = log.index or -1
-    answer[filled + 3] = log.requests
-    answer[filled + 4] = log.tokens
-    answer[filled + 5] = log.tail > log.head and log.last + log.window - now or 0
-    filled = filled + 5
+-- The refusal that counts: the most severe, then the one with the longest wait; the first of equals.
+local refusal
+if refusals then
+  for _, other in ipairs(refusals) do
+    if not refusal or other[1] > refusal[1] or (other[1] == refusal[1] and other[2] > refusal[2]) then
+      refusal = other
+    end
   end
+end
+
+-- An attempt that was admitted before has its hold: the first answer once more, whatever the limits say now. To write the
+-- hold is also how it is found out whether it was there. Nothing below can fail: validate first, write last.
+local earlier, admitted
+if attempt ~= '' then
+  if refusal then
+    earlier = call('HGET', KEYS[2], attempt)
+  else
+    local held = ARGV[3]
+    for i = 1, log_count do
+      held = held .. pack('<dd', logs[i][GENERATION], logs[i][INDEX])
+    end
+    admitted = call('HSETNX', KEYS[2], attempt, held) == 1
+    earlier = not admitted and call('HGET', KEYS[2], attempt)
+  end
+end
+local runs = earlier and string.match(earlier, '^[^\n]*\n[^\n]*\n[^\n]*\n[^\n]*\n(.*)$') or ''
+
+for i = 1, log_count do
+  local log = logs[i]
+  if admitted then
+    log_add(log, now, requests, tokens)
+  elseif log[WRITES] > NOTHING then
+    log_write(log, now, '')
+  end
+end
+if admitted then
   for i = 1, slot_count do
-    filled = filled + 1
-    answer[filled] = slots[i].used
+    call('ZADD', KEYS[slot_base + i], now + lease, attempt)
+    call('PEXPIRE', KEYS[slot_base + i], math.ceil(lease / 1000))
+    in_flight[i] = in_flight[i] + 1
   end
   for i = 1, counter_count do
-    answer[filled + 1] = counters[i].cost
-    answer[filled + 2] = counters[i].held
-    filled = filled + 2
-  end
-  return answer
-end
-
-local function save_logs()
-  for i = 1, log_count do
-    if logs[i].dirty then
-      log_write(logs[i], now, '')
-    end
-  end
-end
-
-if attempt == '' then
-  save_logs()
-  return reply({1, now}, 2)
-end
-
--- The first answer once more: the runs that hold this attempt's weight, and the state of now.
-local function repeated()
-  save_logs()
-  local runs = string.match(redis.call('HGET', KEYS[2], attempt), '^[^\n]*\n[^\n]*\n[^\n]*\n[^\n]*\n(.*)$')
-  for i = 1, log_count do
-    local log = logs[i]
-    log.index = -1
-    if i * 16 <= #runs then
-      log.run_generation, log.index = struct.unpack('<dd', runs, i * 16 - 15)
-    end
-  end
-  return reply({1, now}, 2)
-end
-
--- The refusal with the longest wait: never (3), then no known time (budget 2, concurrency 1), then the latest; the first
--- of equals.
-local worst, worst_wait, check, unit, worst_used, worst_asked = -1, 0, 0, 0, 0, 0
-local function refuse(severity, wait, at_check, at_unit, used, asked)
-  if severity > worst or (severity == worst and wait > worst_wait) then
-    worst, worst_wait, check, unit, worst_used, worst_asked = severity, wait, at_check, at_unit, used, asked
-  end
-end
-
-local function refuse_log(i, log, at_unit, limit, used, asked)
-  if asked > limit then
-    refuse(3, 0, i, at_unit, used, asked)
-  else
-    refuse(0, log_wait(log, now, at_unit, used + asked - limit), i, at_unit, used, asked)
-  end
-end
-
-for i = 1, log_count do
-  local log = logs[i]
-  if log.limit_requests >= 0 and log.requests + requests > log.limit_requests then
-    refuse_log(i, log, 1, log.limit_requests, log.requests, requests)
-  end
-  if log.limit_tokens >= 0 and log.tokens + tokens > log.limit_tokens then
-    refuse_log(i, log, 2, log.limit_tokens, log.tokens, tokens)
-  end
-end
-for i = 1, slot_count do
-  if slots[i].used >= slots[i].limit and not slots[i].shadow then
-    refuse(1, 0, log_count + i, 0, slots[i].used, 1)
-  end
-end
-for i = 1, counter_count do
-  local counter = counters[i]
-  local used = counter.cost + counter.held
-  if counter.budget >= 0 and used + hold > counter.budget then
-    local place = log_count + slot_count + i
-    if hold > counter.budget then
-      refuse(3, 0, place, 0, used, hold)
-    elseif counter.ends == 0 then
-      refuse(2, 0, place, 0, used, hold)
+    local key = KEYS[counter_base + i]
+    helds[i] = helds[i] + hold
+    if expiries and expiries[i] then
+      counter_make(key, pack(COUNTER, 0, hold, 0, 0, 0, 0), expiries[i])
     else
-      refuse(0, counter.ends - now, place, 0, used, hold)
+      call('SETRANGE', key, '8', pack('<d', helds[i]))
     end
   end
 end
-if worst >= 0 then
-  if redis.call('HEXISTS', KEYS[2], attempt) == 1 then
-    return repeated()
-  end
-  save_logs()
-  local wait = worst == 0 and worst_wait or -1
-  return reply({0, now, check, unit, worst_used, worst_asked, wait, worst == 3 and 1 or 0}, 8)
-end
 
-local shadowed = {}
-local function shadow(place, at_unit)
-  shadowed[#shadowed + 1] = place
-  shadowed[#shadowed + 1] = at_unit
+-- The nils make room at once for what is appended.
+local answer, filled = {1, now, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil}, 2
+if refusal and attempt ~= '' and not earlier then
+  local wait, never = refusal[1] == WAIT and refusal[2] or -1, refusal[1] == NEVER and 1 or 0
+  answer, filled = {0, now, refusal[3], refusal[4], refusal[5], refusal[6], wait, never}, 8
 end
-
 for i = 1, log_count do
   local log = logs[i]
-  if log.shadow_requests >= 0 and log.requests + requests > log.shadow_requests then
-    shadow(i, 1)
+  local generation, index = log[EXPIRES] == 0 and 0 or log[GENERATION], admitted and log[INDEX] or -1
+  if i * 16 <= #runs then
+    generation, index = read('<dd', runs, i * 16 - 15)
   end
-  if log.shadow_tokens >= 0 and log.tokens + tokens > log.shadow_tokens then
-    shadow(i, 2)
-  end
+  answer[filled + 1], answer[filled + 2], answer[filled + 3], answer[filled + 4] = generation, index, log[REQUESTS], log[TOKENS]
+  answer[filled + 5] = log[TAIL] > log[HEAD] and log[LAST] + log[WINDOW] - now or 0
+  filled = filled + 5
 end
 for i = 1, slot_count do
-  if slots[i].shadow and slots[i].used >= slots[i].limit then
-    shadow(log_count + i, 0)
-  end
+  answer[filled + i] = in_flight[i]
 end
-
--- Nothing below can fail: validate first, write last.
-local held = ARGV[4]
-for i = 1, log_count do
-  local log = logs[i]
-  log.index = log_next(log)
-  held = held .. struct.pack('<dd', log.generation, log.index)
-end
-if redis.call('HSETNX', KEYS[2], attempt, held) == 0 then
-  return repeated()
-end
-for i = 1, log_count do
-  log_add(logs[i], now, requests, tokens)
-  logs[i].fresh = false
-end
-for i = 1, slot_count do
-  redis.call('ZADD', slots[i].key, now + lease, attempt)
-  redis.call('PEXPIRE', slots[i].key, math.ceil(lease / 1000))
-  slots[i].used = slots[i].used + 1
-end
+filled = filled + slot_count
 for i = 1, counter_count do
-  local counter = counters[i]
-  counter.held = counter.held + hold
-  if counter.raw == '' then
-    counter_make(counter.key, struct.pack(COUNTER, 0, hold, 0, 0, 0, 0), counter.expires)
-  else
-    redis.call('SETRANGE', counter.key, '8', struct.pack('<d', counter.held))
-  end
+  answer[filled + 1], answer[filled + 2] = costs[i], helds[i]
+  filled = filled + 2
 end
-local answer = reply({1, now}, 2)
-for i = 1, #shadowed do
-  answer[#answer + 1] = shadowed[i]
+if admitted and shadowed then
+  for i = 1, #shadowed do
+    answer[filled + i] = shadowed[i]
+  end
 end
 return answer

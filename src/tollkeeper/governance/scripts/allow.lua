@@ -8,28 +8,26 @@
 -- include: clock.lua
 -- include: window.lua
 -- include: sliding.lua
-local given, deadline, window, tick, limit, weight, remember_ms, again = struct.unpack('<dddddddd', ARGV[1])
+local given, deadline, window, tick, limit, weight, remember_ms, again = read('<dddddddd', ARGV[1])
 local now = clock(given)
 if deadline > 0 and now >= deadline then
   return {-1, now, 0, 0, 0}
 end
 local log = log_open(KEYS[1], window, tick, now)
-log_advance(log, now)
-local repeated = again == 1 and redis.call('EXISTS', KEYS[2]) == 1
+local repeated = again == 1 and call('EXISTS', KEYS[2]) == 1
 local status, wait = 1, 0
 if weight > 0 and not repeated then
-  if log.requests + weight <= limit then
+  if log[REQUESTS] + weight <= limit then
     log_add(log, now, weight, 0)
-    log.dirty = false
     if KEYS[2] then
-      redis.call('SET', KEYS[2], '', 'PX', remember_ms)
+      call('SET', KEYS[2], '', 'PX', remember_ms)
     end
   else
     status = 0
-    wait = weight > limit and -1 or log_wait(log, now, 1, log.requests + weight - limit)
+    wait = weight > limit and -1 or log_wait(log, now, 1, log[REQUESTS] + weight - limit)
   end
 end
-if log.dirty then
+if log[WRITES] > NOTHING then
   log_write(log, now, '')
 end
-return {status, now, log.requests, wait, log.tail > log.head and log.last + window - now or 0}
+return {status, now, log[REQUESTS], wait, log[TAIL] > log[HEAD] and log[LAST] + window - now or 0}

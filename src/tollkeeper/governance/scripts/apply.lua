@@ -12,11 +12,11 @@
 -- include: window.lua
 -- include: correct.lua
 -- include: counter.lua
-local plan, producer, attempt = ARGV[1], ARGV[2], ARGV[3]
+local plan, attempt = ARGV[1], ARGV[3]
 local given, entry, charges, hold, cost, requests, input, output, cached, counter_count, run_count, slot_count, prefix, at =
-  struct.unpack('<ddddddddddddd', plan)
+  read('<ddddddddddddd', plan)
 
-local tree = redis.call('HMGET', KEYS[1], 'sync', producer)
+local tree = call('HMGET', KEYS[1], 'sync', ARGV[2])
 local sync, mark = tree[1], tonumber(tree[2] or 0)
 if not sync then
   return {2, 0, 0}
@@ -27,48 +27,54 @@ end
 if entry ~= mark + 1 then
   return {1, mark, 0}
 end
-local counters, expiries = {}, {}
+local counters, expiries = {}, nil
 for i = 1, counter_count do
-  local ends
-  ends, expiries[i], at = struct.unpack('<dd', plan, at)
-  counters[i] = redis.call('GET', KEYS[3 + i])
-  if not counters[i] and ends > 0 and ends <= clock(given) then
-    return {3, mark, i}
+  counters[i] = call('GET', KEYS[3 + i])
+  if not counters[i] then
+    local ends, expires = read('<dd', plan, at)
+    if ends > 0 and ends <= clock(given) then
+      return {3, mark, i}
+    end
+    expiries = expiries or {}
+    expiries[i] = expires
   end
+  at = at + 16
 end
 
 -- Nothing below can fail: validate first, write last. A write that needs no memory comes first, and after it Redis lets a
 -- script write on though its memory is full.
-local release = redis.call('HDEL', KEYS[2], attempt) == 1 and hold or 0
+local release = call('HDEL', KEYS[2], attempt) == 1 and hold or 0
 for i = 1, counter_count do
-  local key, raw = KEYS[3 + i], counters[i] or NOTHING_SPENT
-  local spent, held, had_requests, had_input, had_output, had_cached = struct.unpack(COUNTER, raw)
-  held = held - release
-  local flagged = string.sub(raw, COUNTER_BYTES + 1)
-  local changes = charges == 1 and flagged ~= sync
+  local key, raw = KEYS[3 + i], counters[i]
+  local spent, held, had_requests, had_input, had_output, had_cached, flag = 0, 0, 0, 0, 0, 0, ''
+  if raw then
+    spent, held, had_requests, had_input, had_output, had_cached = read(COUNTER, raw)
+    flag = string.sub(raw, COUNTER_BYTES + 1)
+  end
+  local flagging = charges == 1 and flag ~= sync
   if charges == 1 then
-    spent, had_requests = spent + cost, had_requests + requests
+    spent, had_requests, flag = spent + cost, had_requests + requests, sync
     had_input, had_output, had_cached = had_input + input, had_output + output, had_cached + cached
   end
-  local packed = struct.pack(COUNTER, spent, held, had_requests, had_input, had_output, had_cached)
-  if not counters[i] then
-    counter_make(key, packed .. (changes and sync or flagged), expiries[i])
-  elseif changes then
-    redis.call('SET', key, packed .. sync, 'KEEPTTL')
+  local packed = pack(COUNTER, spent, held - release, had_requests, had_input, had_output, had_cached)
+  if not raw then
+    counter_make(key, packed .. flag, expiries[i])
+  elseif flagging then
+    call('SET', key, packed .. flag, 'KEEPTTL')
   else
-    redis.call('SETRANGE', key, '0', packed)
+    call('SETRANGE', key, '0', packed)
   end
-  if changes then
-    redis.call('HSET', KEYS[3], string.sub(key, prefix + 1), sync)
+  if flagging then
+    call('HSET', KEYS[3], string.sub(key, prefix + 1), sync)
   end
 end
 for i = 1, run_count do
   local generation, index, more_requests, more_tokens
-  generation, index, more_requests, more_tokens, at = struct.unpack('<dddd', plan, at)
+  generation, index, more_requests, more_tokens, at = read('<dddd', plan, at)
   log_correct(KEYS[3 + counter_count + i], generation, index, more_requests, more_tokens)
 end
 for i = 1, slot_count do
-  redis.call('ZREM', KEYS[3 + counter_count + run_count + i], attempt)
+  call('ZREM', KEYS[3 + counter_count + run_count + i], attempt)
 end
-redis.call('HSET', KEYS[1], producer, ARGV[4])
+call('HSET', KEYS[1], ARGV[2], ARGV[4])
 return {0, entry, 0}

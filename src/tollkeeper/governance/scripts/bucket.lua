@@ -12,20 +12,20 @@
 local STATE = '<dddd'
 local PER_TOKEN = 60000000
 local CLOCK_JUMP_US = 1000000
-local given, deadline, rate, burst, cost, remember_ms, again = struct.unpack('<ddddddd', ARGV[1])
+local given, deadline, rate, burst, cost, remember_ms, again = read('<ddddddd', ARGV[1])
 local now = clock(given)
 if deadline > 0 and now >= deadline then
   return {-1, now, 0, 0, 0}
 end
 local full, asked = burst * PER_TOKEN, cost * PER_TOKEN
 local level, last = full, now
-local raw, stored, full_at, jumped = redis.call('GET', KEYS[1]), nil, nil, false
+local raw, stored, full_at, jumped = call('GET', KEYS[1]), nil, nil, false
 if raw then
   local micro, sixtieths
-  micro, sixtieths, last, full_at = struct.unpack(STATE, raw)
+  micro, sixtieths, last, full_at = read(STATE, raw)
   stored = micro * 60 + sixtieths
   if now >= full_at then
-    redis.call('DEL', KEYS[1])
+    call('DEL', KEYS[1])
     last = now
   else
     jumped = last > now + CLOCK_JUMP_US
@@ -41,7 +41,7 @@ local function until_level(goal)
   return level >= goal and 0 or last - now + math.ceil((goal - level) / rate)
 end
 
-local repeated = again == 1 and redis.call('EXISTS', KEYS[2]) == 1
+local repeated = again == 1 and call('EXISTS', KEYS[2]) == 1
 local status, wait, taken = 1, 0, false
 if cost > 0 and not repeated then
   if asked > level then
@@ -50,7 +50,7 @@ if cost > 0 and not repeated then
   else
     level, taken = level - asked, true
     if KEYS[2] then
-      redis.call('SET', KEYS[2], '', 'PX', remember_ms)
+      call('SET', KEYS[2], '', 'PX', remember_ms)
     end
   end
 end
@@ -60,7 +60,7 @@ if taken then
 end
 if taken or jumped then
   local sixtieths = math.fmod(stored, 60)
-  local state = struct.pack(STATE, (stored - sixtieths) / 60, sixtieths, last, full_at)
-  redis.call('SET', KEYS[1], state, 'PX', math.ceil((full_at - now) / 1000))
+  local state = pack(STATE, (stored - sixtieths) / 60, sixtieths, last, full_at)
+  call('SET', KEYS[1], state, 'PX', math.ceil((full_at - now) / 1000))
 end
 return {status, now, math.floor(level / PER_TOKEN), wait, full_in}

@@ -5,7 +5,6 @@
 -- ARGV  producer, number, CLOSED, prefix of counter keys, prefix of slot keys, slot key of the root itself
 -- Reply {status, mark}: 0 ok, 1 gap, 2 cold. Counters and slots are found through the holds; they carry the same tag.
 -- include: holds.lua
--- include: counter.lua
 local producer, number, closed = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local counter_prefix, slot_prefix, root_slot = ARGV[4], ARGV[5], ARGV[6]
 local tree = redis.call('HMGET', KEYS[1], 'run', producer)
@@ -27,7 +26,8 @@ each_hold(KEYS[2], function(attempt, amount, owner, counters, slots)
   each_name(counters, function(name)
     local raw = redis.call('GET', counter_prefix .. name)
     if raw then
-      counter_hold(counter_prefix .. name, raw, 0 - amount)
+      local cost, held = struct.unpack('<dd', raw)
+      redis.call('SETRANGE', counter_prefix .. name, '0', struct.pack('<dd', cost, held - amount))
     end
   end)
   each_name(slots, function(name)

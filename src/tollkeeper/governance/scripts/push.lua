@@ -12,37 +12,37 @@
 -- include: window.lua
 -- include: sliding.lua
 local numbers = ARGV[1]
-local given, at = struct.unpack('<d', numbers)
+local given, at = read('<d', numbers)
 local now = clock(given)
-if redis.call('HSETNX', KEYS[1], ARGV[2], '') == 0 then
+if call('HSETNX', KEYS[1], ARGV[2], '') == 0 then
   return 0
 end
-redis.call('PEXPIRE', KEYS[1], ARGV[3])
+call('PEXPIRE', KEYS[1], ARGV[3])
 
-local function force(log, stamp, requests, tokens)
-  if stamp + log.window > now and requests + tokens > 0 then
+local function force(log, tick, stamp, requests, tokens)
+  if stamp + log[WINDOW] > now and requests + tokens > 0 then
     local at = math.min(stamp, now)
-    local over = math.fmod(at, log.tick)
-    at = over == 0 and at or at - over + log.tick
-    log.stamp = log.tail > log.head and math.max(at, log.last) or at
+    local over = at % tick
+    at = over == 0 and at or at - over + tick
+    local some = log[TAIL] > log[HEAD]
+    log[STAMP] = some and math.max(at, log[LAST]) or at
+    log[INDEX] = some and log[LAST] == log[STAMP] and log[TAIL] - 1 or log[TAIL]
     log_add(log, now, requests, tokens)
-    log.fresh, log.cut, log.dirty = false, false, false
   end
 end
 
 for i = 2, #KEYS do
   local window, tick, generation, stamp, requests, tokens, runs
-  window, tick, generation, stamp, requests, tokens, runs, at = struct.unpack('<ddddddd', numbers, at)
+  window, tick, generation, stamp, requests, tokens, runs, at = read('<ddddddd', numbers, at)
   local log = log_open(KEYS[i], window, tick, now)
-  log_advance(log, now)
-  if log.generation ~= generation then
-    force(log, stamp, math.max(0, requests - log.requests), math.max(0, tokens - log.tokens))
+  if log[GENERATION] ~= generation then
+    force(log, tick, stamp, math.max(0, requests - log[REQUESTS]), math.max(0, tokens - log[TOKENS]))
   end
   for _ = 1, runs do
-    stamp, requests, tokens, at = struct.unpack('<ddd', numbers, at)
-    force(log, stamp, requests, tokens)
+    stamp, requests, tokens, at = read('<ddd', numbers, at)
+    force(log, tick, stamp, requests, tokens)
   end
-  if log.dirty then
+  if log[WRITES] > NOTHING then
     log_write(log, now, '')
   end
 end

@@ -3,17 +3,19 @@
 -- KEYS  1 marks:{root}  2 hold:{root}  then its counters
 -- ARGV  attempt, amount (nano-dollars), the hold as holds.lua tells; then per counter its expiry (µs, 0: never)
 -- Reply 1 held, 0 it was held or the tree is cold.
+-- include: clock.lua
 -- include: counter.lua
-if redis.call('EXISTS', KEYS[1]) == 0 or redis.call('HSETNX', KEYS[2], ARGV[1], ARGV[3]) == 0 then
+if call('EXISTS', KEYS[1]) == 0 or call('HSETNX', KEYS[2], ARGV[1], ARGV[3]) == 0 then
   return 0
 end
 local amount = tonumber(ARGV[2])
 for i = 3, #KEYS do
-  local raw = redis.call('GET', KEYS[i])
+  local raw = call('GET', KEYS[i])
   if raw then
-    counter_hold(KEYS[i], raw, amount)
+    local cost, held = read('<dd', raw)
+    call('SETRANGE', KEYS[i], '0', pack('<dd', cost, held + amount))
   else
-    counter_make(KEYS[i], struct.pack(COUNTER, 0, amount, 0, 0, 0, 0), tonumber(ARGV[1 + i]))
+    counter_make(KEYS[i], pack(COUNTER, 0, amount, 0, 0, 0, 0), tonumber(ARGV[1 + i]))
   end
 end
 return 1

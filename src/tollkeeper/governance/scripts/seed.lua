@@ -4,6 +4,7 @@
 -- ARGV  run (a nonce of this memory's life), prefix of counter keys, number of marks, number of counters; then
 --       per mark: producer, number; per counter: name, expiry (µs, 0: never), itself as counter.lua tells, without a generation
 -- Reply 1 seeded, 0 this memory already dominates the database.
+-- include: clock.lua
 -- include: holds.lua
 -- include: counter.lua
 local run, prefix, mark_count, counter_count = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])

@@ -1,17 +1,24 @@
 -- What admission does with a log of window.lua: forget, ask for the wait, add.
+--
+-- Here a log is an array, the fastest table there is: what follows, then the fields of the trailer. STAMP and INDEX are
+-- those of the run that would get what is added now, WRITES is how much must be written even if nothing is added.
+local KEY, WINDOW, STAMP, INDEX, WRITES = 1, 2, 3, 4, 5
+local GENERATION, OFFSET, FIRST, HEAD, TAIL, REQUESTS, TOKENS = 6, 7, 8, 9, 10, 11, 12
+local LAST, LAST_REQUESTS, LAST_TOKENS, OLDEST, EXPIRES = 13, 14, 15, 16, 17
+local NOTHING, CHANGES, EVERYTHING = 0, 1, 2
 local CHUNK_RUNS = 64
 local CLOCK_JUMP_US = 1000000
 local COMPACT_RUNS = 1024
 
 -- Calls visit(stamp, requests, tokens) for the runs from the head on until it returns true. Stamps as stored.
 local function log_walk(log, visit)
-  local index = log.head
-  while index < log.tail do
-    local count = math.min(CHUNK_RUNS, log.tail - index)
-    local at = log_position(log, index)
-    local chunk = redis.call('GETRANGE', log.key, at, at + count * RUN_BYTES - 1)
+  local index = log[HEAD]
+  while index < log[TAIL] do
+    local count = math.min(CHUNK_RUNS, log[TAIL] - index)
+    local at = (index - log[FIRST]) * RUN_BYTES
+    local chunk = call('GETRANGE', log[KEY], at, at + count * RUN_BYTES - 1)
     for i = 0, count - 1 do
-      if visit(struct.unpack(RUN, chunk, i * RUN_BYTES + 1)) then
+      if visit(read(RUN, chunk, i * RUN_BYTES + 1)) then
         return
       end
     end
@@ -19,99 +26,110 @@ local function log_walk(log, visit)
   end
 end
 
--- Forgets what has left the window; pulls stamps back if the clock was set back by more than a second. Sets `stamp`, that
--- of what would be added now. `dirty`: the log must be written even if nothing is added; `cut`: no run is left.
-local function log_advance(log, now)
-  local over = math.fmod(now, log.tick)
-  local stamp = over == 0 and now or now - over + log.tick
-  log.stamp = stamp
-  if log.tail == log.head then
-    return
+-- Reads the trailer, forgets what has left the window, and pulls stamps back if the clock was set back by more than a
+-- second. A missing key is an empty log that begins now; what it gets is the first thing that Redis hears of it.
+local function log_open(key, window, tick, now)
+  local over = now % tick
+  local stamp = over == 0 and now or now - over + tick
+  local raw = call('GETRANGE', key, '-96', '-1')
+  if raw == '' then
+    return {key, window, stamp, 0, NOTHING, now, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
   end
-  if log.last > stamp then
-    if log.last > stamp + CLOCK_JUMP_US then
-      log.offset = log.offset - (log.last - stamp)
-      log.last = stamp
-      log.dirty = true
+  local log = {key, window, stamp, 0, NOTHING, read(TRAILER, raw)}
+  log[INDEX] = log[TAIL]
+  if log[TAIL] == log[HEAD] then
+    return log
+  end
+  if log[LAST] > stamp then
+    if log[LAST] > stamp + CLOCK_JUMP_US then
+      log[OFFSET] = log[OFFSET] - (log[LAST] - stamp)
+      log[LAST], log[WRITES] = stamp, CHANGES
     end
-    log.stamp = log.last
+    log[STAMP] = log[LAST]
   end
-  local horizon = now - log.window - log.offset
-  if log.oldest > horizon then
-    return
+  if log[LAST] == log[STAMP] then
+    log[INDEX] = log[TAIL] - 1
   end
-  log.dirty = true
-  if log.last - log.offset <= horizon then
-    log.head, log.requests, log.tokens, log.cut = log.tail, 0, 0, true
-    return
+  local horizon = now - window - log[OFFSET]
+  if log[OLDEST] > horizon then
+    return log
   end
+  if log[LAST] - log[OFFSET] <= horizon then
+    log[HEAD], log[INDEX], log[REQUESTS], log[TOKENS], log[WRITES] = log[TAIL], log[TAIL], 0, 0, EVERYTHING
+    return log
+  end
+  log[WRITES] = CHANGES
   log_walk(log, function(run, requests, tokens)
     if run > horizon then
-      log.oldest = run
+      log[OLDEST] = run
       return true
     end
-    log.requests, log.tokens, log.head = log.requests - requests, log.tokens - tokens, log.head + 1
+    log[REQUESTS], log[TOKENS], log[HEAD] = log[REQUESTS] - requests, log[TOKENS] - tokens, log[HEAD] + 1
   end)
+  return log
 end
 
 -- Time until runs worth `excess` (unit 1: requests, 2: tokens) have left the window.
 local function log_wait(log, now, unit, excess)
-  local wait = log.window
+  local wait = log[WINDOW]
   log_walk(log, function(stamp, requests, tokens)
     excess = excess - (unit == 1 and requests or tokens)
     if excess <= 0 then
-      wait = stamp + log.offset + log.window - now
+      wait = stamp + log[OFFSET] + wait - now
       return true
     end
   end)
   return wait
 end
 
--- The key lives two windows more, and so until its newest run has left: no run is stamped later than a tick after now,
--- but those that were there when the clock was set back, and for them it lived long enough before. Returns that in ms.
-local function log_prolong(log, now)
-  log.expires = now + 2 * log.window
-  return math.ceil(log.window / 500)
-end
-
--- Writes the trailer, and before it `run` (packed) as the newest run if given.
+-- Writes the trailer, and before it `run` (packed) as the newest run if it is not ''. The key then lives two windows more,
+-- or so that it outlives its newest run: no run is stamped later than a tick after now, but those that were there when
+-- the clock was set back, and for them it lived long enough before.
 local function log_write(log, now, run)
-  local known = run == '' and log.tail or log.tail - 1 -- runs before this index are there as they should be
-  if log.fresh or log.cut then
-    log.first = known
-    local live_ms = log_prolong(log, now)
-    redis.call('SET', log.key, run .. log_trailer(log), 'PX', live_ms)
+  local known = run == '' and log[TAIL] or log[TAIL] - 1 -- the runs before this one are in Redis as they should be
+  local prolong = log[LAST] + log[WINDOW] > log[EXPIRES]
+  local everything = log[WRITES] == EVERYTHING or log[EXPIRES] == 0
+  log[WRITES] = NOTHING
+  local compact = log[HEAD] - log[FIRST] >= COMPACT_RUNS and log[HEAD] - log[FIRST] > log[TAIL] - log[HEAD]
+  local live = ''
+  if prolong or everything then
+    log[EXPIRES] = now + 2 * log[WINDOW]
+  end
+  if everything then
+    log[FIRST] = known
+  elseif compact then
+    local from = (log[HEAD] - log[FIRST]) * RUN_BYTES
+    live = call('GETRANGE', log[KEY], from, (known - log[FIRST]) * RUN_BYTES - 1)
+    log[FIRST] = log[HEAD]
+  end
+  local newest = run .. pack(TRAILER, unpack(log, GENERATION, EXPIRES))
+  if everything then
+    call('SET', log[KEY], newest, 'PX', math.ceil(log[WINDOW] / 500))
     return
   end
-  if log.last + log.window > log.expires then
-    redis.call('PEXPIRE', log.key, log_prolong(log, now))
+  if prolong then
+    call('PEXPIRE', log[KEY], math.ceil(log[WINDOW] / 500))
   end
-  if log.head - log.first >= COMPACT_RUNS and log.head - log.first > log.tail - log.head then
-    local live = redis.call('GETRANGE', log.key, log_position(log, log.head), log_position(log, known) - 1)
-    log.first = log.head
-    redis.call('SET', log.key, live .. run .. log_trailer(log), 'KEEPTTL')
-    return
-  end
-  redis.call('SETRANGE', log.key, log_position(log, known), run .. log_trailer(log))
-end
-
--- The index of the run that would get what is added now.
-local function log_next(log)
-  return log.tail > log.head and log.last == log.stamp and log.tail - 1 or log.tail
-end
-
--- Records weights now, in run log_next(log).
-local function log_add(log, now, requests, tokens)
-  if log.tail > log.head and log.last == log.stamp then
-    requests, tokens = math.min(requests, WEIGHT_MAX - log.last_requests), math.min(tokens, WEIGHT_MAX - log.last_tokens)
-    log.last_requests, log.last_tokens = log.last_requests + requests, log.last_tokens + tokens
+  if compact then
+    call('SET', log[KEY], live .. newest, 'KEEPTTL')
   else
-    if log.tail == log.head then
-      log.oldest = log.stamp - log.offset
-    end
-    log.last, log.last_requests, log.last_tokens = log.stamp, requests, tokens
-    log.tail = log.tail + 1
+    call('SETRANGE', log[KEY], (known - log[FIRST]) * RUN_BYTES, newest)
   end
-  log.requests, log.tokens = log.requests + requests, log.tokens + tokens
-  log_write(log, now, struct.pack(RUN, log.last - log.offset, log.last_requests, log.last_tokens))
+end
+
+-- Records weights now.
+local function log_add(log, now, requests, tokens)
+  if log[INDEX] < log[TAIL] then
+    requests = math.min(requests, WEIGHT_MAX - log[LAST_REQUESTS])
+    tokens = math.min(tokens, WEIGHT_MAX - log[LAST_TOKENS])
+    log[LAST_REQUESTS], log[LAST_TOKENS] = log[LAST_REQUESTS] + requests, log[LAST_TOKENS] + tokens
+  else
+    if log[TAIL] == log[HEAD] then
+      log[OLDEST] = log[STAMP] - log[OFFSET]
+    end
+    log[LAST], log[LAST_REQUESTS], log[LAST_TOKENS] = log[STAMP], requests, tokens
+    log[TAIL] = log[TAIL] + 1
+  end
+  log[REQUESTS], log[TOKENS] = log[REQUESTS] + requests, log[TOKENS] + tokens
+  log_write(log, now, pack(RUN, log[LAST] - log[OFFSET], log[LAST_REQUESTS], log[LAST_TOKENS]))
 end

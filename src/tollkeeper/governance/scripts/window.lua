@@ -1,5 +1,5 @@
--- The exact sliding window on a packed string: the twin of domain/windows.py. This part reads and writes a log; what
--- admission and settlement do with it is in sliding.lua and correct.lua.
+-- The exact sliding window on a packed string: the twin of domain/windows.py. This part is its form; what admission and
+-- settlement do with it is in sliding.lua and correct.lua.
 --
 -- A log is one Redis string: runs of 17 bytes, the oldest first, then a trailer of 12 little-endian doubles. The trailer
 -- comes last because what is asked for most, the newest runs and the sums, then lies together: one read, one write. Run
@@ -18,30 +18,3 @@ local TRAILER_BYTES = 96
 local RUN = '<I7I5I5'
 local RUN_BYTES = 17
 local WEIGHT_MAX = 1099511627775 -- what 5 bytes hold; a run that would get more keeps this much
-
--- Reads the trailer. A missing key is an empty log that begins now.
-local function log_open(key, window, tick, now)
-  local raw = redis.call('GETRANGE', key, '-96', '-1')
-  if raw == '' then
-    return {
-      key = key, window = window, tick = tick, fresh = true, generation = now, offset = 0, first = 0, head = 0, tail = 0,
-      requests = 0, tokens = 0, last = 0, last_requests = 0, last_tokens = 0, oldest = 0, expires = 0,
-    }
-  end
-  local generation, offset, first, head, tail, requests, tokens, last, last_requests, last_tokens, oldest, expires =
-    struct.unpack(TRAILER, raw)
-  return {
-    key = key, window = window, tick = tick, fresh = false, generation = generation, offset = offset, first = first,
-    head = head, tail = tail, requests = requests, tokens = tokens, last = last, last_requests = last_requests,
-    last_tokens = last_tokens, oldest = oldest, expires = expires,
-  }
-end
-
-local function log_trailer(log)
-  return struct.pack(TRAILER, log.generation, log.offset, log.first, log.head, log.tail, log.requests, log.tokens,
-    log.last, log.last_requests, log.last_tokens, log.oldest, log.expires)
-end
-
-local function log_position(log, index)
-  return (index - log.first) * RUN_BYTES
-end
