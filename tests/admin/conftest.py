@@ -12,6 +12,8 @@ import pytest
 from tollkeeper.admin import Readiness, create_admin
 from tollkeeper.domain.errors import DatabaseUnavailable
 from tollkeeper.governance import Ledger, MemoryStore, SyncWorker
+from tollkeeper.logs.search import LogReader
+from tollkeeper.logs.sinks import LogStore, open_store
 from tollkeeper.observability.metrics import Metrics
 from tollkeeper.storage.database import Database
 
@@ -35,7 +37,10 @@ class Answer(msgspec.Struct):
 class Control:
     """The control plane as a client sees it, with the real parts behind it."""
 
-    def __init__(self, database: Database, ledger: Ledger, sync: SyncWorker, metrics: Metrics) -> None:
+    def __init__(
+        self, database: Database, ledger: Ledger, sync: SyncWorker, metrics: Metrics, logs: LogStore
+    ) -> None:
+        self.logs = logs
         self.database, self.ledger, self.sync, self.metrics = database, ledger, sync, metrics
         self.database_away = False
         self.application = self.make(database)
@@ -46,6 +51,7 @@ class Control:
             accounts=database.accounts(b"d" * 64, now_us),
             spend=database.spend,
             governor=self.ledger,
+            logs=LogReader(self.logs),
             sync=self.sync.sync_once,
             readiness=Readiness({"database": self.ping, "store": _ready}),
             metrics=self.metrics,
@@ -114,7 +120,8 @@ async def control(tmp_path: Path) -> AsyncIterator[Control]:
     sync = SyncWorker(
         store=store, spend=database.spend, ledger=ledger, interval_s=300, metrics=metrics, now_us=now_us
     )
-    yield Control(database, ledger, sync, metrics)
+    logs = open_store((tmp_path / "logs").as_uri(), 5.0)
+    yield Control(database, ledger, sync, metrics, logs)
     await ledger.stop()
     await store.stop()
     await database.close()

@@ -18,7 +18,8 @@ from tollkeeper.admin.openapi import document, page
 from tollkeeper.admin.probes import Probes, Readiness
 from tollkeeper.domain.accounts import KeyChange, NewKey, one_named
 from tollkeeper.domain.errors import InvalidInput, NotFound, Unavailable
-from tollkeeper.domain.ports import Accounts, Governor, SpendLedger
+from tollkeeper.domain.log_search import LogFilters
+from tollkeeper.domain.ports import Accounts, Governor, LogReader, SpendLedger
 from tollkeeper.domain.words import (
     Words,
     instant,
@@ -27,6 +28,7 @@ from tollkeeper.domain.words import (
     month_from,
     organisation_words,
     team_words,
+    time_us_from,
     usage_words,
 )
 from tollkeeper.observability.metrics import Metrics
@@ -50,6 +52,7 @@ def create_admin(
     accounts: Accounts,
     spend: SpendLedger,
     governor: Governor,
+    logs: LogReader,
     sync: Sync,
     readiness: Readiness,
     metrics: Metrics,
@@ -63,6 +66,7 @@ def create_admin(
         _keys(accounts, now_us),
         _groups(accounts),
         _usage(accounts, spend, sync, now_us),
+        _logs(logs),
         _operations(accounts, governor, readiness, version, now_us),
     )
     for router in routers:
@@ -186,6 +190,44 @@ def _usage(accounts: Accounts, spend: SpendLedger, sync: Sync, now_us: Clock) ->
     async def sync_now() -> Words:
         await sync()
         return {"synced_at": instant(now_us())}
+
+    return router
+
+
+def _logs(logs: LogReader) -> APIRouter:
+    router = APIRouter(tags=["Logs"])
+
+    @router.get("/logs", response_model=models.LogRecords, summary="Log records that were delivered, newest first")
+    async def search(
+        *,
+        since: str | None = Query(None, description="RFC 3339 or a date; from then on."),
+        until: str | None = Query(None, description="Before then."),
+        key: str | None = Query(None, description="Name or id."),
+        team: str | None = Query(None, description="Id."),
+        model: str | None = Query(None),
+        user: str | None = Query(None, description="The client's end user."),
+        tag: str | None = Query(None, description="One of the request's tags."),
+        request_id: str | None = Query(None),
+        status: str | None = Query(None, description="Like 429 or 4xx."),
+        errors: bool = Query(False, description="Only what went wrong."),
+        limit: int = Query(100, description="At most 1000; 100 with bodies."),
+        cursor: str | None = Query(None, description="The `next_cursor` of the page before."),
+        bodies: bool = Query(False, description="With request and response bodies, if they were logged."),
+    ) -> Words:
+        filters = LogFilters(
+            since_us=None if since is None else time_us_from(since, what="since"),
+            until_us=None if until is None else time_us_from(until, what="until"),
+            key=key,
+            team=team,
+            model=model,
+            user=user,
+            tag=tag,
+            request_id=request_id,
+            status=status,
+            errors=errors,
+        )
+        page = await logs.search(filters, limit, cursor, bodies=bodies)
+        return {"records": page.records, "next_cursor": page.next_cursor}
 
     return router
 

@@ -323,6 +323,13 @@ class LimitStates(BaseModel):
     limits: list[LimitState]
 
 
+class LogRecords(BaseModel):
+    """Newest first. A page may be short, or empty, and still have a next one."""
+
+    records: list[dict[str, Any]] = Field(description="As described in docs/log-schema.md.")
+    next_cursor: str | None = Field(description="Give it as `cursor` for the next page; null: there is none.")
+
+
 class Synced(BaseModel):
     """The spend known to the store is in the database."""
 

@@ -24,6 +24,8 @@ from tollkeeper.governance import Ledger, Outage, Store
 from tollkeeper.logs.bodies import BodyLog
 from tollkeeper.logs.pipeline import LogPipeline
 from tollkeeper.logs.redact import Redactor
+from tollkeeper.logs.search import LogReader
+from tollkeeper.logs.sinks import open_store
 from tollkeeper.observability.metrics import Metrics
 from tollkeeper.settings import Settings, provider_key
 
@@ -146,6 +148,7 @@ class Gateway:
             accounts=self.accounts,
             spend=database.spend,
             governor=ledger,
+            logs=LogReader(open_store(settings.logs_url, settings.logs.timeout_s)),
             sync=sync.sync_once,
             readiness=self._readiness,
             metrics=metrics,

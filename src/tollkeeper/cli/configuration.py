@@ -6,6 +6,7 @@ import typer
 from tollkeeper.cli.common import ConfigOption, JsonOption, print_json, run
 from tollkeeper.cli.doctor import examine
 from tollkeeper.domain.errors import ConfigurationError
+from tollkeeper.logs.redact import Redactor
 from tollkeeper.settings import Settings, load, mask_url, provider_key, shown
 
 app = typer.Typer(help="The configuration: check, show.", no_args_is_help=True)
@@ -22,6 +23,7 @@ def check(config: ConfigOption = None, json: JsonOption = False) -> None:
     """Read the configuration as `serve` would, provider keys included; connect to nothing."""
     settings = load(config)
     require_providers(settings)
+    Redactor(settings.logs)
     if json:
         print_json({"ok": True, "providers": sorted(settings.providers)})
     else:

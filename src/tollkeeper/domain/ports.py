@@ -8,6 +8,7 @@ import msgspec
 from tollkeeper.domain.accounts import Key, KeyChange, MonthlyUsage, NewKey, Organisation, Team
 from tollkeeper.domain.admission import Denial, Grant, LimitState
 from tollkeeper.domain.bodies import CapturedBodies
+from tollkeeper.domain.log_search import LogFilters, LogPage
 from tollkeeper.domain.policy import Policy, Principal
 from tollkeeper.domain.record import RequestRecord
 from tollkeeper.domain.usage import Usage
@@ -51,6 +52,16 @@ class RecordSink(Protocol):
 
     def put(self, record: RequestRecord, bodies: CapturedBodies | None = None) -> None:
         """Number the record and queue it for delivery, with what was kept of its bodies, redacted."""
+        ...
+
+
+class LogReader(Protocol):
+    """Log records that were delivered, newest first."""
+
+    async def search(
+        self, filters: LogFilters, limit: int, cursor: str | None = None, *, bodies: bool = False
+    ) -> LogPage:
+        """A page from `cursor` on. Raises `InvalidInput`, `LogStoreUnavailable`."""
         ...
 
 

@@ -29,6 +29,8 @@ from tollkeeper.logs.sinks import LogStore
 
 READ_BYTES_MAX: Final = 64 * 2**20
 """Objects read for one page, as they are stored; what was found by then is given, with a cursor to go on."""
+SEARCHES: Final = 2
+"""At once for all who ask; the others wait."""
 TIMEOUT_S: Final = 20.0
 """Longest time for a page."""
 FOLLOW_INTERVAL_S: Final = 2.0
@@ -38,6 +40,21 @@ _index = msgspec.json.Decoder(Indexed).decode
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
 Found = tuple[Position, bytes]
+
+
+class LogReader:
+    """Searches one store for many askers, few at once. Implements `ports.LogReader`."""
+
+    def __init__(self, store: LogStore) -> None:
+        self._store = store
+        self._slots = asyncio.Semaphore(SEARCHES)
+
+    async def search(
+        self, filters: LogFilters, limit: int, cursor: str | None = None, *, bodies: bool = False
+    ) -> LogPage:
+        """See `search`."""
+        async with self._slots:
+            return await search(self._store, filters, limit, cursor, bodies=bodies)
 
 
 async def search(
