@@ -203,6 +203,7 @@ def test_models_that_always_search_are_unbounded() -> None:
     """Their searches are charged whether a request asks for them or not."""
     info = EVERY.info("openai", "gpt-4o-search-preview", "gpt-4o-search-preview", us(NOW))
     assert info.bound(Content(text_bytes=5), max_output=1, choices=1).unbounded is not None
+    assert info.searches
 
 
 def test_a_hold_is_above_any_cost_within_the_bound() -> None:

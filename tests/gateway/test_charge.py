@@ -26,13 +26,13 @@ USAGE = Usage(1000, 500)
 OURS = 2_000_000
 
 
-def model_info(reported_max_nano: int | None, price: Price | None = PRICE, unbounded: str | None = None) -> ModelInfo:
+def model_info(reported_max_nano: int | None, price: Price | None = PRICE, searches: bool = False) -> ModelInfo:
     return ModelInfo(
         price=price,
         image_tokens_max=1,
         output_default=1,
         reported_max_nano=reported_max_nano,
-        unbounded=unbounded,
+        searches=searches,
     )
 
 
@@ -59,7 +59,7 @@ def test_a_service_tier_without_a_price_is_told() -> None:
 
 def test_a_model_that_always_searches_is_charged_for_one() -> None:
     """Where its answer does not count them."""
-    always = model_info(None, unbounded="it searches")
+    always = model_info(None, searches=True)
     assert charge_of(always, USAGE, b"").cost_nano == OURS + 10**7
     assert charge_of(always, Usage(1000, 500, web_searches=2), b"").cost_nano == OURS + 2 * 10**7
 

@@ -41,6 +41,9 @@ STORED_MARGIN: Final = (5, 4)
 """Context windows in the price data are rounded (1,000,000 for 1,047,576), so a stored conversation is taken to be a
 quarter larger, which is our assumption. They never tighten a bound by bytes; a configured window does, as it is."""
 
+SEARCHES: Final = "the model searches the web at a price of its own"
+"""Why its requests have no bound."""
+
 OUTPUT_DEFAULT: Final = 4096
 """Injected into a request without an output limit if nothing is known of the model. That every current model takes it
 is our assumption; a limit is sent upstream, so a wrong one is a refusal or a short answer, never a cost above the
@@ -67,6 +70,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     so. `context_window`, `max_output_tokens`: configured, so certain. `stored_tokens_max`: the most a stored
     conversation can hold, if known. `listed_window`: the context window of the price data, which is rounded.
     `output_default`: the limit to inject into a request that states none.
+    `searches`: every request has a web search that it is charged for, asked or not.
     `reported_max_nano`: the most that the provider's own word of a cost is taken for; None: it is not asked.
     `served_unasked`: service tiers that a request may be served at without asking.
     All of it holds from `valid_from_us` until before `valid_until_us`, when the price changes by itself.
@@ -81,15 +85,11 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     listed_window: int | None = None
     unpriced: str | None = None
     unbounded: str | None = None
+    searches: bool = False
     reported_max_nano: int | None = None
     served_unasked: tuple[str, ...] = ()
     valid_from_us: int = -FOREVER_US
     valid_until_us: int = FOREVER_US
-
-    @property
-    def searches(self) -> bool:
-        """Whether every request has a web search that it is charged for."""
-        return self.unbounded is not None
 
     def bound(self, content: Content, *, max_output: int, choices: int) -> Bound:
         """The upper bounds of a request's tokens at this model, each choice limited to `max_output`."""
@@ -193,6 +193,7 @@ class Catalog:
         multiplier = Decimal(settings.price_multiplier)
         base = listed.tariff if listed.tariff is None or multiplier == 1 else scaled(listed.tariff, multiplier)
         tariff = applied(base, entry)
+        searches = _always_searches(upstream_model)
         stored = own.context_window
         if stored is None and listed.context_window is not None:
             stored = listed.context_window * STORED_MARGIN[0] // STORED_MARGIN[1]
@@ -205,7 +206,8 @@ class Catalog:
             stored_tokens_max=stored,
             listed_window=listed.context_window,
             unpriced=None if tariff is not None else listed.unpriced,
-            unbounded=_always_searching(upstream_model),
+            unbounded=SEARCHES if searches else None,
+            searches=searches,
             reported_max_nano=nano_from_usd(settings.reported_cost_max_usd) if settings.trust_reported_cost else None,
             served_unasked=settings.service_tiers,
             valid_from_us=max(listed.from_us, from_us),
@@ -230,6 +232,6 @@ def _output_default(model: str) -> int:
     return next((limit for pattern, limit in OUTPUT_LIMITS if re.match(pattern, name)), OUTPUT_DEFAULT)
 
 
-def _always_searching(model: str) -> str | None:
+def _always_searches(model: str) -> bool:
     """Search models and deep-research models call paid tools in every request, asked or not."""
-    return "the model searches the web at a price of its own" if "search" in model.lower() else None
+    return "search" in model.lower()
