@@ -3,6 +3,8 @@ from tollkeeper.domain.accounts import KeyChange as KeyChange
 from tollkeeper.domain.accounts import NewKey as NewKey
 from tollkeeper.domain.billing import Hold as Hold
 from tollkeeper.domain.billing import Standing as Standing
+from tollkeeper.domain.entries import Charged as Charged
+from tollkeeper.domain.errors import IdempotencyConflict as IdempotencyConflict
 from tollkeeper.domain.errors import InvalidInput as InvalidInput
 from tollkeeper.domain.errors import NotFound as NotFound
 from tollkeeper.domain.errors import StoreUnavailable as StoreUnavailable

@@ -7,6 +7,7 @@ import msgspec
 from tollkeeper.domain.accounts import MonthlyUsage, digest_secret
 from tollkeeper.domain.admission import Denial, Grant, LimitState
 from tollkeeper.domain.bodies import Body, CapturedBodies
+from tollkeeper.domain.entries import Used
 from tollkeeper.domain.errors import DatabaseUnavailable, OutboxUnavailable, StoreUnavailable
 from tollkeeper.domain.policy import UNLIMITED, Policy, Principal, Scope, ScopeKind
 from tollkeeper.domain.ports import ActiveKey, Governor, KeyChanges, RootSnapshot
@@ -93,6 +94,9 @@ class NothingDurable:
 
     async def save(self, snapshot: RootSnapshot, now_us: int) -> bool:
         return True
+
+    async def used(self, root: str, now_us: int) -> dict[str, Used]:
+        return {}
 
     async def roots(self) -> list[str]:
         return []

@@ -21,7 +21,19 @@ from tests.governance.limiter_trials import (
 from tests.governance.lua_redis import LuaClient, LuaRedis, word
 from tests.governance.test_twin import START_US, Pair, moves, policies, principal
 from tollkeeper.domain.admission import Checks, Demand, Grant, Reply, Status, checks_for
-from tollkeeper.domain.entries import Applied, CounterRef, Entry, EntryKind, close_entry, dispatch_of, void_entry
+from tollkeeper.domain.entries import (
+    Applied,
+    CounterRef,
+    Entry,
+    EntryKind,
+    Used,
+    close_entry,
+    counter_ref,
+    dispatch_of,
+    usage_entry,
+    used_from,
+    void_entry,
+)
 from tollkeeper.domain.errors import StoreUnavailable
 from tollkeeper.domain.periods import Span
 from tollkeeper.domain.policy import Policy, Principal
@@ -38,6 +50,8 @@ from tollkeeper.governance.redis_store import (
     log_key,
     marks_key,
     slot_key,
+    unsaved_key,
+    used_key,
 )
 from tollkeeper.governance.store import SeedTotals, Store
 from tollkeeper.settings import StoreSettings
@@ -186,6 +200,11 @@ extra_moves = st.one_of(
         st.lists(st.tuples(ages, st.integers(0, 4), st.integers(0, 40)), max_size=4),
     ),
     st.tuples(st.just("claim"), st.integers(0, 3)),
+    st.tuples(st.just("use"), st.integers(0, 3), st.integers(0, 2), st.integers(-1, 1)),
+    st.tuples(st.just("use"), st.integers(0, 3), st.integers(0, 2), st.just(0)),
+    st.tuples(st.just("use_late"), st.integers(0, 3), st.sampled_from([-1, 0, 1])),
+    st.tuples(st.just("keep"), st.sampled_from([-1, 0, 1])),
+    st.tuples(st.just("remember"), st.integers(0, 3), st.integers(0, 2)),
     st.tuples(st.just("forged"), st.integers(0, 20), st.sampled_from([-1, 1]), st.sampled_from([-1, 0, 1, 2])),
 )
 
@@ -346,6 +365,40 @@ class LuaPair(Pair):
             if (await self.apply(entry)).status == "ok":
                 self.number += 1
 
+    async def on_use(self, key: int, cost: int, skew: int) -> None:
+        """A charge under one of a few idempotency keys, by one of two producers, in its order or not."""
+        self.attempts += 1
+        producer = "p_1" if self.attempts % 2 else "u_1"
+        number = self.number if producer == "p_1" else self.tree.marks.get(producer, 0)
+        checks = checks_for(self.who, self.now_us)
+        entry = usage_entry(number + 1 + skew, f"d{key}", cost, tuple([counter_ref(c) for c in checks.counters]))
+        answer = await self.apply(entry, producer)
+        if answer.status == "ok" and producer == "p_1" and skew == 0:
+            self.number += 1
+            self.entries.append(entry)
+        await self.both(lambda store: store.used(self.root, f"d{key}"))
+
+    async def on_use_late(self, key: int, ends: int) -> None:
+        """For a counter of a period that ends about now, beside one that has no end."""
+        ref = CounterRef(f"key_1:19{key:02d}", self.now_us + ends, START_US + 10**12 + 1)
+        entry = usage_entry(self.number + 1, f"d{key}", 5, (CounterRef("key_1:total", 0, 0), ref))
+        if (await self.apply(entry)).status == "ok":
+            self.number += 1
+
+    async def on_keep(self, more: int) -> None:
+        """To the µs in which the oldest idempotency key may be forgotten, or beside it."""
+        untils = [k.until_us for k in self.tree.used.values() if k.until_us > self.now_us]
+        if untils:
+            self.now_us = min(untils) + more
+
+    async def on_remember(self, key: int, cost: int) -> None:
+        """The database knows some idempotency keys: by a stranger, and by an entry that is to come."""
+        used = {
+            f"d{key}": Used(cost, self.now_us + 10**9 + 1, "x_1:1"),
+            f"d{key + 1}": Used(cost, self.now_us + 10**9, f"p_1:{self.number + 1}"),
+        }
+        await self.both(lambda store: store.remember(self.root, used))
+
     async def on_lose(self, cost: int) -> None:
         """The store restarts empty, is seeded, and what is in flight is held again; each step may be repeated."""
         snapshot = await self.both(lambda store: store.snapshot(self.root))
@@ -361,7 +414,8 @@ class LuaPair(Pair):
         await self.on_reassert()
         await self.on_reassert()
         if snapshot is not None:  # what was read from the lost memory clears nothing in this one
-            await self.both(lambda store: store.clear(self.root, snapshot.run, snapshot.versions))
+            used = snapshot.content.used
+            await self.both(lambda store: store.clear(self.root, snapshot.run, snapshot.versions, used))
 
     async def on_more(self, cost: int, mark: int) -> None:
         """A database that knows several counters, one without an end, and producers that this memory does not."""
@@ -403,6 +457,7 @@ class LuaPair(Pair):
             assert forever.encode() not in redis.expires_ms
         self.compare_holds()
         self.compare_counters()
+        self.compare_used()
         for name, log in tree.logs.items():
             self.compare_log(log_key(root, name).encode(), log)
         for name, leases in tree.slots.items():
@@ -436,6 +491,18 @@ class LuaPair(Pair):
                 assert expires_ms is not None
             else:
                 assert expires_ms == (-(-counter.expires_us // 1000) if counter.expires_us else None)
+
+    def compare_used(self) -> None:
+        redis, prefix = self.lua.redis, used_key(self.root, "").encode()
+        texts = {k[len(prefix) :].decode(): v.decode() for k, v in redis.values.items() if k.startswith(prefix)}
+        stored = {digest: used_from(text) for digest, text in texts.items()}
+        for digest, known in self.tree.used.items():
+            assert stored.get(digest) == known or known.until_us <= self.now_us
+            if digest in stored:
+                assert redis.expires_ms[prefix + digest.encode()] == -(-known.until_us // 1000)
+        assert set(stored) <= set(self.tree.used)
+        unsaved = redis.values.get(unsaved_key(self.root).encode(), {})
+        assert {k.decode(): used_from(v.decode()) for k, v in unsaved.items()} == self.tree.unsaved
 
     def compare_log(self, key: bytes, twin: RunLog) -> None:
         raw = self.lua.redis.peek(key)

@@ -211,7 +211,8 @@ class Pair:
     async def on_snapshot(self, clear: bool) -> None:
         snapshot = await self.both(lambda store: store.snapshot(self.root))
         if clear and snapshot is not None:
-            await self.both(lambda store: store.clear(self.root, snapshot.run, snapshot.versions))
+            content = snapshot.content
+            await self.both(lambda store: store.clear(self.root, snapshot.run, snapshot.versions, content.used))
 
 
 @settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -21,7 +21,16 @@ import msgspec
 from tollkeeper.app.accounting import Accounting
 from tollkeeper.app.data_dir import DataDir, digest_key
 from tollkeeper.app.database import open_database
-from tollkeeper.domain.billing import Hold, Standing, money_alone, month_counter, monthly_spent, standing
+from tollkeeper.domain.billing import (
+    Hold,
+    Standing,
+    check_idempotency_key,
+    money_alone,
+    month_counter,
+    monthly_spent,
+    standing,
+)
+from tollkeeper.domain.entries import Charged
 from tollkeeper.domain.errors import InvalidInput
 from tollkeeper.domain.money import nano_from_usd, usd_from_nano
 from tollkeeper.domain.policy import ScopeKind
@@ -202,14 +211,25 @@ class BillingCache:
 
     # Spend
 
-    async def add_usage(self, key_id: str, cost_usd: Amount) -> None:
+    async def add_usage(self, key_id: str, cost_usd: Amount, *, idempotency_key: str | None = None) -> Charged:
         """Charge the key, its team and its organisation. No budget refuses it: it has been used.
 
-        When this returns the charge is on local disk and sent to the store; it will be counted exactly once.
+        When this returns the charge is on local disk and sent to the store: it counts once, whatever crashes.
+        Repetitions of the caller are charged once, too, if they carry the same `idempotency_key` (1 to 255
+        characters; each API key has its own): it is remembered for 24 h, also through the loss of the store. The
+        answer says whether it was charged now or before; *pending* while the store is away, when repeating it is
+        harmless. Raises IdempotencyConflict, an InvalidInput, if the key stands for another amount.
         """
         self._opened()
         cost = nano_from_usd(cost_usd, what="cost_usd")
-        self._accounting.ledger.charge(await self._principals.get(key_id), cost)
+        if idempotency_key is not None:
+            check_idempotency_key(idempotency_key)
+        principal = await self._principals.get(key_id)
+        ledger = self._accounting.ledger
+        if idempotency_key is not None:
+            return await ledger.charge_once(principal, cost, idempotency_key)
+        ledger.charge(principal, cost)
+        return Charged.NOW
 
     async def get_monthly_spending(self, key_id: str) -> Decimal:
         """USD that the key has spent in this month (UTC, by the store's clock), without what is held."""

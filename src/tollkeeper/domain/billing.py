@@ -4,6 +4,7 @@ It knows nothing of stores, databases or entries.
 """
 
 from decimal import Decimal
+from typing import Final
 
 import msgspec
 
@@ -79,6 +80,16 @@ def monthly_spent(checks: Checks, reply: Reply) -> int:
         for check, money in zip(checks.counters, reply.counters, strict=True)
         if check.scope is ScopeKind.KEY and check.span.period is Period.MONTH
     )
+
+
+IDEMPOTENCY_KEY_MAX: Final = 255
+"""As Stripe has it."""
+
+
+def check_idempotency_key(key: str) -> None:
+    """Raises InvalidInput for what is not 1 to 255 characters of text."""
+    if not isinstance(key, str) or not 1 <= len(key) <= IDEMPOTENCY_KEY_MAX:
+        raise InvalidInput(f"idempotency_key: give a str of 1 to {IDEMPOTENCY_KEY_MAX} characters, not {key!r:.40}")
 
 
 def month_counter(key_id: str, year: int, month: int) -> str:

@@ -6,6 +6,7 @@ retries and restarts are harmless. `settlement_model.py` in the tests is the pro
 """
 
 from enum import StrEnum
+from hashlib import blake2b
 from typing import Final
 
 import msgspec
@@ -19,11 +20,13 @@ CLOSED: Final = 2**53 - 1
 
 class EntryKind(StrEnum):
     """*settle* charges the true cost, *presume* the hold of an attempt whose truth is unknown, *void* nothing;
-    *close* ends a dead producer and releases what it still holds."""
+    *usage* charges what was used without a hold, once for each idempotency key; *close* ends a dead producer and
+    releases what it still holds."""
 
     SETTLE = "settle"
     PRESUME = "presume"
     VOID = "void"
+    USAGE = "usage"
     CLOSE = "close"
 
 
@@ -136,6 +139,50 @@ def void_entry(number: int, dispatch: Dispatch, requests: int, tokens: int) -> E
         slots=dispatch.slots,
         hold_nano=dispatch.hold_nano,
     )
+
+
+class Charged(StrEnum):
+    """What became of a charge: it was made *now*, or had been *before* under its idempotency key; or it is *pending*:
+    on local disk, to be charged when the store is back if it was not before."""
+
+    NOW = "now"
+    BEFORE = "before"
+    PENDING = "pending"
+
+
+USED_KEEP_US: Final = 24 * 3600 * 1_000_000
+"""How long an idempotency key is remembered."""
+
+
+class Used(msgspec.Struct, frozen=True, gc=False):
+    """What a tree remembers of an idempotency key: the amount, until when, and the entry (`producer:number`) that
+    charged it. That entry itself, applied again to a memory that knows less, charges again; no other does."""
+
+    cost_nano: int
+    until_us: int
+    by: str
+
+    @property
+    def text(self) -> str:
+        """As the scripts write it."""
+        return f"{self.cost_nano} {self.until_us} {self.by}"
+
+
+def used_from(text: str) -> Used:
+    """The inverse of `Used.text`."""
+    cost, until, by = text.split(" ")
+    return Used(int(cost), int(until), by)
+
+
+def usage_digest(key_id: str, idempotency_key: str) -> str:
+    """What stands for an idempotency key in a tree: callers' keys are any text, and each API key has its own."""
+    text = f"{len(key_id)}:{key_id}{idempotency_key}".encode("utf-8", "surrogatepass")
+    return blake2b(text, digest_size=16).hexdigest()
+
+
+def usage_entry(number: int, digest: str, cost_nano: int, counters: tuple[CounterRef, ...]) -> Entry:
+    """Charge what was used, unless its idempotency key is known. The digest stands where others have the attempt."""
+    return Entry(number, EntryKind.USAGE, digest, cost_nano, 1, counters=counters)
 
 
 def close_entry(number: int) -> Entry:

@@ -5,6 +5,7 @@ TollkeeperError
 ├── RequestError            the client's request cannot be served; becomes HTTP in one place
 ├── InvalidInput            a caller of the library or control plane gave a bad value
 │   ├── MoneyError          … an amount that cannot be taken (domain/money.py)
+│   ├── IdempotencyConflict … an idempotency key that stands for another amount
 │   └── NotFound            … named something that does not exist
 └── Unavailable             a part we depend on is away; says which
     ├── StoreUnavailable        the fast store (Redis)
@@ -72,6 +73,10 @@ class InvalidInput(TollkeeperError, ValueError):
 
 class NotFound(InvalidInput):
     """There is no such organisation, team, key or limit."""
+
+
+class IdempotencyConflict(InvalidInput):
+    """This idempotency key was used for another amount. Nothing was charged."""
 
 
 class Unavailable(TollkeeperError):

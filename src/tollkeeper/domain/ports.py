@@ -8,6 +8,7 @@ import msgspec
 from tollkeeper.domain.accounts import Key, KeyChange, MonthlyUsage, NewKey, Organisation, Team
 from tollkeeper.domain.admission import Denial, Grant, LimitState
 from tollkeeper.domain.bodies import CapturedBodies
+from tollkeeper.domain.entries import Used
 from tollkeeper.domain.log_search import LogFilters, LogPage
 from tollkeeper.domain.policy import Policy, Principal
 from tollkeeper.domain.record import RequestRecord
@@ -160,6 +161,8 @@ class RootSnapshot(msgspec.Struct, frozen=True):
     root: str
     marks: Mapping[str, int]
     totals: Mapping[str, SpendTotals]
+    used: Mapping[str, Used] = {}
+    """Idempotency keys, by digest, that the database may not know yet; `SpendLedger.load` leaves them out."""
 
 
 class SpendLedger(Protocol):
@@ -174,6 +177,10 @@ class SpendLedger(Protocol):
 
         False: the database knows more than the snapshot, nothing was written. Raises `DatabaseUnavailable`.
         """
+        ...
+
+    async def used(self, root: str, now_us: int) -> Mapping[str, Used]:
+        """The idempotency keys, by digest, that are still remembered. Raises `DatabaseUnavailable`."""
         ...
 
     async def roots(self) -> list[str]:

@@ -25,7 +25,16 @@ from tollkeeper.domain.admission import (
     Shadowed,
     Status,
 )
-from tollkeeper.domain.entries import CLOSED, Applied, AppliedStatus, Dispatch, Entry, EntryKind
+from tollkeeper.domain.entries import (
+    CLOSED,
+    USED_KEEP_US,
+    Applied,
+    AppliedStatus,
+    Dispatch,
+    Entry,
+    EntryKind,
+    Used,
+)
 from tollkeeper.domain.ports import SpendTotals
 from tollkeeper.domain.windows import LogPush, RunLog
 
@@ -86,6 +95,8 @@ class Tree:
         self.changed: dict[str, str] = {}
         self.generation = 1
         self.pushed: dict[str, int] = {}
+        self.used: dict[str, Used] = {}
+        self.unsaved: dict[str, Used] = {}
         self.clock_jumps = 0
 
     # Admission
@@ -231,6 +242,9 @@ class Tree:
         if entry.kind is EntryKind.CLOSE:
             self._close(producer)
             mark = CLOSED
+        elif entry.kind is EntryKind.USAGE:
+            self._use(now_us, f"{producer}:{entry.number}", entry)
+            mark = entry.number
         else:
             self._charge(entry)
             mark = entry.number
@@ -245,18 +259,34 @@ class Tree:
                 counter.held -= entry.hold_nano
             if entry.kind is EntryKind.VOID:
                 continue
-            counter.cost += entry.cost_nano
-            counter.requests += entry.requests
-            counter.input += entry.input_tokens
-            counter.output += entry.output_tokens
-            counter.cached += entry.cached_tokens
-            self.changed[ref.name] = self._flag()
+            self._add(ref.name, counter, entry)
         for run in entry.runs:
             log = self.logs.get(run.name)
             if log is not None:
                 log.correct(run.generation, run.index, run.requests, run.tokens)
         for slot in entry.slots:
             self.slots.get(slot, {}).pop(entry.attempt, None)
+
+    def _add(self, name: str, counter: Counter, entry: Entry) -> None:
+        counter.cost += entry.cost_nano
+        counter.requests += entry.requests
+        counter.input += entry.input_tokens
+        counter.output += entry.output_tokens
+        counter.cached += entry.cached_tokens
+        self.changed[name] = self._flag()
+
+    def _use(self, now_us: int, by: str, entry: Entry) -> None:
+        """Charge, unless the idempotency key is known by another entry. Counters are flagged all the same: what the
+        database has of them may be from a memory that was lost, in which this entry came first."""
+        known = self.used.get(entry.attempt)
+        if known is None or known.until_us <= now_us:
+            known = Used(entry.cost_nano, now_us + USED_KEEP_US, by)
+            self.used[entry.attempt] = self.unsaved[entry.attempt] = known
+        for ref in entry.counters:
+            counter = self._counter(ref.name, ref.expires_us)
+            if known.by == by:
+                self._add(ref.name, counter, entry)
+            self.changed[ref.name] = self._flag()
 
     def _close(self, producer: str) -> None:
         for attempt, hold in [(a, h) for a, h in self.holds.items() if h.producer == producer]:
@@ -312,6 +342,9 @@ class Tree:
             return False
         for name in {*self.changed, *(n for h in self.holds.values() for n in h.counters)}:
             self.counters.pop(name, None)
+        for digest in self.unsaved:
+            self.used.pop(digest, None)
+        self.unsaved.clear()
         self.holds.clear()
         self.run, self.generation = run, 1
         self.marks = dict(marks)
@@ -319,6 +352,12 @@ class Tree:
             self.counters[name] = Counter(expires_us, spent)
         self.changed = dict.fromkeys(totals, self._flag())
         return True
+
+    def remember(self, used: Mapping[str, Used]) -> None:
+        """Before a seed: the idempotency keys that the database knows."""
+        for digest, known in used.items():
+            self.used[digest] = known
+            self.unsaved.pop(digest, None)
 
     def changes(self) -> tuple[dict[str, SpendTotals], dict[str, str]]:
         """Totals of the counters that are flagged as changed, and their flags. A new generation begins."""
@@ -354,6 +393,8 @@ class Tree:
             del self.logs[name]
         for push_id in [i for i, until_us in self.pushed.items() if until_us <= now_us]:
             del self.pushed[push_id]
+        for digest in [d for d, known in self.used.items() if known.until_us <= now_us]:
+            del self.used[digest]
         for name in [n for n, c in self.counters.items() if 0 < c.expires_us <= now_us and n not in self.changed]:
             del self.counters[name]
 

@@ -33,21 +33,27 @@ from tollkeeper.domain.admission import (
 from tollkeeper.domain.entries import (
     Applied,
     AppliedStatus,
+    Charged,
     Dispatch,
     Entry,
+    Used,
     counter_ref,
     dispatch_of,
     presume_entry,
     settle_entry,
+    usage_digest,
+    usage_entry,
     void_entry,
 )
 from tollkeeper.domain.errors import (
     DatabaseUnavailable,
+    IdempotencyConflict,
     InvalidInput,
     OutboxUnavailable,
     StoreUnavailable,
     Unavailable,
 )
+from tollkeeper.domain.money import usd
 from tollkeeper.domain.outage import OutageMode, OutageModes
 from tollkeeper.domain.periods import Period, Span
 from tollkeeper.domain.policy import Principal, ScopeKind
@@ -133,12 +139,17 @@ class Ledger:
         return f"<Ledger {self.producer} live={len(self._live)} unacknowledged={self.unacknowledged}>"
 
     def _declare(self, metrics: Metrics) -> None:
+        self._conflicts = metrics.counter(
+            "tollkeeper_idempotency_conflicts_total", "Usage refused because its key stands for another amount."
+        ).labels()
         admissions = metrics.counter("tollkeeper_admissions_total", "Decisions of the store by result.", "result")
         self._admitted, self._refused, self._failed = (
             admissions.labels(result) for result in ("admitted", "refused", "unavailable")
         )
         entries = metrics.counter("tollkeeper_entries_total", "Numbered entries written, by kind.", "kind")
-        self._settled, self._presumed, self._voided = (entries.labels(kind) for kind in ("settle", "presume", "void"))
+        self._settled, self._presumed, self._voided, self._used = (
+            entries.labels(kind) for kind in ("settle", "presume", "void", "usage")
+        )
         self._recoveries = metrics.counter(
             "tollkeeper_root_recoveries_total", "Roots whose entries had to be sent again."
         ).labels()
@@ -386,6 +397,44 @@ class Ledger:
         unheld = Dispatch("", 0, counters, (), ())
         self._record(root, settle_entry(self._outbox.next_number(root), unheld, cost_nano, usage, 0))
 
+    async def charge_once(self, principal: Principal, cost_nano: int, key: str) -> Charged:
+        """As `charge`, but once for each idempotency key of the principal within 24 h.
+
+        Raises `IdempotencyConflict` if the key stands for another amount, `OutboxUnavailable`: nothing is charged.
+        """
+        root = principal.root
+        self._outbox.know(root)
+        self._outbox.reserve()
+        checks = self._checks_of(_Asked(principal, None, None), self._store.now_us())
+        digest, number = usage_digest(principal.key_id, key), self._outbox.next_number(root)
+        counters = tuple([counter_ref(check) for check in checks.counters])
+        self._used.inc()
+        self._record(root, usage_entry(number, digest, cost_nano, counters))
+        known = await self._known(root, digest, number)
+        if known is None:
+            return Charged.PENDING
+        if known.cost_nano != cost_nano:
+            self._conflicts.inc()
+            raise IdempotencyConflict(
+                f"idempotency_key {key!r} was used for {usd(known.cost_nano)} USD, not {usd(cost_nano)}: give each "
+                "charge a key of its own"
+            )
+        return Charged.NOW if known.by == f"{self.producer}:{number}" else Charged.BEFORE
+
+    async def _known(self, root: str, digest: str, number: int) -> Used | None:
+        """What the store knows of an idempotency key after our entry, which went out just before this asks."""
+        ends_at = asyncio.get_running_loop().time() + self._timeout_us / 1e6
+        while asyncio.get_running_loop().time() < ends_at:
+            try:
+                known = await self._store.used(root, digest)
+                if known is not None:
+                    return known
+                await self.warm(root)
+            except Unavailable as error:
+                self._log.warning("usage_waits", root=root, entry=number, why=str(error))
+                return None
+        return None
+
     async def look(self, principal: Principal) -> tuple[Checks, Reply]:
         """All limits and counters of a principal as they are now; changes nothing. Raises `Unavailable`."""
         checks, _, reply = await self._decide(_Asked(principal, None, None), Demand("", self.producer, 0, 0, 0, 0))
@@ -466,6 +515,8 @@ class Ledger:
             return
         snapshot = await self._spend.load(root)
         seeds = seeds_of(snapshot, self._store.now_us())
+        # Read after the marks and put there before the seed: more than these marks include is harmless, less is not.
+        await self._store.remember(root, await self._spend.used(root, self._store.now_us()))
         if await self._store.seed(root, secrets.token_hex(8), snapshot.marks, seeds):
             self._seeded.inc()
             self._log.info("root_loaded", root=root, counters=len(seeds), cold=marks is None)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from tollkeeper.domain.admission import Checks, Demand, Reply
-from tollkeeper.domain.entries import Dispatch, Entry
+from tollkeeper.domain.entries import Dispatch, Entry, Used
 from tollkeeper.domain.ports import RootSnapshot
 from tollkeeper.domain.tree import Tree
 from tollkeeper.domain.windows import LogPush
@@ -84,16 +84,28 @@ class MemoryStore:
     async def claim(self, root: str, slots: Mapping[str, Sequence[str]]) -> None:
         self.tree(root).claim(self.now_us(), slots)
 
+    async def used(self, root: str, digest: str) -> Used | None:
+        known = self.tree(root).used.get(digest)
+        return known if known is not None and known.until_us > self.now_us() else None
+
+    async def remember(self, root: str, used: Mapping[str, Used]) -> None:
+        self.tree(root).remember(used)
+
     async def snapshot(self, root: str) -> Snapshot | None:
         tree = self.tree(root)
         if tree.run is None:
             return None
         totals, flags = tree.changes()
-        return Snapshot(tree.run, RootSnapshot(root, dict(tree.marks), totals), flags)
+        return Snapshot(tree.run, RootSnapshot(root, dict(tree.marks), totals, dict(tree.unsaved)), flags)
 
-    async def clear(self, root: str, run: str, versions: Mapping[str, str]) -> None:
+    async def clear(
+        self, root: str, run: str, versions: Mapping[str, str], used: Mapping[str, Used] | None = None
+    ) -> None:
         tree = self.tree(root)
         if tree.run == run:
+            for digest, known in (used or {}).items():
+                if tree.unsaved.get(digest) == known:
+                    del tree.unsaved[digest]
             for name, version in versions.items():
                 if tree.changed.get(name) == version:
                     del tree.changed[name]

@@ -21,7 +21,17 @@ from tollkeeper.domain.admission import (
     Shadowed,
     Status,
 )
-from tollkeeper.domain.entries import CLOSED, Applied, AppliedStatus, Dispatch, Entry, EntryKind
+from tollkeeper.domain.entries import (
+    CLOSED,
+    USED_KEEP_US,
+    Applied,
+    AppliedStatus,
+    Dispatch,
+    Entry,
+    EntryKind,
+    Used,
+    used_from,
+)
 from tollkeeper.domain.errors import StoreUnavailable
 from tollkeeper.domain.periods import RETENTION_US
 from tollkeeper.domain.ports import RootSnapshot, SpendTotals
@@ -77,6 +87,16 @@ def slot_key(root: str, name: str) -> str:
 def counter_key(root: str, name: str) -> str:
     """`cost:{root}[:<scope>]:<period>`: a packed string; scripts/counter.lua tells its form."""
     return f"cost:{{{root}}}:{name}"
+
+
+def used_key(root: str, digest: str) -> str:
+    """`used:{root}:<digest>`: what is remembered of an idempotency key; scripts/use.lua tells its form. 24 h."""
+    return f"used:{{{root}}}:{digest}"
+
+
+def unsaved_key(root: str) -> str:
+    """`unsaved:{root}`: hash of digest → the same, of the idempotency keys that the database may lack."""
+    return f"unsaved:{{{root}}}"
 
 
 class RedisStore:
@@ -175,6 +195,8 @@ class RedisStore:
         if entry.kind is EntryKind.CLOSE:
             prefixes = (counter_key(root, ""), slot_key(root, "") + ":", slot_key(root, ""))
             return "close", keys, [producer, entry.number, CLOSED, *prefixes]
+        if entry.kind is EntryKind.USAGE:
+            return "use", *self._use_call(root, producer, entry)
         keys.append(changed_key(root))
         keys += [counter_key(root, c.name) for c in entry.counters]
         keys += [log_key(root, r.name) for r in entry.runs]
@@ -199,6 +221,15 @@ class RedisStore:
         for run in entry.runs:
             numbers += (run.generation, run.index, run.requests, run.tokens)
         return "apply", keys, [_doubles(numbers), producer, entry.attempt, entry.number]
+
+    def _use_call(self, root: str, producer: str, entry: Entry) -> tuple[list[str], list[Any]]:
+        keys = [marks_key(root), changed_key(root), unsaved_key(root), used_key(root, entry.attempt)]
+        keys += [counter_key(root, c.name) for c in entry.counters]
+        numbers: list[int] = [self.time_us, entry.number, entry.cost_nano, entry.requests, USED_KEEP_US]
+        numbers += (len(counter_key(root, "")), len(entry.counters))
+        for counter in entry.counters:
+            numbers += (counter.ends_us, counter.expires_us)
+        return keys, [_doubles(numbers), producer, entry.attempt, entry.number]
 
     async def marks(self, root: str) -> Mapping[str, int] | None:
         flat = await self._call("HGETALL", marks_key(root))
@@ -241,12 +272,12 @@ class RedisStore:
     # The way from and to the database
 
     async def seed(self, root: str, run: str, marks: Mapping[str, int], totals: Mapping[str, SeedTotals]) -> bool:
-        arguments: list[Any] = [run, counter_key(root, ""), len(marks), len(totals)]
+        arguments: list[Any] = [run, counter_key(root, ""), len(marks), len(totals), used_key(root, "")]
         for producer, number in marks.items():
             arguments += (producer, number)
         for name, seed in totals.items():
             arguments += (name, seed.expires_us, _packed(seed.totals))
-        keys = [marks_key(root), hold_key(root), changed_key(root)]
+        keys = [marks_key(root), hold_key(root), changed_key(root), unsaved_key(root)]
         return bool(await self._run("seed", keys, *arguments))
 
     async def restore(self, root: str, name: str, seed: SeedTotals) -> None:
@@ -265,20 +296,39 @@ class RedisStore:
             expiries = [c.expires_us for c in dispatch.counters]
             await self._run("reassert", keys, dispatch.attempt, dispatch.hold_nano, hold, *expiries)
 
+    async def used(self, root: str, digest: str) -> Used | None:
+        raw = await self._call("GET", used_key(root, digest))
+        known = used_from(raw.decode()) if raw else None
+        return known if known is not None and known.until_us > self.now_us() else None
+
+    async def remember(self, root: str, used: Mapping[str, Used]) -> None:
+        rows = [(digest, known.text, -(-known.until_us // 1000)) for digest, known in used.items()]
+        for start in range(0, len(rows), CLEAR_MAX):
+            chunk = [part for row in rows[start : start + CLEAR_MAX] for part in row]
+            await self._run("remember", [unsaved_key(root)], used_key(root, ""), *chunk)
+
     async def snapshot(self, root: str) -> Snapshot | None:
-        raw = await self._run("snapshot", [marks_key(root), changed_key(root)], counter_key(root, ""))
+        keys = [marks_key(root), changed_key(root), unsaved_key(root)]
+        raw = await self._run("snapshot", keys, counter_key(root, ""))
         if not raw:
             return None
         run, marks = _marks(raw[0])
-        totals = {name.decode(): _totals(packed) for name, _, packed in raw[1:] if packed}
-        versions = {name.decode(): flag.decode() for name, flag, _ in raw[1:]}
-        return Snapshot(run, RootSnapshot(root, marks, totals), versions)
+        used = {raw[1][i].decode(): used_from(raw[1][i + 1].decode()) for i in range(0, len(raw[1]), 2)}
+        totals = {name.decode(): _totals(packed) for name, _, packed in raw[2:] if packed}
+        versions = {name.decode(): flag.decode() for name, flag, _ in raw[2:]}
+        return Snapshot(run, RootSnapshot(root, marks, totals, used), versions)
 
-    async def clear(self, root: str, run: str, versions: Mapping[str, str]) -> None:
-        pairs = [part for pair in versions.items() for part in pair]
+    async def clear(
+        self, root: str, run: str, versions: Mapping[str, str], used: Mapping[str, Used] | None = None
+    ) -> None:
+        await self._clear(changed_key(root), root, run, versions)
+        if used:
+            await self._clear(unsaved_key(root), root, run, {digest: known.text for digest, known in used.items()})
+
+    async def _clear(self, key: str, root: str, run: str, fields: Mapping[str, str]) -> None:
+        pairs = [part for pair in fields.items() for part in pair]
         for start in range(0, len(pairs), CLEAR_MAX):
-            chunk = pairs[start : start + CLEAR_MAX]
-            await self._run("clear", [marks_key(root), changed_key(root)], run, *chunk)
+            await self._run("clear", [marks_key(root), key], run, *pairs[start : start + CLEAR_MAX])
 
     # Calls. Everything that comes through here may be repeated: it is idempotent.
 

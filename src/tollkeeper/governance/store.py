@@ -9,7 +9,7 @@ from typing import Protocol
 import msgspec
 
 from tollkeeper.domain.admission import Checks, Demand, Reply
-from tollkeeper.domain.entries import Applied, Dispatch, Entry
+from tollkeeper.domain.entries import Applied, Dispatch, Entry, Used
 from tollkeeper.domain.errors import StoreUnavailable
 from tollkeeper.domain.ports import RootSnapshot, SpendTotals
 from tollkeeper.domain.windows import LogPush
@@ -98,10 +98,20 @@ class Store(Protocol):
         """Lease slots for attempts in flight (slot name → attempts), whatever the limits."""
         ...
 
+    async def used(self, root: str, digest: str) -> Used | None:
+        """What is remembered of an idempotency key."""
+        ...
+
+    async def remember(self, root: str, used: Mapping[str, Used]) -> None:
+        """Before a seed: the idempotency keys that the database knows."""
+        ...
+
     async def snapshot(self, root: str) -> Snapshot | None:
         """What the sync worker writes; None if the tree is cold."""
         ...
 
-    async def clear(self, root: str, run: str, versions: Mapping[str, str]) -> None:
-        """Clear flags that are unchanged since the snapshot."""
+    async def clear(
+        self, root: str, run: str, versions: Mapping[str, str], used: Mapping[str, Used] | None = None
+    ) -> None:
+        """Clear flags that are unchanged since the snapshot, and forget that these keys were not saved."""
         ...

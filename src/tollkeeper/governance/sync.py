@@ -112,7 +112,7 @@ class SyncWorker:
             self._behind.inc()
             self._ledger.recover(root)
             return 0
-        await self._store.clear(root, snapshot.run, snapshot.versions)
+        await self._store.clear(root, snapshot.run, snapshot.versions, content.used)
         self._ledger.covered(content)
         self._waiting.discard(root)
         self._written.inc(len(content.totals))

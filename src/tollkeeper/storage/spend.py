@@ -14,16 +14,20 @@ from sqlalchemy.sql.dml import Insert
 
 from tollkeeper.domain.accounts import MonthlyUsage
 from tollkeeper.domain.admission import split_counter
+from tollkeeper.domain.entries import Used
 from tollkeeper.domain.errors import NotFound
 from tollkeeper.domain.periods import month_of_label
 from tollkeeper.domain.ports import RootSnapshot, SpendTotals
 from tollkeeper.storage.address import Dialect
 from tollkeeper.storage.names import KEY, is_text
-from tollkeeper.storage.tables import keys, marks, monthly_usage_summary, producers, spend
+from tollkeeper.storage.tables import keys, marks, monthly_usage_summary, producers, spend, usage_keys
 from tollkeeper.storage.transactions import Transaction, Transactions
 
 BATCH_ROWS: Final = 1000
 """Rows of one upsert, so that each stays far below the deadline of a statement."""
+
+USED_KEPT_LONGER_US: Final = 3600 * 1_000_000
+"""Idempotency keys stay this long after they may be forgotten: our clock is not the store's."""
 
 Rows = list[dict[str, Any]]
 
@@ -69,6 +73,7 @@ _TOTALS: Final = (*SpendTotals.__struct_fields__, "updated_us")
 _SAVE_MARKS: Final = {dialect: _upsert(marks, dialect, ("number",)) for dialect in Dialect}
 _SAVE_SPEND: Final = {dialect: _upsert(spend, dialect, _TOTALS) for dialect in Dialect}
 _SAVE_MONTHS: Final = {dialect: _upsert(monthly_usage_summary, dialect, _TOTALS) for dialect in Dialect}
+_SAVE_USED: Final = {dialect: _upsert(usage_keys, dialect, ("cost_nano", "until_us", "entry")) for dialect in Dialect}
 _ENROL: Final = {dialect: _upsert(producers, dialect, ()) for dialect in Dialect}
 _OPEN: Final = producers.update().where(producers.c.closed_us.is_(None))
 _LOCK_ROOT: Final = text("SELECT pg_advisory_xact_lock(:lock)")
@@ -108,7 +113,17 @@ class StoredSpend:
             await _write(transaction, _SAVE_MARKS, _mark_rows(snapshot, stored))
             await _write(transaction, _SAVE_SPEND, _spend_rows(snapshot, now_us))
             await _write(transaction, _SAVE_MONTHS, _month_rows(snapshot, now_us))
+            if snapshot.used:
+                await _write(transaction, _SAVE_USED, _used_rows(snapshot))
+                forgotten = usage_keys.c.until_us <= now_us - USED_KEPT_LONGER_US
+                await transaction.execute(usage_keys.delete().where(usage_keys.c.root == snapshot.root, forgotten))
         return True
+
+    async def used(self, root: str, now_us: int) -> dict[str, Used]:
+        query = select(usage_keys).where(usage_keys.c.root == root, usage_keys.c.until_us > now_us)
+        async with self._transactions.read() as transaction:
+            rows = await transaction.rows(query)
+        return {row.digest: Used(row.cost_nano, row.until_us, row.entry) for row in rows}
 
     async def roots(self) -> list[str]:
         async with self._transactions.read() as transaction:
@@ -201,6 +216,19 @@ def _month_rows(snapshot: RootSnapshot, now_us: int) -> Rows:
         if scope.startswith(KEY) and (month := month_of_label(period)) is not None:
             rows.append({"key_id": scope, "year": month[0], "month": month[1]} | _values(totals, now_us))
     return rows
+
+
+def _used_rows(snapshot: RootSnapshot) -> Rows:
+    return [
+        {
+            "root": snapshot.root,
+            "digest": digest,
+            "cost_nano": known.cost_nano,
+            "until_us": known.until_us,
+            "entry": known.by,
+        }
+        for digest, known in snapshot.used.items()
+    ]
 
 
 def _values(totals: SpendTotals, now_us: int) -> dict[str, int]:

@@ -171,6 +171,19 @@ spend: Final = Table(
 )
 """Absolute totals of every counter; the scope of the root itself is empty."""
 
+usage_keys: Final = Table(
+    "usage_keys",
+    METADATA,
+    _text("root"),
+    _text("digest"),
+    _int("cost_nano"),
+    _int("until_us"),
+    _text("entry"),
+    PrimaryKeyConstraint("root", "digest"),
+    Index("ix_usage_keys_root_until_us", "root", "until_us"),
+)
+"""Idempotency keys of usage, by digest, until they may be forgotten; `entry` is the one that charged."""
+
 monthly_usage_summary: Final = Table(
     "monthly_usage_summary",
     METADATA,

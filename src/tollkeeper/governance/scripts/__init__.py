@@ -17,6 +17,7 @@ from typing import Final
 SCRIPTS: Final = (
     *("admit", "apply", "close", "seed", "restore", "reassert", "snapshot", "clear", "reset"),
     *("push",),
+    *("use", "remember"),
     *("allow", "bucket"),
     *("logput", "lognote", "loglease", "logrenew", "logack", "logtake", "logclear", "logstats"),
 )

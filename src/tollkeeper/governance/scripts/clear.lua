@@ -1,6 +1,7 @@
--- After the database's commit: clear the flags of counters that have not changed since the snapshot.
+-- After the database's commit: clear the flags of counters that have not changed since the snapshot. Idempotency keys
+-- that were not saved are cleared in the same way: digest, text.
 --
--- KEYS  1 marks:{root}  2 changed:{root}
+-- KEYS  1 marks:{root}  2 changed:{root} or unsaved:{root}
 -- ARGV  run of the snapshot, then per counter: name, generation of its flag then
 -- Reply the number of flags cleared. A snapshot begins a new generation, so what has changed since has another; in
 -- another run nothing is cleared.

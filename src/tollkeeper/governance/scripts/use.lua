@@ -1,0 +1,60 @@
+-- Apply one numbered entry of the kind *usage*, if it is the producer's next: charge what was used without a hold, once
+-- for each idempotency key. The twin of Tree.apply and Tree._use in domain/tree.py.
+--
+-- KEYS  1 marks:{root}  2 changed:{root}  3 unsaved:{root}  4 used:{root}:<digest>  then one per counter
+-- ARGV  1 doubles: now (µs, 0: TIME), number, cost (nano-dollars), requests, how long a key is remembered (µs), length of
+--           the prefix of counter keys, number of counters; then per counter: end of its period, its expiry (µs, 0: never)
+--       2 producer  3 digest of the idempotency key  4 number
+-- Reply as apply.lua. A key that is known by another entry charges nothing: the caller looks it up. Its counters are
+--       flagged all the same, because what the database has of them may be from a memory that was lost.
+-- include: clock.lua
+-- include: counter.lua
+local given, entry, cost, requests, keep, prefix, counter_count, at = read('<ddddddd', ARGV[1])
+local tree = call('HMGET', KEYS[1], 'sync', ARGV[2])
+local sync, mark = tree[1], tonumber(tree[2] or 0)
+if not sync then
+  return {2, 0, 0}
+end
+if entry <= mark then
+  return {0, mark, 0}
+end
+if entry ~= mark + 1 then
+  return {1, mark, 0}
+end
+local now, counters, expiries = clock(given), {}, {}
+for i = 1, counter_count do
+  local ends
+  ends, expiries[i], at = read('<dd', ARGV[1], at)
+  counters[i] = call('GET', KEYS[4 + i])
+  if not counters[i] and ends > 0 and ends <= now then
+    return {3, mark, i}
+  end
+end
+
+-- Nothing below can fail: validate first, write last. The first write needs no memory; after it Redis lets a script
+-- write on though its memory is full.
+call('HDEL', KEYS[3], '')
+local by = ARGV[2] .. ':' .. ARGV[4]
+local known = call('GET', KEYS[4])
+if not known or tonumber(string.match(known, ' (%d+) ')) <= now then
+  known = string.format('%.0f %.0f %s', cost, now + keep, by)
+  call('SET', KEYS[4], known, 'PXAT', math.ceil((now + keep) / 1000))
+  call('HSET', KEYS[3], ARGV[3], known)
+end
+if string.match(known, ' ([^ ]+)$') ~= by then
+  cost, requests = 0, 0
+end
+for i = 1, counter_count do
+  local key, raw = KEYS[4 + i], counters[i] or string.rep('\0', COUNTER_BYTES)
+  local spent, held, had_requests = read('<ddd', raw)
+  local packed = pack('<ddd', spent + cost, held, had_requests + requests)
+  packed = packed .. string.sub(raw, #packed + 1, COUNTER_BYTES) .. sync
+  if counters[i] then
+    call('SET', key, packed, 'KEEPTTL')
+  else
+    counter_make(key, packed, expiries[i])
+  end
+  call('HSET', KEYS[2], string.sub(key, prefix + 1), sync)
+end
+call('HSET', KEYS[1], ARGV[2], ARGV[4])
+return {0, entry, 0}

@@ -1,0 +1,198 @@
+"""Idempotency keys of usage: one key and amount is one charge, whatever is lost; another amount is an error."""
+
+import asyncio
+import random
+from decimal import Decimal
+
+import pytest
+
+from tests.billing.conftest import DAY_US, NOW_US, Shop, make_family, make_key
+from tollkeeper import BillingCache, Charged, IdempotencyConflict, InvalidInput, KeyChange
+from tollkeeper.domain.entries import Applied, AppliedStatus, CounterRef, Entry, Used, usage_entry
+from tollkeeper.domain.errors import StoreUnavailable
+from tollkeeper.domain.policy import Policy
+from tollkeeper.domain.ports import SpendTotals
+
+
+async def test_one_key_is_one_charge(cache: BillingCache) -> None:
+    """In sequence, at once, and beside charges without a key; each API key has idempotency keys of its own."""
+    key, other = await make_key(cache), await make_key(cache, name="other")
+    assert await cache.add_usage(key, "0.5", idempotency_key="invoice 1") is Charged.NOW
+    again = [cache.add_usage(key, Decimal("0.500"), idempotency_key="invoice 1") for _ in range(20)]
+    assert set(await asyncio.gather(*again)) == {Charged.BEFORE}
+    fresh = [cache.add_usage(key, 1, idempotency_key="ü\udc80\0{}") for _ in range(20)]
+    assert sorted(await asyncio.gather(*fresh)) == [Charged.BEFORE] * 19 + [Charged.NOW]
+    assert await cache.add_usage(other, "0.25", idempotency_key="invoice 1") is Charged.NOW
+    await cache.add_usage(key, "0.5")
+    assert await cache.get_monthly_spending(key) == 2
+    assert await cache.get_monthly_spending(other) == Decimal("0.25")
+
+
+async def test_another_amount_is_an_error(shop: Shop, cache: BillingCache) -> None:
+    """Nothing is charged, by whichever process it comes; the message says the amount that the key stands for."""
+    key = await make_key(cache)
+    await cache.add_usage(key, "0.5", idempotency_key="a")
+    peer = cache if shop.redis is None else await shop.open("b")
+    for billing in (cache, peer):
+        with pytest.raises(IdempotencyConflict, match=r"'a' was used for 0.50 USD, not 0.51: give each charge a key"):
+            await billing.add_usage(key, "0.51", idempotency_key="a")
+    assert await cache.get_monthly_spending(key) == Decimal("0.5")
+
+
+@pytest.mark.parametrize("bad", ["", "x" * 256, 7, b"x"])
+async def test_keys_that_cannot_be(cache: BillingCache, bad: object) -> None:
+    key = await make_key(cache)
+    with pytest.raises(InvalidInput, match="idempotency_key: give a str of 1 to 255 characters"):
+        await cache.add_usage(key, 1, idempotency_key=bad)  # type: ignore[arg-type]
+    assert await cache.get_monthly_spending(key) == 0
+
+
+async def test_a_key_is_remembered_for_a_day(shop: Shop, cache: BillingCache) -> None:
+    """To the last microsecond, by the store's clock; then it may stand for something else."""
+    key = await make_key(cache)
+    await cache.add_usage(key, 1, idempotency_key="a")
+    shop.set_clock(NOW_US + DAY_US - 1)
+    assert await cache.add_usage(key, 1, idempotency_key="a") is Charged.BEFORE
+    shop.set_clock(NOW_US + DAY_US)
+    assert await cache.add_usage(key, 2, idempotency_key="a") is Charged.NOW
+    assert await cache.get_monthly_spending(key) == 3
+
+
+@pytest.mark.parametrize("synced", [True, False])
+async def test_a_lost_store_remembers(shop: Shop, cache: BillingCache, synced: bool) -> None:
+    """From the database what is synced, from the outbox what is not; the second asker may be another process."""
+    key = await make_key(cache)
+    assert await cache.add_usage(key, 1, idempotency_key="a") is Charged.NOW
+    if synced:
+        await cache.sync()
+    shop.forget(cache)
+    peer = cache if shop.redis is None else await shop.open("b")
+    await peer.add_usage(key, 1, idempotency_key="a")
+    await cache.add_usage(key, 1, idempotency_key="a")
+    with pytest.raises(IdempotencyConflict):
+        await peer.add_usage(key, 2, idempotency_key="a")
+    for billing in (cache, peer):
+        assert await billing._accounting.ledger.flush(5)
+    assert await cache.get_monthly_spending(key) == 1
+    await peer.sync()
+    await cache.sync()
+    shop.forget(cache)
+    assert await peer.get_spending(key, 2100, 1) == 1
+
+
+async def test_a_lost_store_and_a_new_month(shop: Shop, cache: BillingCache) -> None:
+    """Whichever of two processes is charged after a loss, in whichever month, the database says it once."""
+    if shop.redis is None:
+        pytest.skip("two processes need a shared store")
+    key, peer = await make_key(cache), await shop.open("b")
+    shop.set_clock(NOW_US + 17 * DAY_US - 1)  # the last µs of January
+    await cache.add_usage(key, 1, idempotency_key="a")
+    late = await cache._accounting.store.snapshot((await cache._principals.get(key)).root)
+    assert late is not None
+    shop.forget(cache)
+    shop.set_clock(NOW_US + 17 * DAY_US)
+    assert await peer.add_usage(key, 1, idempotency_key="a") is Charged.NOW  # all that was known of it is lost
+    await cache.add_usage(key, 0)
+    assert await cache._accounting.ledger.flush(5)  # the first charge came again, and changed nothing
+    assert cache._database is not None
+    await cache._database.spend.save(late.content, shop.now_us)  # a sync of before the loss commits only now
+    for billing in (cache, peer, cache):
+        await billing.add_usage(key, 1, idempotency_key="a")
+        await billing.sync()
+        assert await billing._accounting.ledger.flush(5)
+    await peer.sync()
+    total = await cache.get_spending(key, 2100, 1) + await peer.get_spending(key, 2100, 2)
+    months = await cache._database.spend.monthly_usage(key=key)
+    assert total == 1 and sum(row.cost_nano for row in months) == 10**9
+
+
+@pytest.mark.parametrize("comes_first", ["itself", "another"])
+async def test_what_the_database_knows_beyond_its_marks(cache: BillingCache, comes_first: str) -> None:
+    """A seed may know an idempotency key whose entry is yet to come again: that entry charges, and no other does."""
+    store, used = cache._accounting.store, Used(7, NOW_US + DAY_US, "p_1:1")
+    await store.remember("org_x", {"d": used})
+    assert await store.seed("org_x", "run", {}, {})
+    entry = usage_entry(1, "d", 7, (CounterRef("key_1:total", 0, 0),))
+    producers = ("p_1", "p_2") if comes_first == "itself" else ("p_2", "p_1")
+    for producer in producers:
+        assert await cache._accounting.ledger.apply_one("org_x", producer, entry)
+    snapshot = await store.snapshot("org_x")
+    assert snapshot is not None and snapshot.content.totals["key_1:total"] == SpendTotals(7, 1)
+    assert await store.used("org_x", "d") == used and not snapshot.content.used
+
+
+async def test_a_crash_after_the_charge_and_a_retry_elsewhere(shop: Shop, cache: BillingCache) -> None:
+    """The entry was on disk and never sent; the caller repeats it at the next process, which finds the disk later."""
+    key = await make_key(cache)
+    await cache.add_usage(key, "0.25")
+    cache._accounting.store.apply = lambda *_: None  # type: ignore[method-assign]
+    cache._accounting.ledger._timeout_us = 50_000
+    assert await cache.add_usage(key, 1, idempotency_key="a") is Charged.PENDING
+    await shop.crash(cache)
+    if shop.redis is not None:
+        peer = await shop.open("b")
+        assert await peer.add_usage(key, 1, idempotency_key="a") is Charged.NOW
+    heir = await shop.open("a")
+    assert await heir.add_usage(key, 1, idempotency_key="a") is Charged.BEFORE
+    assert await heir.get_monthly_spending(key) == Decimal("1.25")
+    with pytest.raises(IdempotencyConflict):
+        await heir.add_usage(key, "1.1", idempotency_key="a")
+
+
+async def test_a_lost_reply(cache: BillingCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The charge went through and nobody heard: what is asked next knows it, and repeating changes nothing."""
+    key = await make_key(cache)
+    await cache.add_usage(key, 1)
+    store = cache._accounting.store
+    send = store.apply
+
+    def deaf(root: str, producer: str, entry: Entry, done: object) -> None:
+        def answer(applied: Applied | StoreUnavailable) -> None:
+            assert isinstance(applied, Applied) and applied.status is AppliedStatus.OK
+            done(StoreUnavailable("the reply was lost"))  # type: ignore[operator]
+
+        send(root, producer, entry, answer)
+
+    monkeypatch.setattr(store, "apply", deaf)
+    assert await cache.add_usage(key, 1, idempotency_key="a") is Charged.NOW
+    monkeypatch.setattr(store, "apply", send)
+    assert await cache.add_usage(key, 1, idempotency_key="a") is Charged.BEFORE
+    assert await cache.get_monthly_spending(key) == 2
+
+
+async def test_two_processes_through_losses(shop: Shop, cache: BillingCache) -> None:
+    """Hundreds of repetitions by two processes, with losses, syncs and a key that moves: every key counts once."""
+    two = cache if shop.redis is None else await shop.open("b")
+    family = await make_family(cache, Policy(), Policy(), Policy())
+    blue = await cache.accounts.create_team("blue", family.organisation)
+    rng = random.Random(11)
+    amounts = {f"charge {n}": rng.randrange(1, 10**9) for n in range(60)}
+    calls = [name for name in amounts for _ in range(5)]
+    rng.shuffle(calls)
+    for start in range(0, len(calls), 25):
+        outcomes = await asyncio.gather(
+            *(
+                rng.choice((cache, two)).add_usage(
+                    family.key, Decimal(amounts[name]).scaleb(-9), idempotency_key=name
+                )
+                for name in calls[start : start + 25]
+            )
+        )
+        assert set(outcomes) <= set(Charged)
+        fate = rng.random()
+        if fate < 0.3:
+            shop.forget(cache)
+        elif fate < 0.6:
+            await rng.choice((cache, two)).sync()
+        elif fate < 0.75:
+            await cache.accounts.update_key(family.key, KeyChange(team=rng.choice((family.team, blue.id))))
+            await cache.refresh()
+    for billing in (cache, two, cache, two):
+        await billing.add_usage(family.key, 0)
+        assert await billing._accounting.ledger.flush(10)
+        await billing.sync()
+    assert await cache.get_monthly_spending(family.key) == Decimal(sum(amounts.values())).scaleb(-9)
+    assert cache._database is not None
+    totals = (await cache._database.spend.load(family.organisation)).totals
+    in_teams = sum(t.cost_nano for name, t in totals.items() if name.startswith("team_"))
+    assert in_teams == totals["2100:01"].cost_nano == sum(amounts.values())
