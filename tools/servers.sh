@@ -12,6 +12,7 @@ if [ "$#" -eq 0 ]; then
   command -v luac5.1 >/dev/null || missing+=(lua5.1)
   command -v pg_ctl >/dev/null || compgen -G '/usr/lib/postgresql/*/bin/pg_ctl' >/dev/null || missing+=(postgresql)
   command -v wrk >/dev/null || missing+=(wrk)
+  command -v jq >/dev/null || missing+=(jq)
 fi
 [ "${#missing[@]}" -eq 0 ] && exit 0
 
