@@ -12,6 +12,7 @@ from pathlib import Path
 
 import aiohttp
 import genai_prices
+import jsonschema
 import msgspec
 import pytest
 
@@ -20,13 +21,16 @@ from tests.servers.postgres import PostgresServer, postgres
 from tests.servers.redis import RedisServer, redis_server
 from tests.servers.s3 import S3Server, moto_server, s3_server
 from tollkeeper.logs import objects
-from tollkeeper.logs.sinks import open_store
+from tollkeeper.logs.query import Interval, query
+from tollkeeper.logs.sinks import LogStore, open_store
+from tollkeeper.logs.stats import summary
 from tollkeeper.logs.verify import verify
 from tollkeeper.storage.database import Database
 
 __all__ = ["moto_server", "postgres", "redis_server", "s3_server"]
 
 TRACE = Path(__file__).parent / "data" / "lmsys_arena_vtc_real_trace_27clients.csv"
+SCHEMA = msgspec.json.decode((Path(__file__).parent.parent / "docs" / "log-record.schema.json").read_bytes())
 SPEEDUP = 60
 KINDS = (
     ("/v1/chat/completions", "gpt-4o-mini", False),
@@ -205,8 +209,26 @@ async def compare(
             record = msgspec.json.decode(line)
             records[record["request_id"]] = record
     assert records.keys() == served.keys()
+    await compare_query(store, keys, truth)
     for request_id, record in records.items():
+        jsonschema.validate(record, SCHEMA)
         usage = served[request_id]["usage"]
         assert isinstance(usage, dict)
         assert record["tokens_input"] == usage["input_tokens"] and record["tokens_output"] == usage["output_tokens"]
         assert record["cost_nano"] == true_cost_nano(served[request_id]) and not record["presumed"]
+
+
+async def compare_query(store: LogStore, keys: dict[str, str], truth: dict[str, list[int]]) -> None:
+    """SQL over the bucket gives the provider's account, key by key."""
+    found = await query(
+        store,
+        "SELECT key_id, sum(cost_nano), count(*), sum(tokens_input), sum(tokens_output), sum(tokens_cached) "
+        "FROM logs GROUP BY key_id",
+    )
+    account: dict[str, list[int]] = {}
+    for key_id, *numbers in found.rows:
+        client = keys[key_id]
+        account[client] = [a + int(b) for a, b in zip(account.get(client, [0] * 5), numbers, strict=True)]
+    assert account == dict(truth)
+    total = (await summary(store, Interval())).total
+    assert [total["requests"], total["tokens_input"]] == [sum(row[n] for row in truth.values()) for n in (1, 2)]
