@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from enum import StrEnum
 
 
@@ -10,12 +11,24 @@ class Fault(StrEnum):
 
     NONE = "none"
     ERROR_500 = "500"
+    ERROR_503 = "503"
+    FALSE_412 = "put 412"
+    """A PUT is refused as if the object were there, which it is not."""
+    SLOW_PUT = "put slow"
+    """The body of a PUT takes longer than the client waits; it reaches the server all the same, late."""
     SILENT = "silent"
     """Taken, never answered."""
-    CUT_PUT_REPLY = "cut put reply"
+    CUT_PUT_REPLY = "put reply cut"
     """A PUT reaches the server; its answer never reaches the client."""
-    CUT_PUT_BODY = "cut put body"
+    CUT_PUT_BODY = "put body cut"
     """Half of a PUT reaches the server, then both sides are cut."""
+
+
+_ANSWERS = {
+    Fault.ERROR_500: b"500 Oops",
+    Fault.ERROR_503: b"503 Slow Down",
+    Fault.FALSE_412: b"412 Precondition Failed",
+}
 
 
 class FaultyProxy:
@@ -27,6 +40,9 @@ class FaultyProxy:
         self._tasks: set[asyncio.Task[None]] = set()
         self.fault = Fault.NONE
         self.delay_s = 0.0
+        self.slow_s = 0.5
+        self.on_put_body: Callable[[], None] | None = None
+        """Called when half of a PUT's body has come."""
         self.requests: list[str] = []
         """Their methods."""
         self.targets: list[str] = []
@@ -64,19 +80,25 @@ class FaultyProxy:
         self.requests.append(method)
         self.targets.append(lines[0].split(b" ")[1].decode())
         lengths = [int(line[15:]) for line in lines if line.lower().startswith(b"content-length:")]
-        body = await reader.readexactly(lengths[0] if lengths else 0)
+        length = lengths[0] if lengths else 0
+        body = await reader.readexactly(length // 2)
+        if method == "PUT" and self.on_put_body is not None:
+            self.on_put_body()
+        body += await reader.readexactly(length - length // 2)
         await asyncio.sleep(self.delay_s)
         fault = self.fault
-        if fault is not Fault.NONE and (method == "PUT" or not fault.startswith("cut")):
+        if fault is not Fault.NONE and (method == "PUT" or not fault.startswith("put")):
             self.faults += 1
         else:
             fault = Fault.NONE
         if fault is Fault.SILENT:
             await asyncio.sleep(3600)
-        if fault is Fault.ERROR_500:
-            writer.write(b"HTTP/1.1 500 Oops\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        if fault in _ANSWERS:
+            writer.write(b"HTTP/1.1 %b\r\nContent-Length: 0\r\nConnection: close\r\n\r\n" % _ANSWERS[fault])
             await writer.drain()
             return
+        if fault is Fault.SLOW_PUT:
+            await asyncio.sleep(self.slow_s)
         if fault is Fault.CUT_PUT_BODY:
             body = body[: len(body) // 2]
         request = b"\r\n".join([*lines, b"Connection: close"]) + b"\r\n\r\n" + body

@@ -41,6 +41,6 @@ def configure(level: str, style: str | None) -> None:
 
 
 def logger(room: str) -> Logger:
-    """The logger of a room."""
-    bound: Logger = structlog.get_logger().bind(room=room)
-    return bound
+    """The logger of a room. It may be made before `configure` is called: it asks anew for each event."""
+    lazy: Logger = structlog.get_logger(room=room)
+    return lazy
