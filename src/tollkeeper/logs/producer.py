@@ -62,6 +62,7 @@ class Producer:
         self._bodies: list[bytes] = []
         self._bytes = self._body_bytes = 0
         self._flying: Chunk | None = None
+        self._replayed = 0
         self._spooling = spool is not None and len(spool) > 0
         self._gaps: deque[tuple[int, int]] = deque()
         self._together: deque[tuple[int, int]] = deque()
@@ -335,14 +336,20 @@ class Producer:
         """Bring the oldest segment to the queue; with the last one the spool ends."""
         spool = self._spool
         assert spool is not None
+        self._spill()
         chunks = spool.oldest()
+        if len(spool) and (not chunks or chunks[-1].last <= self._replayed):
+            _log.error("log_spool_damaged", producer=self.name, numbers=spool.skip())
         for chunk in chunks:
+            if chunk.last <= self._replayed:
+                continue
             async with asyncio.timeout(REPLAY_TIMEOUT_S):
                 while self._gaps and self._gaps[0][0] < chunk.first:
                     first, last = self._gaps[0]
                     await self._queue.note(Gap("dropped", self.name, first, last))
                     self._gaps.popleft()
                 self._on_kept(await self._queue.put(chunk))
+            self._replayed = chunk.last
             spool.forget(chunk.last)
         if not len(spool) and not self._parts:
             self._spooling = False
@@ -368,10 +375,14 @@ async def adopt(root: Path, queue_of: Callable[[str], Queue], bytes_max: int) ->
 
 
 async def _adopt_one(spool: Spool, queue: Queue) -> None:
-    while chunks := spool.oldest():
+    while len(spool):
+        chunks = spool.oldest()
         for chunk in chunks:
             await queue.put(chunk)
-        spool.forget(chunks[-1].last)
+        before = len(spool)
+        spool.forget(chunks[-1].last if chunks else 0)
+        if len(spool) == before:
+            _log.error("log_spool_damaged", producer=spool.producer, numbers=spool.skip())
     if spool.last:
         lost = await queue.note(Gap("lost", spool.producer, 1, spool.last))
         _log.warning("log_producer_died", producer=spool.producer, last=spool.last, lost=lost)

@@ -158,6 +158,12 @@ class Spool:
                 self._close_file()
             self._forget_oldest()
 
+    def skip(self) -> tuple[int, int]:
+        """Give the oldest segment up: nothing more can be read of it. Its numbers."""
+        if len(self._segments) == 1:
+            self._close_file()
+        return self._forget_oldest()
+
     def close(self, *, remove: bool) -> None:
         """Let go; `remove` it if nothing is left to be told."""
         self._close_file()
@@ -181,8 +187,8 @@ def _chunks(data: bytes) -> Iterator[Chunk]:
     while at + _HEAD.size <= len(data):
         size, check = _HEAD.unpack_from(data, at)
         body = data[at + _HEAD.size : at + _HEAD.size + size]
-        if len(body) < size or zlib.crc32(body) != check:
-            return
+        if not size or len(body) < size or zlib.crc32(body) != check:
+            return  # zeros are what a power cut may leave
         yield _decode(body)
         at += _HEAD.size + size
 

@@ -1,0 +1,158 @@
+"""Records on local disk: what a crash, a full disk and a damaged file leave of them."""
+
+import asyncio
+import itertools
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.logs.conftest import until
+from tollkeeper.domain.errors import OutboxUnavailable, StoreUnavailable
+from tollkeeper.domain.log_queue import Bounds, Chunk, Kept
+from tollkeeper.logs import spool as spools
+from tollkeeper.logs.producer import Producer, adopt
+from tollkeeper.logs.queues import MemoryQueue
+from tollkeeper.logs.spool import Spool, orphans
+
+
+def chunk(first: int, count: int = 2, size: int = 10) -> Chunk:
+    return Chunk("p", first, (b"x" * size,) * count, (b"body",) * count)
+
+
+def test_chunks_come_back_in_order_after_a_crash(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, "p", 10**6)
+    for first in (1, 3, 5):
+        assert spool.append(chunk(first)) is None
+    spool.gave(9)
+    os.close(spool._lock)  # as when the process is killed
+    (again,) = orphans(tmp_path, 10**6)
+    assert again.oldest() == [chunk(1), chunk(3), chunk(5)]
+    assert again.last == 9
+    again.forget(6)
+    again.close(remove=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_live_producers_spool_is_nobody_elses(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, "p", 10**6)
+    assert list(orphans(tmp_path, 10**6)) == []
+    with pytest.raises(OutboxUnavailable, match="lives"):
+        Spool(tmp_path, "p", 10**6)
+    spool.close(remove=False)
+
+
+def test_what_a_crash_cut_off_is_left_out(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, "p", 10**6)
+    spool.append(chunk(1))
+    spool.append(chunk(3))
+    spool.close(remove=False)
+    (segment,) = (tmp_path / "p").glob("*.seg")
+    data = segment.read_bytes()
+    for damaged in (data[:-1], data[:-1] + b"!", data + b"\0\0\0"):
+        segment.write_bytes(damaged)
+        again = Spool(tmp_path, "p", 10**6)
+        assert again.oldest()[0] == chunk(1)
+        again.close(remove=False)
+
+
+def test_above_its_bound_the_oldest_segment_is_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spools, "SEGMENT_BYTES", 300)
+    spool = Spool(tmp_path, "p", 1_000)
+    forgotten = [found for n in range(1, 60, 2) if (found := spool.append(chunk(n))) is not None]
+    assert spool.bytes <= 1_000
+    assert next(a for a, _ in forgotten) == 1
+    assert all(b == c - 1 for (_, b), (c, _) in itertools.pairwise(forgotten))
+    assert spool.oldest()[0].first == forgotten[-1][1] + 1
+
+
+class Away(MemoryQueue):
+    """A queue that is away until told otherwise."""
+
+    away = True
+
+    async def put(self, chunk: Chunk) -> Kept:
+        if self.away:
+            raise StoreUnavailable("away")
+        return await super().put(chunk)
+
+
+def queue() -> Away:
+    return Away("run", Bounds(), lambda: 1)
+
+
+async def test_records_of_the_very_tick_in_which_the_spool_ends_are_not_waited_for_in_vain(tmp_path: Path) -> None:
+    """Found by the fault campaign: records pending and nothing spooled must not spin the loop."""
+    target = queue()
+    producer = Producer("p", target, Spool(tmp_path, "p", 10**6))
+    await producer.start()
+    producer.add(b"one")
+    await until(lambda: producer.spooling)
+    producer._spool.forget(1)  # type: ignore[union-attr]
+    producer._parts.append(b"two")
+    producer._bodies.append(b"")
+    producer._bytes += 3
+    producer.number += 1
+    target.away = False
+    await asyncio.wait_for(until(lambda: not producer.spooling), 5)
+    await producer.stop()
+
+
+async def test_a_disk_that_cannot_be_written_drops_counts_and_tells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = queue()
+    spool = Spool(tmp_path, "p", 10**6)
+    producer = Producer("p", target, spool)
+    await producer.start()
+
+    def full(_: Chunk) -> None:
+        raise OutboxUnavailable("no space left")
+
+    monkeypatch.setattr(spool, "append", full)
+    for _ in range(5):
+        producer.add(b"lost")
+    await until(lambda: producer.dropped == 5)
+    target.away = False
+    producer.add(b"kept")
+    await until(lambda: producer.brought == 6)
+    (gaps,) = [gaps for _, gaps in [await target.pending()]]
+    assert [(g.kind, g.first, g.last) for g in gaps] == [("dropped", 1, 5)]
+    await producer.stop()
+
+
+async def test_a_damaged_segment_is_given_up_and_the_rest_is_brought(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spools, "SEGMENT_BYTES", 100)
+    spool = Spool(tmp_path, "p", 10**6)
+    for first in (1, 3, 5):
+        spool.append(chunk(first))
+    spool.gave(6)
+    spool.close(remove=False)
+    second = sorted((tmp_path / "p").glob("*.seg"))[1]
+    target = queue()
+    target.away = False
+    (found,) = orphans(tmp_path, 10**6)
+    second.write_bytes(b"\0" * 90)
+    found.close(remove=False)
+    assert await adopt(tmp_path, lambda _: target, 10**6) == 1
+    runs, _ = await target.pending()
+    assert [(first, last) for _, first, last in runs] == [(1, 2), (5, 6)]
+    assert not (tmp_path / "p").exists()
+
+
+async def test_an_adoption_that_fails_half_way_is_repeated_without_doubles(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, "p", 10**6)
+    spool.append(chunk(1))
+    spool.append(chunk(3))
+    spool.gave(7)
+    spool.close(remove=False)
+    target = queue()
+    with pytest.raises(StoreUnavailable):
+        await adopt(tmp_path, lambda _: target, 10**6)
+    target.away = False
+    assert await adopt(tmp_path, lambda _: target, 10**6) == 1
+    stats = target.now()
+    assert (stats.waiting, stats.lost, stats.repeated) == (4, 3, 0)
+    assert await adopt(tmp_path, lambda _: target, 10**6) == 0
