@@ -22,5 +22,5 @@ async def test_with_the_store_away_the_newest_are_kept_and_drops_counted_exactly
     assert (report.records, result.dropped, count(report.dropped)) == (4_000, 36_000, 36_000)
     newest = 40_000 - 4_000 // 2
     assert all(last <= newest for _, last in report.dropped)
-    assert result.redis_peak_bytes < result.redis_full_bytes * 1.2
+    assert result.redis_peak_bytes < result.redis_full_bytes + 8 * 2**20, "buffers of the append-only file included"
     assert result.process_peak_bytes < result.process_full_bytes + 32 * 2**20
