@@ -83,6 +83,7 @@ async def test_instances_share_what_is_left_and_tell_redis(tmp_path: Path, own_r
         own_redis.kill()
         alone = [len(await burst(parts, who, 100, f"alone{n}", cost=1)) for n, parts in enumerate(started)]
         assert 56 <= sum(alone) <= 56 + 3 and max(alone) <= 15
+        own_redis.forget()
         own_redis.start()
         await back(started)
         after = [len(await burst(parts, who, 100, f"after{n}", cost=1)) for n, parts in enumerate(started)]
@@ -105,6 +106,7 @@ async def test_a_limit_just_filled_is_not_filled_again(tmp_path: Path, own_redis
             assert isinstance(denial, Denial) and denial.reply.degraded == "limits"
             assert denial.refusal.wait_us and not denial.refusal.never
             assert await burst(parts, who, 30, f"alone{n}", cost=1) == []
+        own_redis.forget()
         own_redis.start()
         await back(started)
         for n, parts in enumerate(started):
@@ -128,6 +130,7 @@ async def test_tokens_and_slots_are_shared(tmp_path: Path, own_redis: RedisServe
         again = await first.admit(who, "b.1", hold=1, tokens=90)
         assert isinstance(again, Grant) and again.reply.slots == (2,)
         assert isinstance(await first.admit(who, "c.1", hold=1, tokens=1), Denial)
+        own_redis.forget()
         own_redis.start()
         await back(started)
         (grant,) = await burst(first, who, 1, "after")
@@ -156,6 +159,7 @@ async def test_budget_is_shared_and_spend_stays_exact(tmp_path: Path, own_redis:
             assert admitted == (42, 40)[number]  # the first had not seen the last 50 of the other
             denial = await parts.admit(who, f"never{number}.1", hold=1001)
             assert isinstance(denial, Denial) and denial.refusal.never and denial.refusal.limit == 1000
+        own_redis.forget()
         own_redis.start()
         await back(started)
         for parts in started:
@@ -177,6 +181,7 @@ async def test_headroom_that_nobody_knows_is_closed(tmp_path: Path, own_redis: R
         with pytest.raises(StoreUnavailable, match="was not known when the outage began"):
             await parts.admit(who, "a.1", hold=1)
         assert len(await burst(parts, limited(5), 1, "limit", cost=1)) == 1
+        own_redis.forget()
         own_redis.start()
         await back([parts])
 
@@ -217,6 +222,7 @@ async def test_each_concern_has_its_mode(
             alone = admitted[name]
             assert alone == {"closed": 0, "open": 20}.get(mode, alone)
             assert mode != "bounded" or 0 < alone <= 5
+        own_redis.forget()
         own_redis.start()
         await back(started)
         assert await parts.ledger.flush(5)
@@ -292,6 +298,7 @@ async def test_two_outages_in_one_window_share_one_share(tmp_path: Path, own_red
             own_redis.kill()
             admitted = await burst(parts, who, 40, f"alone{number}", cost=1)
             assert len(admitted) == (20, 0)[number]
+            own_redis.forget()
             own_redis.start()
             await back(started)
 

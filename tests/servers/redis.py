@@ -139,6 +139,11 @@ class RedisServer:
         self.process = None
         self.socket.unlink(missing_ok=True)
 
+    def forget(self) -> None:
+        """After `kill`: what it wrote to disk is gone, so that it starts empty."""
+        assert self.process is None
+        shutil.rmtree(self.folder / "appendonlydir", ignore_errors=True)
+
     def freeze(self) -> None:
         """SIGSTOP: it keeps its connections and answers nothing."""
         self._signal(signal.SIGSTOP)
