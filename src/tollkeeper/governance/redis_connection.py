@@ -27,7 +27,8 @@ PENDING_MAX: Final = 20_000
 """Commands without a reply; above it `send` refuses, so that a slow Redis cannot fill our memory."""
 READ_BYTES: Final = 2**18
 BACKOFF_MIN_S: Final = 0.05
-BACKOFF_MAX_S: Final = 2.0
+BACKOFF_MAX_S: Final = 0.5
+"""Short, because instances that notice late that Redis is back go on without it: docs/outages.md."""
 AWAY_TRIES: Final = 2
 """Failed tries to reconnect after which a server counts as away. One that froze counts so at once."""
 CLOSED_TRIES: Final = 6
