@@ -13,7 +13,7 @@ from tests.governance.parts import Clock, Parts, budget, one_key
 from tests.servers.redis import RedisServer
 from tollkeeper.domain.admission import Denial, Grant, LimitKind
 from tollkeeper.domain.errors import StoreUnavailable
-from tollkeeper.domain.outage import Fleet, OutageMode, OutageModes
+from tollkeeper.domain.outage import OutageMode, OutageModes
 from tollkeeper.domain.policy import Policy, Principal, Unit, Window
 from tollkeeper.domain.usage import Usage
 
@@ -301,15 +301,3 @@ async def test_two_outages_in_one_window_share_one_share(tmp_path: Path, own_red
             own_redis.forget()
             own_redis.start()
             await back(started)
-
-
-def test_shares_of_a_fleet_are_the_whole() -> None:
-    """For any number of instances the shares of a limit add up to it, and none shrinks when the limit grows."""
-    for size in range(1, 9):
-        for name in ("60000000", "key_1:60000000", "key_2"):
-            before = [0] * size
-            for whole in range(40):
-                shares = [Fleet(size, rank).share(whole, name) for rank in range(size)]
-                assert sum(shares) == whole
-                assert all(new >= old for new, old in zip(shares, before, strict=True))
-                before = shares
