@@ -8,7 +8,7 @@ PEERS := .bench/peers
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 
-.PHONY: help run test bench bench-peers lint docs lock setup setup-dev servers clean
+.PHONY: help run test test-outage bench bench-peers lint docs lock setup setup-dev servers clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -18,6 +18,9 @@ run: setup ## Set up and start the gateway with the simulated provider on http:/
 
 test: setup-dev servers lint ## Set up (servers included), lint, check types and contracts, run all tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-outage: setup-dev servers ## The outage tests with an outage of 10 s, and their figures
+	OUTAGE_S=10 $(BIN)/python -m pytest -s tests/test_outage.py
 
 bench: setup-dev servers bench-peers ## Measure: one script per question, a table each
 	$(BIN)/python -m benchmarks

@@ -1,7 +1,7 @@
 """Promise 6 on whole gateways: four processes, one Redis that is killed or frozen under load, and what the provider
 says it served.
 
-`OUTAGE_S=10 pytest tests/test_outage.py` is the long run whose figures are in docs/outages.md; `-s` prints them.
+`make test-outage` is the long run whose figures are in docs/outages.md.
 """
 
 import asyncio

@@ -51,7 +51,7 @@ async def burst(
     """Ask that often, settle what is admitted (with `cost`); the rest must be refused, not fail."""
     admitted = []
     for n in range(number):
-        decision = await parts.admit(who, f"{name}{n}.1", hold=hold, tokens=10)
+        decision = await parts.admit(who, f"{name}{n}-{parts.ledger.producer}.1", hold=hold, tokens=10)
         if isinstance(decision, Grant):
             admitted.append(decision)
             parts.ledger.dispatched(decision)
