@@ -124,7 +124,7 @@ async def admissions() -> tuple[Closed, None]:
     who = Principal(
         "key_b", "b", "org_b", (Scope(ScopeKind.KEY, "key_b", Policy(windows=windows, budgets=(Budget(10**15),))),)
     )
-    await store.seed("org_b", "run", {}, {})
+    await store.seed("org_b", "run", {}, {}, lost=False)
     checks, never = checks_for(who, wall_clock_us()), 2**53
     number = 0
 

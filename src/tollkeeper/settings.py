@@ -156,6 +156,12 @@ class BillingSettings(Group, frozen=True):
 
     sync_interval_s: float = 300.0
     """How often changed counters are written to the database; also at every clean stop."""
+    orphan_after_s: float = 600.0
+    """A gateway that gave no sign for so long, and whose outbox nobody has, is closed by another: what it holds is
+    charged as presumed. One that comes back goes on under a new name; its true costs replace what was presumed."""
+    recovery_grace_s: float = 30.0
+    """After the store lost its memory, longest wait for gateways that have not sent again what they know. Until they
+    have, or this has passed, requests under a budget get a 503; what arrives later is counted and logged."""
     require_price: bool = False
     """Refuse models without a known price for every key, not only for keys with a budget."""
 

@@ -111,7 +111,7 @@ async def test_what_the_database_knows_beyond_its_marks(cache: BillingCache, com
     """A seed may know an idempotency key whose entry is yet to come again: that entry charges, and no other does."""
     store, used = cache._accounting.store, Used(7, NOW_US + DAY_US, "p_1:1")
     await store.remember("org_x", {"d": used})
-    assert await store.seed("org_x", "run", {}, {})
+    assert await store.seed("org_x", "run", {}, {}, lost=False)
     entry = usage_entry(1, "d", 7, (CounterRef("key_1:total", 0, 0),))
     producers = ("p_1", "p_2") if comes_first == "itself" else ("p_2", "p_1")
     for producer in producers:

@@ -1,16 +1,17 @@
 """Honest, small versions of the ports that other rooms stand behind."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
 from tollkeeper.domain.accounts import MonthlyUsage, digest_secret
 from tollkeeper.domain.admission import Denial, Grant, LimitState
 from tollkeeper.domain.bodies import Body, CapturedBodies
+from tollkeeper.domain.charges import Charge
 from tollkeeper.domain.entries import Used
 from tollkeeper.domain.errors import DatabaseUnavailable, OutboxUnavailable, StoreUnavailable
 from tollkeeper.domain.policy import UNLIMITED, Policy, Principal, Scope, ScopeKind
-from tollkeeper.domain.ports import ActiveKey, Governor, KeyChanges, RootSnapshot
+from tollkeeper.domain.ports import ActiveKey, Governor, KeyChanges, ListedCharge, RootSnapshot
 from tollkeeper.domain.record import RequestRecord
 from tollkeeper.domain.usage import NO_USAGE, Usage
 
@@ -98,6 +99,9 @@ class NothingDurable:
     async def used(self, root: str, now_us: int) -> dict[str, Used]:
         return {}
 
+    async def begin(self, root: str, producer: str) -> bool:
+        return True
+
     async def roots(self) -> list[str]:
         return []
 
@@ -106,10 +110,33 @@ class NothingDurable:
     ) -> Sequence[MonthlyUsage]:
         return []
 
-    async def enrol_producer(self, producer: str, now_us: int) -> None: ...
+    async def enrol_producer(self, producer: str, now_us: int) -> bool:
+        return True
+
+    async def rest_producer(self, producer: str, now_us: int) -> None: ...
+
+    async def open_producers(self) -> list[str]:
+        return []
 
     async def live_producers(self, since_us: int) -> list[str]:
         return []
+
+    async def charge(self, root: str, attempt: str) -> tuple[Charge | None, Mapping[str, int]]:
+        return None, {}
+
+    async def listed(
+        self, *, attempt: str | None = None, status: str | None = None, key: str | None = None, limit: int = 100
+    ) -> Sequence[ListedCharge]:
+        return []
+
+    async def claim_orphan(self, claimant: str, now_us: int, unseen_since_us: int) -> str | None:
+        return None
+
+    async def closed_among(self, producers: Collection[str]) -> set[str]:
+        return set()
+
+    async def forget_marks(self, now_us: int, closed_before_us: int) -> set[str]:
+        return set()
 
     async def retire_producer(self, producer: str, now_us: int) -> None: ...
 

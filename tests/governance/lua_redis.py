@@ -462,6 +462,10 @@ class LuaClient:
 
     def __init__(self, lua: LuaRedis) -> None:
         self.lua = lua
+        self.life = "memory"
+
+    def life_of(self, _: str) -> str:
+        return self.life
 
     def send(self, *parts: Any, key: str | None = None) -> "asyncio.Future[Any]":
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -474,5 +478,13 @@ class LuaClient:
     async def call(self, *parts: Any, key: str | None = None, idempotent: bool = False) -> Any:
         return self.lua.execute(*parts)
 
-    async def run(self, script: str, keys: Sequence[str], args: Sequence[Any], *, idempotent: bool = False) -> Any:
-        return self.lua.run(script, keys, args)
+    async def run(
+        self,
+        script: str,
+        keys: Sequence[str],
+        args: Sequence[Any],
+        *,
+        idempotent: bool = False,
+        with_life: bool = False,
+    ) -> Any:
+        return self.lua.run(script, keys, (*args, self.life) if with_life else args)

@@ -7,7 +7,7 @@ from tollkeeper.domain.outage import OutageModes
 from tollkeeper.domain.periods import Period
 from tollkeeper.domain.policy import Budget, Policy, Principal, Scope, ScopeKind, Unit, Window
 from tollkeeper.domain.usage import Usage
-from tollkeeper.governance import Closer, Ledger, MemoryStore, RedisStore, SyncWorker
+from tollkeeper.governance import Closer, Ledger, MemoryStore, OrphanWatch, RedisStore, SyncWorker
 from tollkeeper.governance.ledger import SHUT
 from tollkeeper.governance.store import Store
 from tollkeeper.observability.metrics import Metrics
@@ -46,26 +46,50 @@ class Parts:
     """What a gateway process has of governance, to start and stop (or abandon, as a crash does)."""
 
     def __init__(
-        self, store: Store, database: Database, folder: Path, clock: Clock, outage: OutageModes = SHUT
+        self,
+        store: Store,
+        database: Database,
+        folder: Path,
+        clock: Clock,
+        outage: OutageModes = SHUT,
+        *,
+        grace_s: float = 30.0,
     ) -> None:
         self.store, self.database, self.clock = store, database, clock
         self.metrics = Metrics()
         spend = database.spend
         common = {"store": store, "spend": spend, "metrics": self.metrics, "now_us": clock}
-        self.ledger = Ledger(outbox_dir=folder / "outbox", outage=outage, **common)  # type: ignore[arg-type]
+        self.ledger = Ledger(
+            outbox_dir=folder / "outbox",
+            outage=outage,
+            recovery_grace_s=grace_s,
+            **common,  # type: ignore[arg-type]
+        )
         self.sync = SyncWorker(ledger=self.ledger, interval_s=3600, **common)  # type: ignore[arg-type]
-        self.closer = Closer(ledger=self.ledger, sync=self.sync, **common)  # type: ignore[arg-type]
+        self.closer = Closer(spend=spend, ledger=self.ledger, sync=self.sync, metrics=self.metrics, now_us=clock)
+        self.orphans = OrphanWatch(
+            ledger=self.ledger,
+            sync=self.sync,
+            orphan_after_s=600,
+            **common,  # type: ignore[arg-type]
+        )
 
     @classmethod
     async def start(
-        cls, folder: Path, redis_url: str | None, clock: Clock | None = None, outage: OutageModes = SHUT
+        cls,
+        folder: Path,
+        redis_url: str | None,
+        clock: Clock | None = None,
+        outage: OutageModes = SHUT,
+        *,
+        grace_s: float = 30.0,
     ) -> "Parts":
         clock = clock or Clock()
         store: Store = MemoryStore(clock) if redis_url is None else RedisStore(StoreSettings(redis_url=redis_url))
         await store.start()
         database = await Database.open(f"sqlite:///{folder / 'accounts.db'}")
         await database.migrate()
-        parts = cls(store, database, folder, clock, outage)
+        parts = cls(store, database, folder, clock, outage, grace_s=grace_s)
         await parts.ledger.start()
         await parts.closer.start()
         return parts

@@ -27,6 +27,7 @@ from tollkeeper.domain.entries import (
     Entry,
     EntryKind,
     Used,
+    bury_entry,
     close_entry,
     counter_ref,
     dispatch_of,
@@ -45,6 +46,7 @@ from tollkeeper.governance.redis_store import (
     ROOT_SLOT,
     RedisStore,
     changed_key,
+    charges_key,
     counter_key,
     hold_key,
     log_key,
@@ -134,8 +136,10 @@ class CheckedLua(LuaRedis):
 
     def after_admit(self, keys: list[bytes], arguments: Sequence[Any], _: Any, reply: list[int]) -> None:
         logs, slots, counters = map(int, struct.unpack_from("<3d", arguments[0], 56))
-        assert reply[0] in (-2, -1, 0, 1)
-        filled = {-2: 2, -1: 2, 0: 8, 1: 2}[reply[0]] + (5 * logs + slots + 2 * counters) * (reply[0] >= 0)
+        assert reply[0] in (-4, -3, -2, -1, 0, 1)
+        filled = {-4: 2, -3: 2, -2: 2, -1: 2, 0: 8, 1: 2}[reply[0]] + (5 * logs + slots + 2 * counters) * (
+            reply[0] >= 0
+        )
         named = list(zip(reply[filled::2], reply[filled + 1 :: 2], strict=True))
         assert not named or reply[0] == 1
         if reply[0] == 0:
@@ -146,8 +150,10 @@ class CheckedLua(LuaRedis):
             assert 1 <= check <= logs + slots + counters and (unit in (1, 2) if check <= logs else unit == 0)
 
     def after_apply(self, _keys: list[bytes], _arguments: Sequence[Any], _: Any, reply: list[int]) -> None:
-        assert len(reply) == 3 and reply[0] in (0, 1, 2, 3) and (reply[2] > 0) == (reply[0] == 3)
+        assert len(reply) == 3 and reply[0] in (0, 1, 2, 3, 4) and (reply[2] > 0) == (reply[0] == 3)
         assert reply[2] >= 0
+
+    after_charge = after_apply
 
     def after_seed(self, _keys: list[bytes], _arguments: Sequence[Any], _: Any, reply: int) -> None:
         assert reply in (0, 1)
@@ -291,7 +297,11 @@ class LuaPair(Pair):
         await self.ask(checks, Demand(attempt, f"p_{self.buried + 2}", tokens, hold, self.now_us + 1000))
 
     async def on_bury(self, number: int) -> None:
-        await self.apply(close_entry(number), producer=f"p_{self.buried + 2}")
+        """By itself, and by whoever closes it."""
+        dead = f"p_{self.buried + 2}"
+        make = close_entry if self.attempts % 2 else bury_entry
+        await self.apply(make(number, dead), producer=f"c_{self.buried}")
+        await self.apply(Entry(1, EntryKind.VOID), producer=dead)
         self.buried += number == 1
 
     async def on_edge(self, valid_from: int, not_after: int) -> None:
@@ -429,7 +439,10 @@ class LuaPair(Pair):
         marks = {"p_1": self.number}
         if mark >= 0:
             marks[f"n_{self.attempts % 3}"] = mark
-        if await self.both(lambda store: store.seed(self.root, f"more{self.attempts}", marks, totals)):
+        if await self.both(
+            lambda store: store.seed(self.root, f"more{self.attempts}", marks, totals, lost=cost % 4 == 1)
+        ):
+            self.run = f"more{self.attempts}"
             await self.on_reassert()
 
     async def on_stranger(self, entries: int, gap: int) -> None:
@@ -440,7 +453,9 @@ class LuaPair(Pair):
         for number in range(1, entries + 1):
             counters = tuple(refs[:1]) if number % 2 else ()
             await self.apply(Entry(number, EntryKind.SETTLE, "x.1", 5, 1, 2, 3, number - 1, counters), producer)
-        await self.apply(close_entry(entries + gap), producer)
+        closer = f"c_{producer}"
+        await self.apply(close_entry(1 + gap, producer), closer)
+        await self.apply(close_entry(1, producer), closer)
         await self.apply(Entry(entries + 1, EntryKind.SETTLE, "x.1", 5, 1, 2, 3, 0, ()), producer)
 
     # Everything that is stored
@@ -448,6 +463,11 @@ class LuaPair(Pair):
     def compare(self) -> None:
         redis, tree, root = self.lua.redis, self.tree, self.root
         texts = {k.decode(): v.decode() for k, v in redis.values.get(marks_key(root).encode(), {}).items()}
+        gate = (texts.pop(".server", None), int(texts.pop(".gate", 0)), texts.pop(".waits", ""))
+        assert gate == (tree.server, tree.gate_us, ",".join(tree.waits))
+        assert int(texts.pop(".drops", 0)) == tree.drops
+        records = redis.values.get(charges_key(root).encode(), {})
+        assert {k.decode(): v.decode() for k, v in records.items()} == {a: c.text() for a, c in tree.charges.items()}
         sync = texts.pop("sync", None)
         assert sync == (tree._flag() if tree.run else None)
         assert texts.pop("run", None) == tree.run and {k: int(v) for k, v in texts.items()} == tree.marks
@@ -537,7 +557,9 @@ async def play_admission(
     assert (await pair.admit("a0.1", 1, 1))[0].status is Status.COLD
     await pair.on_reassert()
     assert await pair.both(lambda store: store.snapshot("org_1")) is None
-    await pair.apply(close_entry(1), producer="p_2")
+    await pair.apply(close_entry(1, "p_3"), producer="p_2")
+    await pair.apply(Entry(1, EntryKind.PRESUME, "x.1", rank=1), producer="p_2")
+    assert await pair.both(lambda store: store.memory("org_1")) is None
     await pair.apply(Entry(1, EntryKind.VOID))
     await pair.on_seed(0, 7)
     for move in schedule:
@@ -618,7 +640,7 @@ async def play_limits_of_nothing(lua: LuaRedis) -> None:
     def admit(attempt: str, *limits: int) -> Any:
         moving = struct.pack("<7d", 0, 0, START_US + 1, 1, 1, 0, 1_500)
         plan = struct.pack("<11d", 1, 1, 0, 60_000_000, 10_000, *limits, 1, 0)
-        return lua.run("admit", ["m", "h", "log", "slots"], [moving + plan, attempt, "0\np\n\n.\n"])
+        return lua.run("admit", ["m", "h", "log", "slots"], [moving + plan, attempt, "0\np\n\n.\n", "p", ""])
 
     state = [0, -1, 0, 0, 0, 0]
     assert admit("a", 0, -1, -1, -1) == [0, START_US, 1, 1, 0, 1, -1, 1, *state]
@@ -638,7 +660,7 @@ async def play_heavy_runs(lua: LuaRedis) -> None:
     for number in range(1_200):
         now_us += 10
         moving = struct.pack("<7d", 0, 0, now_us + 1, heavy, heavy, 0, 1)
-        lua.run("admit", ["m", "h", "log"], [moving + plan, f"a{number}", "0\np\n\n\n"])
+        lua.run("admit", ["m", "h", "log"], [moving + plan, f"a{number}", "0\np\n\n\n", "p", ""])
     log = Log(lua.redis.values[b"log"])
     assert log.header["first"] > 1_000 and {tuple(run[1:]) for run in log.runs()} == {(heavy, heavy)}
 

@@ -192,7 +192,7 @@ class Books:
         self.settled = self.refused = self.resent = 0
 
     async def open(self) -> None:
-        await self.store.seed(self.root, "run", {}, {})
+        await self.store.seed(self.root, "run", {}, {}, lost=False)
 
     async def work(self, stop: asyncio.Event, pause_s: float = 0.0) -> None:
         while not stop.is_set():

@@ -12,11 +12,17 @@ from hypothesis import strategies as st
 
 from tests.servers.redis import RedisServer
 from tollkeeper.domain.admission import Checks, Demand, Grant, Reply, Status, checks_for
+from tollkeeper.domain.charges import UNCHARGED, Charge
 from tollkeeper.domain.entries import (
     Applied,
+    CounterRef,
     Dispatch,
     Entry,
+    EntryKind,
+    Origin,
+    bury_entry,
     close_entry,
+    counter_ref,
     dispatch_of,
     presume_entry,
     settle_entry,
@@ -77,10 +83,28 @@ moves = st.one_of(
     st.tuples(st.just("void"), st.integers(0, 20)),
     st.tuples(st.just("resend"), st.integers(0, 20)),
     st.tuples(st.just("skip")),
-    st.tuples(st.just("close")),
+    st.tuples(st.just("close"), st.integers(2, 4), st.booleans()),
+    *[
+        st.tuples(
+            st.just("rank"),
+            st.integers(0, 5),
+            st.integers(0, 4),
+            st.integers(0, 60),
+            st.booleans(),
+            st.none() | st.tuples(st.integers(2, 4), st.integers(0, 2), st.booleans()),
+        )
+    ]
+    * 3,
+    st.tuples(st.just("drop"), st.integers(2, 4)),
+    st.tuples(st.just("held")),
     st.tuples(st.just("reset")),
     st.tuples(st.just("seed"), st.integers(0, 3), st.integers(0, 50)),
     st.tuples(st.just("reassert")),
+    st.tuples(st.just("gate"), st.integers(0, 7), st.sampled_from([0, 1, 700_000]), st.booleans()),
+    st.tuples(st.just("gate"), st.integers(0, 7), st.sampled_from([0, 1, 700_000]), st.booleans()),
+    st.tuples(st.just("ready"), st.integers(1, 3), st.sampled_from([True, True, False])),
+    st.tuples(st.just("ready"), st.integers(1, 3), st.sampled_from([True, True, False])),
+    st.tuples(st.just("life")),
     st.tuples(st.just("renew")),
     st.tuples(st.just("wait"), st.sampled_from([29_999_999, 30_000_000])),
     st.tuples(st.just("state")),
@@ -98,7 +122,8 @@ class Pair:
         self.grants: list[tuple[Grant, Dispatch]] = []
         self.entries: list[Entry] = []
         self.number = 0
-        self.attempts = 0
+        self.attempts = self.gates = self.lives = 0
+        self.run = ""
 
     def stores(self) -> tuple[Store, Store]:
         self.redis.time_us = self.now_us
@@ -153,7 +178,7 @@ class Pair:
             grant, _ = self.grants[which % len(self.grants)]
             demand = Demand(grant.demand.attempt, "p_1", 1, 1, self.now_us + 1000)
             reply = await self.both(lambda store: store.admit(grant.checks, demand))
-            assert reply.status in (Status.ADMITTED, Status.LATE)
+            assert reply.status in (Status.ADMITTED, Status.LATE, Status.RECOVERING)
 
     async def end(self, which: int, make: Callable[[Grant, Dispatch, int], Entry]) -> None:
         if self.grants:
@@ -179,10 +204,71 @@ class Pair:
             await self.apply(self.entries[which % len(self.entries)])
 
     async def on_skip(self) -> None:
-        await self.apply(Entry(self.number + 2, self.entries[0].kind if self.entries else close_entry(1).kind))
+        await self.apply(Entry(self.number + 2, self.entries[0].kind if self.entries else EntryKind.VOID))
 
-    async def on_close(self) -> None:
-        await self.apply(close_entry(1), producer="p_2")
+    async def on_close(self, dead: int, release: bool) -> None:
+        """A producer that may never have been there."""
+        make = close_entry if release else bury_entry
+        if (await self.apply(make(self.number + 1, f"p_{dead}"))).status == "ok":
+            self.number += 1
+
+    async def on_rank(
+        self, which: int, rank: int, cost: int, fresh: bool, origin: tuple[int, int, bool] | None
+    ) -> None:
+        """A charge with a rank, of an attempt that is held or was, or of one of its own."""
+        counters: tuple[CounterRef, ...] = ()
+        slots: tuple[str, ...] = ()
+        attempt = f"r{which}"
+        if self.grants and which < 3:
+            _, dispatch = self.grants[which % len(self.grants)]
+            attempt, counters, slots = dispatch.attempt, dispatch.counters, dispatch.slots
+        else:
+            counters = tuple([counter_ref(c) for c in checks_for(self.who, self.now_us).counters])
+        origins = () if origin is None else (Origin(f"p_{origin[0]}", origin[1], origin[2]),)
+        entry = Entry(
+            self.number + 1,
+            EntryKind.CORRECT,
+            attempt,
+            cost,
+            which % 2,
+            rank,
+            which,
+            cost % 3,
+            counters=counters,
+            slots=slots,
+            rank=rank,
+            fresh=fresh,
+            origins=origins,
+            note="why",
+        )
+        for _ in range(3):
+            answer = await self.apply(entry)
+            if answer.status == "unknown":
+                await self.on_recall(attempt, rank, cost)
+            elif answer.status == "ok":
+                self.number += 1
+                self.entries.append(entry)
+                return
+            else:
+                return
+
+    async def on_recall(self, attempt: str, rank: int, cost: int) -> None:
+        memory = await self.both(lambda store: store.memory(self.root))
+        if memory is None:
+            return
+        charge = Charge(rank % 2, cost, 1, 2, 3, 4, "" if cost % 2 else "{}") if cost % 3 else UNCHARGED
+        marks = {"p_1": self.number} if cost % 5 else {"p_1": self.number + 1}
+        if cost % 7 == 0:
+            memory = msgspec.structs.replace(memory, drops=memory.drops + 1)
+        if cost % 11 == 0:
+            memory = msgspec.structs.replace(memory, run="another")
+        await self.both(lambda store: store.recall(self.root, memory, attempt, charge, marks))
+
+    async def on_drop(self, dead: int) -> None:
+        await self.both(lambda store: store.drop_marks(self.root, [f"p_{dead}", "p_nobody"]))
+
+    async def on_held(self) -> None:
+        await self.both(lambda store: store.held(self.root))
 
     async def on_reset(self) -> None:
         checks = checks_for(self.who, self.now_us)
@@ -193,9 +279,34 @@ class Pair:
         marks = {"p_1": self.number + ahead, "p_9": 1}
         name = checks_for(self.who, self.now_us).counters[0].name
         totals = {name: SeedTotals(self.now_us + 10**12, SpendTotals(cost, 1, 2, 3, 1))}
-        if await self.both(lambda store: store.seed(self.root, f"run{self.attempts}", marks, totals)):
+        if await self.both(
+            lambda store: store.seed(self.root, f"run{self.attempts}", marks, totals, lost=cost % 4 == 1)
+        ):
+            self.run = f"run{self.attempts}"
             self.number += ahead
             self.grants.clear()
+
+    async def on_gate(self, open_producers: int, grace_us: int, new_life: bool) -> None:
+        """Who is waited for: any of three producers."""
+        if new_life:
+            await self.on_life()
+        named = [f"p_{n}" for n in range(1, 4) if open_producers & 2 ** (n - 1)]
+        self.gates += 1
+        gate = await self.both(lambda store: store.gate(self.root, f"gate{self.gates}", grace_us, named))
+        if gate is not None:
+            self.run = gate.run
+
+    async def on_ready(self, which: int, right: bool) -> None:
+        await self.both(lambda store: store.ready(self.root, self.run if right else "another", f"p_{which}"))
+
+    async def on_life(self) -> None:
+        """The server lives another life, with the memory it had."""
+        self.lives += 1
+        self.memory.life = f"life{self.lives}"
+        if hasattr(self.redis.client, "life"):
+            self.redis.client.life = self.memory.life
+        else:
+            self.redis.client.nodes[0].lead.life = self.memory.life
 
     async def on_reassert(self) -> None:
         dispatches = [dispatch for _, dispatch in self.grants]
@@ -283,5 +394,5 @@ def test_window_equals_brute_force(limit: int, arrivals: list[tuple[int, int]]) 
 
 def test_checks_encode_the_same_after_a_round_trip() -> None:
     """Entries travel through the outbox as JSON and come back equal."""
-    entry = Entry(3, close_entry(1).kind, "a.1")
+    entry = Entry(3, EntryKind.LATE, "a.1", origins=(Origin("p", 7, True),), note="x")
     assert msgspec.json.decode(msgspec.json.encode(entry), type=Entry) == entry

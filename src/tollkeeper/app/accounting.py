@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 
 from tollkeeper.domain.errors import Unavailable
 from tollkeeper.domain.outage import OutageMode, OutageModes
-from tollkeeper.governance import Closer, Ledger, Store, SyncWorker, open_store
+from tollkeeper.governance import Closer, Ledger, OrphanWatch, Store, SyncWorker, open_store
 from tollkeeper.observability.logging import logger
 from tollkeeper.observability.metrics import Metrics
 from tollkeeper.settings import Settings
@@ -47,6 +47,7 @@ class Accounting:
             now_us=now_us,
             admission_timeout_s=settings.store.admission_timeout_s,
             outage=OutageModes(OutageMode(settings.outage.limits), OutageMode(settings.outage.budgets)),
+            recovery_grace_s=settings.billing.recovery_grace_s,
         )
         parts.push_async_callback(ledger.stop)
         await ledger.start()
@@ -60,9 +61,20 @@ class Accounting:
             now_us=now_us,
         )
         parts.push_async_callback(self._last_sync)
-        closer = Closer(store=store, spend=spend, ledger=ledger, sync=sync, metrics=metrics, now_us=now_us)
+        closer = Closer(spend=spend, ledger=ledger, sync=sync, metrics=metrics, now_us=now_us)
         parts.push_async_callback(closer.stop)
         await closer.start()
+        orphans = OrphanWatch(
+            store=store,
+            spend=spend,
+            ledger=ledger,
+            sync=sync,
+            orphan_after_s=settings.billing.orphan_after_s,
+            metrics=metrics,
+            now_us=now_us,
+        )
+        parts.push_async_callback(orphans.stop)
+        await orphans.start()
         await sync.start()
 
     async def stop(self) -> bool:

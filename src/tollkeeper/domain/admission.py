@@ -88,6 +88,12 @@ class Checks(msgspec.Struct, frozen=True):
     counters: tuple[CounterCheck, ...]
     valid_from_us: int
     valid_until_us: int
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether any budget can refuse."""
+        return any(counter.budget_nano is not None for counter in self.counters)
+
     warns: bool = False
     """Whether any counter has thresholds."""
 
@@ -188,12 +194,16 @@ class Demand(msgspec.Struct, frozen=True, gc=False):
 
 
 class Status(StrEnum):
-    """The answer's kind. *late*: asked too late or outside the checks' periods. *cold*: the tree is not loaded."""
+    """The answer's kind. *late*: asked too late or outside the checks' periods. *cold*: the tree is not loaded.
+    *recovering*: after a loss, not every producer has sent again what this tree may lack. *buried*: this producer was
+    taken for dead and closed."""
 
     ADMITTED = "admitted"
     REFUSED = "refused"
     LATE = "late"
     COLD = "cold"
+    RECOVERING = "recovering"
+    BURIED = "buried"
 
 
 class LogState(msgspec.Struct, frozen=True, gc=False):

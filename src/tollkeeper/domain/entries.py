@@ -5,6 +5,7 @@ and remembers the last number, the producer's *mark*; an entry at or below the m
 retries and restarts are harmless. `settlement_model.py` in the tests is the protocol in small.
 """
 
+from collections.abc import Collection, Mapping
 from enum import StrEnum
 from hashlib import blake2b
 from typing import Final
@@ -12,22 +13,55 @@ from typing import Final
 import msgspec
 
 from tollkeeper.domain.admission import CounterCheck, Grant
-from tollkeeper.domain.usage import NO_USAGE, Usage
+from tollkeeper.domain.usage import Usage
 
-CLOSED: Final = 2**53 - 1
-"""The mark of a producer that will never write again."""
+BURIED: Final = 2**52
+"""A producer that will never write again is *buried*: its mark is this plus the last number applied of it."""
+PRESUMED: Final = 1
+SETTLED: Final = 2
+"""Ranks of charges; that of an operator's correction is its time (Unix µs). A higher rank replaces a lower one."""
+
+
+def is_buried(mark: int) -> bool:
+    """Whether a mark is that of a producer whose later numbers are refused."""
+    return mark >= BURIED
+
+
+def included(mark: int) -> int:
+    """The last number that a mark includes."""
+    return mark - BURIED if mark >= BURIED else mark
+
+
+def covers(here: int, mark: int) -> bool:
+    """Whether a producer's mark `here` includes everything that `mark` does: a burial at 7 has no entry 8."""
+    return included(here) >= included(mark) and (mark < BURIED or here >= BURIED)
+
+
+def dominates(newer: Mapping[str, int], older: Mapping[str, int]) -> bool:
+    """Whether `newer` includes every entry that `older` includes; a producer it does not name is at 0."""
+    return all(covers(newer.get(producer, 0), mark) for producer, mark in older.items())
 
 
 class EntryKind(StrEnum):
-    """*settle* charges the true cost, *presume* the hold of an attempt whose truth is unknown, *void* nothing;
-    *usage* charges what was used without a hold, once for each idempotency key; *close* ends a dead producer and
-    releases what it still holds."""
+    """*settle* charges the true cost and *void* nothing, by the producer that was admitted. *usage* charges what was
+    used without a hold, once for each idempotency key.
+
+    *presume* (the hold, where the truth is not known), *late* (the truth, where it may have been presumed) and
+    *correct* (an operator's word) carry a rank and leave a record. *bury* refuses a dead producer's later numbers;
+    *close* does so, too, and releases what it still holds.
+    """
 
     SETTLE = "settle"
     PRESUME = "presume"
     VOID = "void"
     USAGE = "usage"
     CLOSE = "close"
+    LATE = "late"
+    CORRECT = "correct"
+    BURY = "bury"
+
+
+RANKED: Final = frozenset({EntryKind.PRESUME, EntryKind.LATE, EntryKind.CORRECT})
 
 
 class CounterRef(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -48,10 +82,22 @@ class RunRef(msgspec.Struct, frozen=True, array_like=True, gc=False):
     tokens: int = 0
 
 
+class Origin(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Where an entry comes from that was issued for another producer: it was its entry `number`, and counts only
+    where that does not; or, if `held`, the attempt was held when it was buried at `number`, and where it got further
+    nobody can tell."""
+
+    producer: str
+    number: int
+    held: bool = False
+
+
 class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One numbered change. Everything it needs travels with it, so that keys may move and limits may change.
 
     `hold_nano` is what the attempt held; it is released if the hold is still there. No counter is named twice.
+    `fresh`: nobody else can have charged the attempt. `dead` is the producer that is buried or closed, `note` what an
+    operator says. Rank 0 charges nothing and is only listed.
     """
 
     number: int
@@ -66,6 +112,11 @@ class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     runs: tuple[RunRef, ...] = ()
     slots: tuple[str, ...] = ()
     hold_nano: int = 0
+    rank: int = 0
+    origins: tuple[Origin, ...] = ()
+    fresh: bool = False
+    dead: str = ""
+    note: str = ""
 
 
 class Dispatch(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -113,7 +164,7 @@ def settle_entry(number: int, dispatch: Dispatch, cost_nano: int, usage: Usage, 
     )
 
 
-def presume_entry(number: int, dispatch: Dispatch) -> Entry:
+def presume_entry(number: int, dispatch: Dispatch, *, fresh: bool = True, origins: tuple[Origin, ...] = ()) -> Entry:
     """Charge the hold, because the truth is not known. The weights stay as they were estimated."""
     return Entry(
         number,
@@ -121,9 +172,11 @@ def presume_entry(number: int, dispatch: Dispatch) -> Entry:
         dispatch.attempt,
         dispatch.hold_nano,
         1,
-        NO_USAGE.input_tokens,
         counters=dispatch.counters,
         slots=dispatch.slots,
+        rank=PRESUMED,
+        fresh=fresh,
+        origins=origins,
         hold_nano=dispatch.hold_nano,
     )
 
@@ -185,19 +238,67 @@ def usage_entry(number: int, digest: str, cost_nano: int, counters: tuple[Counte
     return Entry(number, EntryKind.USAGE, digest, cost_nano, 1, counters=counters)
 
 
-def close_entry(number: int) -> Entry:
-    """End a dead producer."""
-    return Entry(number, EntryKind.CLOSE)
+def late_entry(number: int, dispatch: Dispatch, cost_nano: int, requests: int, usage: Usage) -> Entry:
+    """The end of an attempt that was admitted under a name which is no more: its charge may have been presumed."""
+    return Entry(
+        number,
+        EntryKind.LATE,
+        dispatch.attempt,
+        cost_nano,
+        requests,
+        usage.input_tokens,
+        usage.output_tokens,
+        usage.cached_tokens,
+        counters=dispatch.counters,
+        slots=dispatch.slots,
+        rank=SETTLED,
+    )
+
+
+def bury_entry(number: int, dead: str) -> Entry:
+    """Refuse a dead producer's later numbers."""
+    return Entry(number, EntryKind.BURY, dead=dead)
+
+
+def close_entry(number: int, dead: str) -> Entry:
+    """The same, and release what it still holds: all that it dispatched has been charged by entries before this."""
+    return Entry(number, EntryKind.CLOSE, dead=dead)
+
+
+def issued_again(entry: Entry, producer: str, forgotten: Collection[str]) -> Entry | None:
+    """A dead producer's entry, to be issued by another under a number of its own (here 0); None if it is not needed.
+
+    `forgotten` are producers whose marks were dropped: what must be compared with them is only listed, at rank 0.
+    """
+    if entry.kind in (EntryKind.BURY, EntryKind.CLOSE):
+        return None if entry.dead in forgotten else msgspec.structs.replace(entry, number=0)
+    if entry.kind is EntryKind.USAGE:
+        return msgspec.structs.replace(entry, number=0)  # its idempotency key knows whether it was charged
+    origins = (*entry.origins, Origin(producer, entry.number))
+    placeable = not any(origin.producer in forgotten for origin in origins)
+    kind, rank = (entry.kind, entry.rank) if entry.kind in RANKED else (EntryKind.LATE, SETTLED)
+    return msgspec.structs.replace(
+        entry,
+        number=0,
+        kind=kind,
+        attempt=entry.attempt or f"{producer}#{entry.number}",
+        runs=(),
+        rank=rank if placeable else 0,
+        origins=origins if placeable else (),
+        fresh=False,
+    )
 
 
 class AppliedStatus(StrEnum):
-    """*ok*: applied now or before. *gap*: an earlier number is missing; *cold*: the tree is not loaded; *absent*:
-    a counter of an ended period has left the store and must be restored from the database first."""
+    """*ok*: applied now or before, or refused if the mark is that of a buried producer. *gap*: an earlier number is
+    missing; *cold*: the tree is not loaded; *absent*: a counter of an ended period has left the store and must be
+    restored from the database first; *unknown*: so must the record of the attempt."""
 
     OK = "ok"
     GAP = "gap"
     COLD = "cold"
     ABSENT = "absent"
+    UNKNOWN = "unknown"
 
 
 class Applied(msgspec.Struct, frozen=True, gc=False):

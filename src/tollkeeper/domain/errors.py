@@ -9,6 +9,7 @@ TollkeeperError
 │   └── NotFound            … named something that does not exist
 └── Unavailable             a part we depend on is away; says which
     ├── StoreUnavailable        the fast store (Redis)
+    ├── Recovering              the fast store lost something that another gateway has yet to send again
     ├── DatabaseUnavailable     the database
     ├── OutboxUnavailable       the local disk of the outbox
     ├── LogStoreUnavailable     the object store or folder of the logs
@@ -89,6 +90,10 @@ class StoreUnavailable(Unavailable):
     def __init__(self, message: str, *, sent: bool = True) -> None:
         super().__init__(message)
         self.sent = sent
+
+
+class Recovering(Unavailable):
+    """The fast store lost something, and not every producer has sent again what it knows: budgets must wait."""
 
 
 class DatabaseUnavailable(Unavailable):

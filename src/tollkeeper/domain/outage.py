@@ -180,7 +180,7 @@ class Fallback:
         """An attempt that was admitted here has ended: its hold and slot are free, its weights become the truth."""
         if entry.attempt in self.tree.holds:
             self.tree.marks[producer] = entry.number - 1  # whoever numbers the entries knows their order
-            self.tree.apply(now_us, producer, entry)
+            self.tree.apply(now_us, producer, msgspec.structs.replace(entry, fresh=True))
 
     def _plan(self, checks: Checks, modes: OutageModes) -> tuple[Checks, str | None]:
         """The checks cut down to shares, and why requests cannot be decided at all, if so."""

@@ -1,6 +1,6 @@
 """Where the rooms meet: what each needs of another, as Protocols. `app.py` puts real parts behind them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import msgspec
@@ -8,6 +8,7 @@ import msgspec
 from tollkeeper.domain.accounts import Key, KeyChange, MonthlyUsage, NewKey, Organisation, Team
 from tollkeeper.domain.admission import Denial, Grant, LimitState
 from tollkeeper.domain.bodies import CapturedBodies
+from tollkeeper.domain.charges import Charge
 from tollkeeper.domain.entries import Used
 from tollkeeper.domain.log_search import LogFilters, LogPage
 from tollkeeper.domain.policy import Policy, Principal
@@ -163,6 +164,18 @@ class RootSnapshot(msgspec.Struct, frozen=True):
     totals: Mapping[str, SpendTotals]
     used: Mapping[str, Used] = {}
     """Idempotency keys, by digest, that the database may not know yet; `SpendLedger.load` leaves them out."""
+    charges: Mapping[str, Charge] = msgspec.field(default_factory=dict)
+    """Records of attempts that changed; none in what is loaded."""
+
+
+class ListedCharge(msgspec.Struct, frozen=True):
+    """A charge that carries a rank, as the database lists it. `presumed_nano` is what was presumed, if it was."""
+
+    root: str
+    attempt: str
+    charge: Charge
+    presumed_nano: int | None
+    updated_us: int
 
 
 class SpendLedger(Protocol):
@@ -183,6 +196,24 @@ class SpendLedger(Protocol):
         """The idempotency keys, by digest, that are still remembered. Raises `DatabaseUnavailable`."""
         ...
 
+    async def charge(self, root: str, attempt: str) -> tuple[Charge | None, Mapping[str, int]]:
+        """The record of an attempt, and the marks at which it is true. Raises `DatabaseUnavailable`."""
+        ...
+
+    async def listed(
+        self, *, attempt: str | None = None, status: str | None = None, key: str | None = None, limit: int = 100
+    ) -> Sequence[ListedCharge]:
+        """Charges that carry a rank, newest first. `status` is one of `Charge.status`.
+
+        Raises `DatabaseUnavailable`.
+        """
+        ...
+
+    async def begin(self, root: str, producer: str) -> bool:
+        """Remember that a producer begins with a root, before anything is admitted there. True if the database has
+        never heard of the root: then nothing of it can be lost. Raises `DatabaseUnavailable`."""
+        ...
+
     async def roots(self) -> list[str]:
         """All roots that have spend."""
         ...
@@ -193,12 +224,33 @@ class SpendLedger(Protocol):
         """Rows of `monthly_usage_summary`, newest month first."""
         ...
 
-    async def enrol_producer(self, producer: str, now_us: int) -> None:
-        """Record that a producer exists; also its heartbeat."""
+    async def enrol_producer(self, producer: str, now_us: int) -> bool:
+        """Record that a producer exists; also its heartbeat. False: it was closed, and must go on as a new one."""
+        ...
+
+    async def rest_producer(self, producer: str, now_us: int) -> None:
+        """Record that a producer stopped and that the database has all it ever did. Its next heartbeat ends that."""
+        ...
+
+    async def open_producers(self) -> list[str]:
+        """All that may have something that the database lacks: neither closed nor at rest."""
         ...
 
     async def live_producers(self, since_us: int) -> list[str]:
         """Ids of producers that are not closed and whose last heartbeat is not older."""
+        ...
+
+    async def claim_orphan(self, claimant: str, now_us: int, unseen_since_us: int) -> str | None:
+        """Win one producer that was not seen since then and that nobody else has claimed since then; None if there is
+        none."""
+        ...
+
+    async def closed_among(self, producers: Collection[str]) -> set[str]:
+        """Those that are closed."""
+        ...
+
+    async def forget_marks(self, now_us: int, closed_before_us: int) -> set[str]:
+        """Drop the marks of producers that were closed before then; all whose marks were dropped so far."""
         ...
 
     async def retire_producer(self, producer: str, now_us: int) -> None:

@@ -25,8 +25,10 @@ from tollkeeper.domain.admission import (
     Shadowed,
     Status,
 )
+from tollkeeper.domain.charges import QUARANTINED, UNCHARGED, Charge, charge_of
 from tollkeeper.domain.entries import (
-    CLOSED,
+    BURIED,
+    RANKED,
     USED_KEEP_US,
     Applied,
     AppliedStatus,
@@ -34,8 +36,12 @@ from tollkeeper.domain.entries import (
     Entry,
     EntryKind,
     Used,
+    dominates,
+    included,
+    is_buried,
 )
 from tollkeeper.domain.ports import SpendTotals
+from tollkeeper.domain.recovery import Gate, Ready
 from tollkeeper.domain.windows import LogPush, RunLog
 
 NOTHING_SPENT: Final = SpendTotals()
@@ -81,13 +87,22 @@ class Hold:
 class Tree:
     """One root. `run` is a nonce of this memory's life: None means that the tree is cold.
 
+    After a loss nothing is admitted under a budget until every producer in `waits` has sent again, or until
+    `gate_us`. `server` is the life of the server in which that was last asked.
+
     `changed` maps counters that the database may not know yet to the generation of their flag; a snapshot begins a
-    new `generation`, so what has changed since can be told from what it saw.
+    new `generation`, so what has changed since can be told from what it saw. Records of attempts (`charges`) are
+    flagged as `!` and the attempt; `drops` counts those that left when the database had them.
     """
 
     def __init__(self) -> None:
         self.run: str | None = None
+        self.server: str | None = None
+        self.waits: tuple[str, ...] = ()
+        self.gate_us = 0
         self.marks: dict[str, int] = {}
+        self.charges: dict[str, Charge] = {}
+        self.drops = 0
         self.holds: dict[str, Hold] = {}
         self.logs: dict[str, RunLog] = {}
         self.slots: dict[str, dict[str, int]] = {}
@@ -101,12 +116,13 @@ class Tree:
 
     # Admission
 
-    def admit(self, now_us: int, checks: Checks, demand: Demand) -> Reply:
-        """Decide. An empty attempt id asks for the state only."""
+    def admit(self, now_us: int, checks: Checks, demand: Demand, server: str = "") -> Reply:
+        """Decide. An empty attempt id asks for the state only. `server` is empty if no budget is checked."""
         if not checks.valid_from_us <= now_us < min(checks.valid_until_us, demand.not_after_us):
             return Reply(Status.LATE, now_us)
-        if self.run is None:
-            return Reply(Status.COLD, now_us)
+        closed = self._closed_to(now_us, demand, server)
+        if closed is not None:
+            return Reply(closed, now_us)
         self._advance(now_us, checks)
         earlier = self.holds.get(demand.attempt)
         if earlier is not None:
@@ -120,6 +136,15 @@ class Tree:
         shadowed = tuple(self._shadowed(checks, demand))
         reply = self._reply(now_us, checks, self._take(now_us, checks, demand))
         return Reply(Status.ADMITTED, now_us, reply.logs, reply.slots, reply.counters, None, shadowed)
+
+    def _closed_to(self, now_us: int, demand: Demand, server: str) -> Status | None:
+        if self.run is None:
+            return Status.COLD
+        if demand.attempt and is_buried(self.marks.get(demand.producer, 0)):
+            return Status.BURIED
+        if server and (server != self.server or now_us < self.gate_us):
+            return Status.RECOVERING
+        return None
 
     def _advance(self, now_us: int, checks: Checks) -> None:
         for check in checks.logs:
@@ -228,7 +253,8 @@ class Tree:
     # Settlement
 
     def apply(self, now_us: int, producer: str, entry: Entry) -> Applied:
-        """Apply one entry, if it is the producer's next. After the mark check nothing can refuse it but *absent*."""
+        """Apply one entry, if it is the producer's next. After the mark check nothing can refuse it but *absent* and
+        *unknown*."""
         if self.run is None:
             return Applied(AppliedStatus.COLD)
         mark = self.marks.get(producer, 0)
@@ -236,20 +262,81 @@ class Tree:
             return Applied(AppliedStatus.OK, mark)
         if entry.number != mark + 1:
             return Applied(AppliedStatus.GAP, mark)
+        if entry.kind in RANKED:
+            missing = self._rank(now_us, mark, entry)
+        else:
+            missing = self._absent(now_us, mark, entry)
+            if missing is None:
+                self._do(now_us, producer, entry)
+        if missing is None:
+            self.marks[producer] = entry.number
+        return missing or Applied(AppliedStatus.OK, entry.number)
+
+    def _do(self, now_us: int, producer: str, entry: Entry) -> None:
+        if entry.kind in (EntryKind.BURY, EntryKind.CLOSE):
+            self._bury(entry)
+        elif entry.kind is EntryKind.USAGE:
+            self._use(now_us, f"{producer}:{entry.number}", entry)
+        else:
+            self._charge(entry)
+
+    def _absent(self, now_us: int, mark: int, entry: Entry) -> Applied | None:
         for ref in entry.counters:
             if 0 < ref.ends_us <= now_us and ref.name not in self.counters:
                 return Applied(AppliedStatus.ABSENT, mark, ref.name)
-        if entry.kind is EntryKind.CLOSE:
-            self._close(producer)
-            mark = CLOSED
-        elif entry.kind is EntryKind.USAGE:
-            self._use(now_us, f"{producer}:{entry.number}", entry)
-            mark = entry.number
-        else:
-            self._charge(entry)
-            mark = entry.number
-        self.marks[producer] = mark
-        return Applied(AppliedStatus.OK, mark)
+        return None
+
+    def _rank(self, now_us: int, mark: int, entry: Entry) -> Applied | None:
+        """A higher rank replaces what the attempt was charged with; what is in the way of that, or None."""
+        before = self.charges.get(entry.attempt)
+        if before is None and not entry.fresh:
+            return Applied(AppliedStatus.UNKNOWN, mark)
+        fate = self._fate(entry)
+        had = before or UNCHARGED
+        rises = fate is True and entry.rank > had.rank
+        absent = self._absent(now_us, mark, entry) if rises else None
+        if absent is not None:
+            return absent
+        self._let_go(entry)
+        if rises:
+            for ref in entry.counters:
+                counter = self._counter(ref.name, ref.expires_us)
+                counter.cost += entry.cost_nano - had.cost_nano
+                counter.requests += entry.requests - had.requests
+                counter.input += entry.input_tokens - had.input_tokens
+                counter.output += entry.output_tokens - had.output_tokens
+                counter.cached += entry.cached_tokens - had.cached_tokens
+                self.changed[ref.name] = self._flag()
+            self.charges[entry.attempt] = charge_of(entry)
+        if rises or before is not None:
+            self.changed[f"!{entry.attempt}"] = self._flag()
+        if fate is None:
+            self.charges[QUARANTINED + entry.attempt] = charge_of(entry)
+            self.changed[f"!{QUARANTINED}{entry.attempt}"] = self._flag()
+        return None
+
+    def _fate(self, entry: Entry) -> bool | None:
+        """Whether an entry counts; not if it was counted under the number it had. None: nobody can tell."""
+        counts = True
+        for origin in entry.origins:
+            reached = included(self.marks.get(origin.producer, 0))
+            if origin.producer not in self.marks or (origin.held and origin.number < reached):
+                return None
+            counts = counts and (origin.held or origin.number > reached)
+        return counts if entry.rank else None
+
+    def _let_go(self, entry: Entry) -> None:
+        """Release the attempt's hold; that of an orphan only if no living producer has it by now."""
+        hold = self.holds.get(entry.attempt)
+        orphans = [origin.producer for origin in entry.origins if origin.held]
+        if hold is None or (orphans and hold.producer != orphans[-1]):
+            return
+        del self.holds[entry.attempt]
+        for name in hold.counters:
+            if name in self.counters:
+                self.counters[name].held -= hold.amount
+        for slot in entry.slots:
+            self.slots.get(slot, {}).pop(entry.attempt, None)
 
     def _charge(self, entry: Entry) -> None:
         hold = self.holds.pop(entry.attempt, None)
@@ -288,8 +375,13 @@ class Tree:
                 self._add(ref.name, counter, entry)
             self.changed[ref.name] = self._flag()
 
-    def _close(self, producer: str) -> None:
-        for attempt, hold in [(a, h) for a, h in self.holds.items() if h.producer == producer]:
+    def _bury(self, entry: Entry) -> None:
+        reached = self.marks.get(entry.dead, 0)
+        if not is_buried(reached):
+            self.marks[entry.dead] = BURIED + reached
+        if entry.kind is not EntryKind.CLOSE:
+            return
+        for attempt, hold in [(a, h) for a, h in self.holds.items() if h.producer == entry.dead]:
             del self.holds[attempt]
             for name in hold.counters:
                 if name in self.counters:
@@ -333,12 +425,15 @@ class Tree:
 
     # The way from and to the database
 
-    def seed(self, run: str, marks: Mapping[str, int], totals: Mapping[str, tuple[int, SpendTotals]]) -> bool:
+    def seed(
+        self, run: str, marks: Mapping[str, int], totals: Mapping[str, tuple[int, SpendTotals]], server: str = ""
+    ) -> bool:
         """Load a tree that does not dominate the database: absolutely, never by adding, and without holds.
 
-        `totals` maps a counter's name to (expires_us, totals). False: this memory already dominates `marks`.
+        `server` is given if nothing can have been lost, so that nobody need be waited for. `totals` maps a counter's
+        name to (expires_us, totals). False: this memory already dominates `marks`.
         """
-        if self.run is not None and all(self.marks.get(p, 0) >= n for p, n in marks.items()):
+        if self.run is not None and dominates(self.marks, marks):
             return False
         for name in {*self.changed, *(n for h in self.holds.values() for n in h.counters)}:
             self.counters.pop(name, None)
@@ -347,7 +442,10 @@ class Tree:
         self.unsaved.clear()
         self.holds.clear()
         self.run, self.generation = run, 1
+        self.server, self.waits, self.gate_us = server or None, (), 0
         self.marks = dict(marks)
+        self.charges.clear()
+        self.drops = 0
         for name, (expires_us, spent) in totals.items():
             self.counters[name] = Counter(expires_us, spent)
         self.changed = dict.fromkeys(totals, self._flag())
@@ -359,15 +457,78 @@ class Tree:
             self.used[digest] = known
             self.unsaved.pop(digest, None)
 
-    def changes(self) -> tuple[dict[str, SpendTotals], dict[str, str]]:
-        """Totals of the counters that are flagged as changed, and their flags. A new generation begins."""
+    def changes(self) -> tuple[dict[str, SpendTotals], dict[str, Charge], dict[str, str]]:
+        """Totals of counters and records of attempts that are flagged as changed, and their flags. A new generation
+        begins."""
         totals = {name: self.counters[name].totals() for name in self.changed if name in self.counters}
+        records = {n[1:]: self.charges[n[1:]] for n in self.changed if n[0] == "!" and n[1:] in self.charges}
         if self.changed:
             self.generation += 1
-        return totals, dict(self.changed)
+        return totals, records, dict(self.changed)
+
+    def clear(self, run: str, versions: Mapping[str, str], used: Mapping[str, Used]) -> None:
+        """Clear the flags that have not changed since; records leave with theirs."""
+        if self.run != run:
+            return
+        for digest, known in used.items():
+            if self.unsaved.get(digest) == known:
+                del self.unsaved[digest]
+        for name, version in versions.items():
+            if self.changed.get(name) == version:
+                del self.changed[name]
+                if name[0] == "!" and self.charges.pop(name[1:], None) is not None:
+                    self.drops += 1
+
+    def recall(self, run: str, drops: int, attempt: str, charge: Charge, marks: Mapping[str, int]) -> bool | None:
+        """Bring back the record of an attempt as the database has it at `marks`.
+
+        `run` and `drops` are as they were before the database was asked. False: ask again; None: this memory does
+        not have all that the database has.
+        """
+        if self.run != run or self.drops != drops:
+            return False
+        if not dominates(self.marks, marks):
+            return None
+        self.charges.setdefault(attempt, charge)
+        return True
+
+    def drop(self, producers: Iterable[str]) -> None:
+        """Forget the marks of buried producers."""
+        for producer in producers:
+            if is_buried(self.marks.get(producer, 0)):
+                del self.marks[producer]
 
     def _flag(self) -> str:
         return f"{self.run}:{self.generation}"
+
+    def gate(self, server: str, run: str, until_us: int, open_producers: Iterable[str]) -> Gate | None:
+        """Who is waited for: in a new life of the server every open producer, else those of before that are open.
+
+        A new life is a new run, because its memory may have gone back to an earlier state. None: the tree is cold.
+        """
+        if self.run is None:
+            return None
+        if server != self.server:
+            self.server, self.run, self.generation = server, run, 1
+            self.waits, self.gate_us = tuple(open_producers), until_us
+        else:
+            still = set(open_producers)
+            self.waits = tuple([p for p in self.waits if p in still])
+        if not self.waits:
+            self.gate_us = 0
+        return Gate(self.run, self.gate_us, self.waits)
+
+    def ready(self, now_us: int, run: str, producer: str) -> Ready:
+        """A producer has sent again all it has to this run, and holds again what is in flight."""
+        if run != self.run:
+            return Ready.ANOTHER_RUN
+        if producer not in self.waits:
+            return Ready.COUNTED
+        self.waits = tuple([p for p in self.waits if p != producer])
+        late = now_us >= self.gate_us
+        if not self.waits:
+            self.gate_us = 0
+        return Ready.LATE if late else Ready.COUNTED
 
     def restore(self, name: str, expires_us: int, totals: SpendTotals) -> None:
         """Bring back a counter of an ended period that has left the store; one that is there stays as it is."""
@@ -375,14 +536,13 @@ class Tree:
             self.counters[name] = Counter(expires_us, totals)
 
     def reassert(self, producer: str, dispatches: Iterable[Dispatch]) -> None:
-        """Hold again what a producer still has in flight, after a loss."""
+        """Hold again what a producer still has in flight, after a loss or under a new name."""
         if self.run is None:
             return
         for dispatch in dispatches:
-            if dispatch.attempt in self.holds:
-                continue
-            for ref in dispatch.counters:
-                self._counter(ref.name, ref.expires_us).held += dispatch.hold_nano
+            if dispatch.attempt not in self.holds:
+                for ref in dispatch.counters:
+                    self._counter(ref.name, ref.expires_us).held += dispatch.hold_nano
             runs = tuple([(r.generation, r.index) for r in dispatch.runs])
             names = tuple([ref.name for ref in dispatch.counters])
             self.holds[dispatch.attempt] = Hold(dispatch.hold_nano, producer, names, dispatch.slots, runs)

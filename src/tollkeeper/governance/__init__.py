@@ -5,13 +5,24 @@ from collections.abc import Callable
 from tollkeeper.governance.closing import Closer
 from tollkeeper.governance.ledger import Ledger
 from tollkeeper.governance.memory import MemoryStore
+from tollkeeper.governance.orphans import OrphanWatch
 from tollkeeper.governance.outage import Outage
 from tollkeeper.governance.redis_store import RedisStore
 from tollkeeper.governance.store import Store
 from tollkeeper.governance.sync import SyncWorker
 from tollkeeper.settings import Settings
 
-__all__ = ["Closer", "Ledger", "MemoryStore", "Outage", "RedisStore", "Store", "SyncWorker", "open_store"]
+__all__ = [
+    "Closer",
+    "Ledger",
+    "MemoryStore",
+    "OrphanWatch",
+    "Outage",
+    "RedisStore",
+    "Store",
+    "SyncWorker",
+    "open_store",
+]
 
 
 def open_store(settings: Settings, now_us: Callable[[], int]) -> Store:

@@ -1,43 +1,38 @@
 """Closing dead producers: whoever locks an outbox whose process did not stop cleanly ends it, once.
 
-The entries the store lacks are sent, what was dispatched and never settled is charged as presumed, and one close
-entry releases what is left and refuses later numbers. Everything is appended to the dead producer's own outbox first,
-so that a closer that dies as well is succeeded by the next one.
+The dead producer is buried, what the database may lack of it is issued again under our own numbers, what it
+dispatched and never settled is charged as presumed, and a close releases what is left. All of it is in our own outbox
+before it is sent, so a closer that dies as well is succeeded by the next one; the dead one's folder goes when the
+database has the close.
 """
 
 import asyncio
 from collections.abc import Callable
 from typing import Final
 
-from tollkeeper.domain.entries import CLOSED, close_entry, presume_entry
 from tollkeeper.domain.errors import StoreUnavailable, Unavailable
 from tollkeeper.domain.ports import SpendLedger
 from tollkeeper.governance.ledger import Ledger
 from tollkeeper.governance.outbox import Outbox
-from tollkeeper.governance.store import Store
 from tollkeeper.governance.sync import SyncWorker
 from tollkeeper.observability.logging import logger
 from tollkeeper.observability.metrics import Metrics
 
 RETRY_MIN_S: Final = 0.2
 RETRY_MAX_S: Final = 30.0
+FLUSH_S: Final = 10.0
+"""Longest wait for the store to confirm a close, before it is tried again."""
 
 
 class Closer:
     """Closes the dead outboxes that the ledger locked at its start."""
 
     def __init__(
-        self,
-        *,
-        store: Store,
-        spend: SpendLedger,
-        ledger: Ledger,
-        sync: SyncWorker,
-        metrics: Metrics,
-        now_us: Callable[[], int],
+        self, *, spend: SpendLedger, ledger: Ledger, sync: SyncWorker, metrics: Metrics, now_us: Callable[[], int]
     ) -> None:
-        self._store, self._spend, self._ledger, self._sync = store, spend, ledger, sync
+        self._spend, self._ledger, self._sync = spend, ledger, sync
         self._now_us = now_us
+        self._issued: set[str] = set()  # producers whose close is in our outbox
         self._task: asyncio.Task[None] | None = None
         self._log = logger("governance")
         self._closed = metrics.counter("tollkeeper_producers_closed_total", "Dead producers closed.").labels()
@@ -78,39 +73,25 @@ class Closer:
 
     async def _round(self) -> None:
         for outbox in tuple(self._ledger.dead):
-            presumed = 0
-            for root in sorted(outbox.roots):
-                presumed += await self._close(root, outbox)
+            if outbox.producer not in self._issued:
+                await self._issue(outbox)
+            if not await self._ledger.flush(FLUSH_S):
+                raise StoreUnavailable(f"the store has not confirmed the end of {outbox.producer} yet")
             await self._sync.sync_once()
-            for root in outbox.roots:
-                if (await self._spend.load(root)).marks.get(outbox.producer) != CLOSED:
-                    raise StoreUnavailable(f"the database does not have the end of {outbox.producer} yet")
+            if any(self._ledger.has_uncovered(root) for root in outbox.roots):
+                raise StoreUnavailable(f"the database does not have the end of {outbox.producer} yet")
             await self._spend.retire_producer(outbox.producer, self._now_us())
             outbox.remove()
             self._ledger.dead.remove(outbox)
             self._closed.inc()
-            self._log.info("producer_closed", producer=outbox.producer, presumed=presumed)
+            self._log.info("producer_closed", producer=outbox.producer)
 
-    async def _close(self, root: str, outbox: Outbox) -> int:
-        """Send a dead producer's last entries of one root; returns how many attempts were presumed."""
-        await self._ledger.warm(root)
-        marks = await self._store.marks(root)
-        if marks is None:
-            raise StoreUnavailable(f"{root} is not loaded")
-        mark = marks.get(outbox.producer, 0)
-        self._ledger.touched.add(root)
-        if mark == CLOSED:
-            return 0
-        outbox.numbers[root] = max(mark, outbox.numbers.get(root, 0))
-        in_flight = [dispatch for where, dispatch in outbox.in_flight.values() if where == root]
-        for dispatch in in_flight:
-            outbox.append(root, presume_entry(outbox.next_number(root), dispatch))
-        entries = outbox.entries_above(root, mark)
-        if not entries or entries[-1].kind != close_entry(1).kind:
-            outbox.append(root, close_entry(outbox.next_number(root)))
-            entries = outbox.entries_above(root, mark)
-        for entry in entries:
-            if not await self._ledger.apply_one(root, outbox.producer, entry):
-                raise StoreUnavailable(f"{root} has a gap before entry {entry.number} of {outbox.producer}")
-        self._presumed.inc(len(in_flight))
-        return len(in_flight)
+    async def _issue(self, outbox: Outbox) -> None:
+        """Bring all that is left of a dead producer into our own outbox."""
+        forgotten = await self._spend.forget_marks(self._now_us(), 0)
+        marks = {root: (await self._spend.load(root)).marks for root in sorted(outbox.roots)}
+        for root, known in marks.items():
+            await self._ledger.warm(root)
+            presumed = self._ledger.take_over(outbox, root, known.get(outbox.producer, 0), forgotten)
+            self._presumed.inc(presumed)
+        self._issued.add(outbox.producer)

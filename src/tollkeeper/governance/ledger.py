@@ -11,7 +11,8 @@ import asyncio
 import random
 import secrets
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -30,15 +31,24 @@ from tollkeeper.domain.admission import (
     checks_for,
     limit_states,
 )
+from tollkeeper.domain.charges import UNCHARGED, Charge
 from tollkeeper.domain.entries import (
     Applied,
     AppliedStatus,
     Charged,
     Dispatch,
     Entry,
+    EntryKind,
+    Origin,
     Used,
+    bury_entry,
+    close_entry,
     counter_ref,
     dispatch_of,
+    included,
+    is_buried,
+    issued_again,
+    late_entry,
     presume_entry,
     settle_entry,
     usage_digest,
@@ -50,6 +60,7 @@ from tollkeeper.domain.errors import (
     IdempotencyConflict,
     InvalidInput,
     OutboxUnavailable,
+    Recovering,
     StoreUnavailable,
     Unavailable,
 )
@@ -58,10 +69,11 @@ from tollkeeper.domain.outage import OutageMode, OutageModes
 from tollkeeper.domain.periods import Period, Span
 from tollkeeper.domain.policy import Principal, ScopeKind
 from tollkeeper.domain.ports import RootSnapshot, SpendLedger
+from tollkeeper.domain.recovery import Gate, Ready
 from tollkeeper.domain.tree import NOTHING_SPENT
 from tollkeeper.domain.usage import NO_USAGE, Usage
 from tollkeeper.governance.outage import Outage
-from tollkeeper.governance.outbox import open_outbox
+from tollkeeper.governance.outbox import Outbox, new_outbox, open_outbox
 from tollkeeper.governance.seeding import seeds_of
 from tollkeeper.governance.store import SeedTotals, Store
 from tollkeeper.observability.logging import logger
@@ -74,6 +86,16 @@ BACKOFF_MAX_S: Final = 5.0
 ASKS_MAX: Final = 4
 """How often one admission is asked before giving up: late at a period's end, or cold."""
 CHECKS_MAX: Final = 50_000
+RECALLS_MAX: Final = 10
+"""How often the record of an attempt is brought back for one entry; once is usual."""
+GATE_POLL_S: Final = 0.05
+"""How often a root that waits for other producers is asked whether they have come."""
+ANNOUNCED_POLL_S: Final = 0.1
+"""How often is looked for roots that wait for this producer."""
+OPEN_PRODUCERS_S: Final = 1.0
+"""How long the list of open producers is taken as it was read."""
+COMPARED_MAX: Final = 1_000
+"""Roots whose marks are compared at one heartbeat; others have their turn later."""
 ALWAYS_US: Final = 2**53
 """The end of no period."""
 LIVE_US: Final = 60_000_000
@@ -95,13 +117,15 @@ class _Asked(NamedTuple):
 class _Root:
     """What this process has sent to one root and not seen acknowledged."""
 
-    __slots__ = ("acknowledged", "recovery", "suspect", "unacknowledged")
+    __slots__ = ("acknowledged", "gate", "opening", "recovery", "suspect", "unacknowledged")
 
     def __init__(self) -> None:
         self.unacknowledged: deque[Entry] = deque()
         self.acknowledged = 0
         self.suspect = False  # the database was seen ahead of the store
         self.recovery: asyncio.Task[None] | None = None
+        self.gate: Gate | None = None  # as last seen
+        self.opening: asyncio.Task[None] | None = None
 
 
 class Ledger:
@@ -117,11 +141,17 @@ class Ledger:
         now_us: Callable[[], int],
         admission_timeout_s: float = 1.0,
         outage: OutageModes = SHUT,
+        recovery_grace_s: float = 30.0,
     ) -> None:
+        self.forgotten: set[str] = set()
+        """Producers whose marks the database has dropped."""
         self.touched: set[str] = set()
         """Roots with entries since the sync worker last looked."""
         self._store, self._spend, self._now_us = store, spend, now_us
         self._timeout_us = int(admission_timeout_s * 1e6)
+        self._grace_us = int(recovery_grace_s * 1e6)
+        self._open: tuple[float, list[str]] = (-OPEN_PRODUCERS_S, [])  # when read, open producers
+        self._compared = 0  # roots that have had their turn
         self._outbox, self.dead = open_outbox(outbox_dir)
         self.producer = self._outbox.producer
         self._roots: dict[str, _Root] = {}
@@ -147,14 +177,20 @@ class Ledger:
             admissions.labels(result) for result in ("admitted", "refused", "unavailable")
         )
         entries = metrics.counter("tollkeeper_entries_total", "Numbered entries written, by kind.", "kind")
-        self._settled, self._presumed, self._voided, self._used = (
-            entries.labels(kind) for kind in ("settle", "presume", "void", "usage")
-        )
+        kinds = [entries.labels(kind) for kind in ("settle", "presume", "void", "usage", "late", "correct")]
+        self._settled, self._presumed, self._voided, self._used, self._late_settled, self._corrected = kinds
+        self._renamed = metrics.counter(
+            "tollkeeper_producer_renamed_total",
+            "Times this process found itself closed and went on as another producer.",
+        ).labels()
         self._recoveries = metrics.counter(
             "tollkeeper_root_recoveries_total", "Roots whose entries had to be sent again."
         ).labels()
         self._seeded = metrics.counter(
             "tollkeeper_roots_loaded_total", "Roots loaded into the store from the database."
+        ).labels()
+        self._late = metrics.counter(
+            "tollkeeper_recoveries_late_total", "Roots where this producer sent again after the grace had passed."
         ).labels()
         metrics.gauge("tollkeeper_holds", "Attempts of this process in flight.", lambda: len(self._live))
         metrics.gauge(
@@ -173,11 +209,19 @@ class Ledger:
         return self._outbox.failure
 
     async def start(self) -> None:
-        """Begin: send again what an earlier clean stop left unsent, and keep leases and disk up to date."""
+        """Begin: send again what an earlier clean stop left unsent, and keep leases and disk up to date.
+
+        Raises `DatabaseUnavailable`: others must know of this producer before it admits anything.
+        """
+        if not await self._spend.enrol_producer(self.producer, self._now_us()):
+            self.go_on_as_another()
+            await self._spend.enrol_producer(self.producer, self._now_us())
         self._outbox.reserve()
         self._outbox.release()
         self._spawn(self._outbox.fsync_loop(FSYNC_INTERVAL_S))
         self._spawn(self._heartbeat())
+        self._spawn(self._heed_announcements())
+        self._store.watch(self._look_again)
         for root in self._outbox.kept_roots():
             self.touched.add(root)
             self._recover_soon(root)
@@ -199,6 +243,9 @@ class Ledger:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.outage.stop()
+        if not self._live and not any(self.has_uncovered(root) for root in self._outbox.kept_roots()):
+            with suppress(DatabaseUnavailable):
+                await self._spend.rest_producer(self.producer, self._now_us())
         self._outbox.close(clean=not self._live)
 
     # Governor: admission
@@ -253,8 +300,9 @@ class Ledger:
         return grant
 
     async def _decide(self, asked: "_Asked", demand: Demand) -> tuple[Checks, Demand, Reply]:
-        hint_us = 0
-        for _ in range(ASKS_MAX):
+        hint_us, asks = 0, 0
+        until_us = self._store.now_us() + self._timeout_us
+        while asks < ASKS_MAX:
             now_us = self._store.now_us()
             checks = self._checks_of(asked, hint_us or now_us)
             demand = Demand(
@@ -265,6 +313,15 @@ class Ledger:
             except StoreUnavailable as error:
                 self.outage.failed(checks.root, error)
                 raise
+            if reply.status is Status.RECOVERING:
+                await self._opened(checks.root, until_us)
+                continue
+            asks += 1
+            if reply.status is Status.BURIED:
+                if demand.producer == self.producer:
+                    self.go_on_as_another()
+                demand = msgspec.structs.replace(demand, producer=self.producer)
+                continue
             if reply.status is Status.COLD:
                 await self.warm(checks.root)
             elif reply.status is Status.LATE:
@@ -317,9 +374,13 @@ class Ledger:
     def settle(self, grant: Grant, cost_nano: int, usage: Usage, *, presumed: bool = False) -> None:
         root, dispatch = grant.checks.root, self._ending(grant)
         number = self._outbox.next_number(root)
+        ours = grant.demand.producer == self.producer
         if presumed:
             self._presumed.inc()
-            self._record(root, presume_entry(number, dispatch))
+            self._record(root, presume_entry(number, dispatch, fresh=ours))
+        elif not ours:
+            self._late_settled.inc()
+            self._record(root, late_entry(number, dispatch, cost_nano, 1, usage))
         else:
             self._settled.inc()
             delta = usage.total_tokens - grant.demand.tokens
@@ -333,7 +394,69 @@ class Ledger:
         self._voided.inc()
         root, demand = grant.checks.root, grant.demand
         number = self._outbox.next_number(root)
-        self._record(root, void_entry(number, dispatch, demand.requests, demand.tokens))
+        if demand.producer == self.producer:
+            self._record(root, void_entry(number, dispatch, demand.requests, demand.tokens))
+        else:
+            self._record(root, late_entry(number, dispatch, 0, 0, NO_USAGE))
+
+    # For other producers
+
+    def take_over(self, dead: Outbox, root: str, covered: int, forgotten: Collection[str]) -> int:
+        """Issue as our own what the database may lack of a dead producer, and presume what it never settled.
+
+        `covered` is its mark in the database. Returns how many attempts were presumed.
+        """
+        self._succeed(dead, root, covered, forgotten)
+        unsettled = [dispatch for where, dispatch in dead.in_flight.values() if where == root]
+        for dispatch in unsettled:
+            self._issue(root, presume_entry(0, dispatch, fresh=False))
+        if dead.producer not in forgotten:
+            self._issue(root, close_entry(0, dead.producer))
+        return len(unsettled)
+
+    def _succeed(self, dead: Outbox, root: str, covered: int, forgotten: Collection[str]) -> None:
+        if dead.producer not in forgotten:
+            self.bury(root, dead.producer)
+        for entry in dead.entries_above(root, included(covered)):
+            again = issued_again(entry, dead.producer, forgotten)
+            if again is not None:
+                self._issue(root, again)
+
+    def bury(self, root: str, dead: str) -> None:
+        """Refuse a dead producer's later numbers."""
+        self._outbox.know(root)
+        self._issue(root, bury_entry(0, dead))
+
+    def presume_for(self, root: str, held: Dispatch, origin: Origin) -> None:
+        """Charge what an orphan held when it was buried."""
+        self._presumed.inc()
+        self._issue(root, presume_entry(0, held, fresh=False, origins=(origin,)))
+
+    def correct(self, root: str, attempt: str, charge: Charge, note: str) -> int:
+        """An operator's word on what an attempt cost, in the counters it was charged to: `charge` without its rank.
+
+        Returns the rank. A later correction replaces an earlier one.
+        """
+        self._outbox.know(root)
+        rank = self._now_us()
+        tokens = (charge.input_tokens, charge.output_tokens, charge.cached_tokens)
+        refs = charge.what_is_known().counters
+        self._corrected.inc()
+        self._issue(
+            root,
+            Entry(
+                0,
+                EntryKind.CORRECT,
+                attempt,
+                charge.cost_nano,
+                charge.requests,
+                *tokens,
+                counters=refs,
+                rank=rank,
+                note=note,
+            ),
+        )
+        return rank
 
     def _ending(self, grant: Grant) -> Dispatch:
         """An attempt ends once; a second end is a defect of the caller and must not charge again."""
@@ -343,20 +466,74 @@ class Ledger:
         return known[1] if known else dispatch_of(grant)
 
     def _record(self, root: str, entry: Entry) -> None:
-        self._outbox.append(root, entry)
-        self._outbox.release()
         self.outage.ended(root, entry)
+        self._issue(root, entry)
+        self._outbox.release()
+
+    def _issue(self, root: str, entry: Entry) -> None:
+        """Give an entry its number, write it down, and send it."""
+        entry = msgspec.structs.replace(entry, number=self._outbox.next_number(root))
+        self._outbox.append(root, entry)
         self.touched.add(root)
         state = self._state(root)
         state.unacknowledged.append(entry)
         if state.recovery is None:
-            self._store.apply(root, self.producer, entry, lambda answer: self._answered(root, answer))
+            producer = self.producer
+            self._store.apply(root, producer, entry, lambda answer: self._answered(root, producer, answer))
 
-    def _answered(self, root: str, answer: Applied | StoreUnavailable) -> None:
-        if isinstance(answer, Applied) and answer.status is AppliedStatus.OK:
+    def _answered(self, root: str, producer: str, answer: Applied | StoreUnavailable) -> None:
+        if producer != self.producer:
+            return  # we have another name by now, and all was issued again
+        if isinstance(answer, Applied) and is_buried(answer.mark):
+            self.go_on_as_another()
+        elif isinstance(answer, Applied) and answer.status is AppliedStatus.OK:
             self._acknowledge(self._state(root), answer.mark)
         else:
             self._recover_soon(root)
+
+    def go_on_as_another(self) -> None:
+        """This producer was taken for dead and closed: its process goes on as a new one, with all that it knows.
+
+        Raises OutboxUnavailable.
+        """
+        old = self._outbox
+        self._outbox = new_outbox(old.folder.parent)
+        self.producer = self._outbox.producer
+        self.outage.rename(self.producer)
+        self._renamed.inc()
+        self._log.error("producer_was_closed", producer=old.producer, then=self.producer)
+        self._spawn(self._outbox.fsync_loop(FSYNC_INTERVAL_S))
+        for state in self._roots.values():
+            state.unacknowledged.clear()
+            state.acknowledged = 0
+            state.suspect = True
+        for _ in self._live:
+            self._outbox.reserve()
+        for root in sorted(old.roots):
+            self._outbox.know(root)
+            self._succeed(old, root, old.covered(root), self.forgotten)
+        for root, dispatch in old.in_flight.values():
+            self._outbox.dispatch(root, dispatch)
+        self._spawn(self._leave(old, self._outbox))
+
+    async def _leave(self, old: Outbox, new: Outbox) -> None:
+        """Enrol under the new name; remove the old outbox once the new one is on the disk."""
+        while not await self._beat():  # noqa: ASYNC110 - the database is asked
+            await asyncio.sleep(BACKOFF_MAX_S)
+        await new.synced()
+        old.remove()
+
+    async def _beat(self) -> bool:
+        """Our heartbeat, and how many others there are. False while the database is away."""
+        now_us = self._now_us()
+        try:
+            if not await self._spend.enrol_producer(self.producer, now_us):
+                self.go_on_as_another()
+            self.outage.count(await self._spend.live_producers(now_us - LIVE_US))
+        except DatabaseUnavailable as error:
+            self._log.warning("heartbeat_without_database", why=str(error))
+            return False
+        return True
 
     @staticmethod
     def _acknowledge(state: _Root, mark: int) -> None:
@@ -479,6 +656,70 @@ class Ledger:
         if not recovery.done():
             raise StoreUnavailable(f"the accounts of {root} are still being loaded", sent=False)
 
+    async def _opened(self, root: str, until_us: int) -> None:
+        """Wait for what a root lacks after a loss. Raises Recovering if it takes too long."""
+        state = self._state(root)
+        if state.opening is None:
+            state.opening = self._spawn(self._open_gate(root, state))
+        await asyncio.wait({state.opening}, timeout=max(0, until_us - self._store.now_us()) / 1e6)
+        if self._store.now_us() >= until_us:
+            waits = ", ".join(state.gate.waits) if state.gate else "its accounts"
+            raise Recovering(f"{root} recovers from a loss and waits for {waits}")
+
+    async def _open_gate(self, root: str, state: _Root) -> None:
+        """Send our part, and tell the others until they have sent theirs or the grace has passed."""
+        announced = False
+        try:
+            while True:
+                await self._recover_soon(root)
+                gate = state.gate
+                if gate is None or not gate.waits or self._store.now_us() >= gate.until_us:
+                    break
+                if not announced:
+                    self._log.warning("root_waits_for_producers", root=root, producers=gate.waits)
+                    await self._store.announce(root, 1 + self._grace_us // 1_000_000)
+                    announced = True
+                await asyncio.sleep(GATE_POLL_S)
+            if announced:
+                await self._store.unannounce(root)
+        except StoreUnavailable as error:
+            self._log.warning("root_recovery_waits", root=root, why=str(error))
+        finally:
+            state.opening = None
+
+    async def _heed_announcements(self) -> None:
+        """Send again to roots that wait for us, though nobody here asks for them."""
+        while True:
+            try:
+                for root in await self._store.announced():
+                    gate = await self._store.gate(root, secrets.token_hex(8), self._grace_us, await self._producers())
+                    if gate is not None and self.producer in gate.waits:
+                        self._recover_soon(root)
+                await asyncio.sleep(ANNOUNCED_POLL_S)
+            except StoreUnavailable:
+                await asyncio.sleep(1.0)
+
+    def _look_again(self) -> None:
+        """The store lives another life: it may lack something, wherever we have something."""
+        for root in self._roots_with_something():
+            self._recover_soon(root)
+
+    def _roots_with_something(self) -> list[str]:
+        flying = {root for root, _ in self._outbox.in_flight.values()}
+        return sorted(flying | {root for root in self._outbox.kept_roots() if self.has_uncovered(root)})
+
+    async def _producers(self) -> list[str]:
+        """Open producers as the database knows them; as last known while it is away."""
+        read_s, known = self._open
+        now_s = asyncio.get_running_loop().time()
+        if now_s - read_s >= OPEN_PRODUCERS_S:
+            try:
+                known = await self._spend.open_producers()
+                self._open = (now_s, known)
+            except DatabaseUnavailable as error:
+                self._log.warning("open_producers_unknown", why=str(error), known=len(known))
+        return known if self.producer in known else [*known, self.producer]
+
     def _recover_soon(self, root: str) -> "asyncio.Task[None]":
         state = self._state(root)
         if state.recovery is None:
@@ -495,7 +736,13 @@ class Ledger:
                 try:
                     await self._load(root, state)
                     before = state.acknowledged
+                    state.gate = await self._store.gate(
+                        root, secrets.token_hex(8), self._grace_us, await self._producers()
+                    )
+                    if state.gate is None:
+                        continue
                     if await self._resend(root, state):
+                        await self._tell_ready(root, state, state.gate)
                         return
                     if state.acknowledged > before:
                         continue
@@ -507,17 +754,27 @@ class Ledger:
         finally:
             state.recovery = None
 
+    async def _tell_ready(self, root: str, state: _Root, gate: Gate) -> None:
+        if self.producer not in gate.waits:
+            return
+        waits = tuple([producer for producer in gate.waits if producer != self.producer])
+        state.gate = Gate(gate.run, gate.until_us, waits)
+        if await self._store.ready(root, gate.run, self.producer) is Ready.LATE:
+            self._late.inc()
+            self._log.warning("root_recovered_late", root=root, producer=self.producer)
+
     async def _load(self, root: str, state: _Root) -> None:
         """Seed a tree that is cold, or that knows less than it has confirmed or than the database knows."""
         marks = await self._store.marks(root)
-        behind = marks is None or marks.get(self.producer, 0) < state.acknowledged
+        behind = marks is None or included(marks.get(self.producer, 0)) < state.acknowledged
         if not behind and not state.suspect:
             return
         snapshot = await self._spend.load(root)
         seeds = seeds_of(snapshot, self._store.now_us())
         # Read after the marks and put there before the seed: more than these marks include is harmless, less is not.
         await self._store.remember(root, await self._spend.used(root, self._store.now_us()))
-        if await self._store.seed(root, secrets.token_hex(8), snapshot.marks, seeds):
+        never_used = not snapshot.marks and not snapshot.totals and await self._spend.begin(root, self.producer)
+        if await self._store.seed(root, secrets.token_hex(8), snapshot.marks, seeds, lost=not never_used):
             self._seeded.inc()
             self._log.info("root_loaded", root=root, counters=len(seeds), cold=marks is None)
         state.suspect = False
@@ -528,6 +785,9 @@ class Ledger:
         if marks is None:
             return False
         mark = marks.get(self.producer, 0)
+        if is_buried(mark):
+            self.go_on_as_another()
+            return False
         self._acknowledge(state, mark)
         kept = state.unacknowledged
         entries = list(kept) if kept and kept[0].number == mark + 1 else self._outbox.entries_above(root, mark)
@@ -557,19 +817,34 @@ class Ledger:
         return [g for g in self._live.values() if g.checks.root == root and g.reply.now_us]
 
     async def apply_one(self, root: str, producer: str, entry: Entry) -> bool:
-        """Apply one entry and await the answer, restoring a counter of a long-ended period where it is missing.
+        """Apply one entry and await the answer, bringing back what the store has dropped and the database knows.
 
-        False: the store has a gap or lost the tree. Raises `Unavailable`.
+        False: the store has a gap, lost the tree or refuses this producer. Raises `Unavailable`.
         """
-        for _ in range(1 + len(entry.counters)):
+        for _ in range(RECALLS_MAX + len(entry.counters)):
             answer = await self._applied(root, producer, entry)
+            if answer.status is AppliedStatus.UNKNOWN:
+                if not await self._recall(root, entry.attempt):
+                    return False
+                continue
             if answer.status is not AppliedStatus.ABSENT:
-                return answer.status is AppliedStatus.OK
+                return answer.status is AppliedStatus.OK and not is_buried(answer.mark)
             snapshot = await self._spend.load(root)
             ref = next(ref for ref in entry.counters if ref.name == answer.absent)
             totals = snapshot.totals.get(answer.absent, NOTHING_SPENT)
             await self._store.restore(root, answer.absent, SeedTotals(ref.expires_us, totals))
         return False
+
+    async def _recall(self, root: str, attempt: str) -> bool:
+        """Have the record of an attempt in the store again. False: the root must be loaded first."""
+        memory = await self._store.memory(root)
+        if memory is None:
+            return False
+        charge, marks = await self._spend.charge(root, attempt)
+        recalled = await self._store.recall(root, memory, attempt, charge or UNCHARGED, marks)
+        if recalled is None:
+            self._state(root).suspect = True
+        return recalled is not None
 
     async def _applied(self, root: str, producer: str, entry: Entry) -> Applied:
         future: asyncio.Future[Applied] = asyncio.get_running_loop().create_future()
@@ -597,17 +872,25 @@ class Ledger:
 
     async def _heartbeat(self) -> None:
         while True:
+            await self._beat()
             try:
-                now_us = self._now_us()
-                await self._spend.enrol_producer(self.producer, now_us)
-                self.outage.count(await self._spend.live_producers(now_us - LIVE_US))
                 await self._renew_leases()
-            except DatabaseUnavailable as error:
-                self._log.warning("heartbeat_without_database", why=str(error))
-                await self._renew_leases_quietly()
+                await self._compare_marks()
             except StoreUnavailable as error:
                 self._log.warning("heartbeat_without_store", why=str(error))
             await asyncio.sleep(HEARTBEAT_S)
+
+    async def _compare_marks(self) -> None:
+        """An idle producer notices a loss, too."""
+        roots = self._roots_with_something()
+        start = self._compared % max(1, len(roots))
+        turn = (roots[start:] + roots[:start])[:COMPARED_MAX]
+        self._compared = start + len(turn)
+        for root in turn:
+            state, marks = self._state(root), await self._store.marks(root)
+            mark = (marks or {}).get(self.producer, 0)
+            if marks is None or mark < state.acknowledged or is_buried(mark):
+                self._recover_soon(root)
 
     async def _renew_leases(self) -> None:
         leases: dict[str, dict[str, tuple[str, ...]]] = {}
@@ -617,12 +900,6 @@ class Ledger:
                 leases.setdefault(grant.checks.root, {})[attempt] = names
         if leases:
             await self._store.renew(leases)
-
-    async def _renew_leases_quietly(self) -> None:
-        try:
-            await self._renew_leases()
-        except StoreUnavailable as error:
-            self._log.warning("heartbeat_without_store", why=str(error))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         task = asyncio.create_task(work)

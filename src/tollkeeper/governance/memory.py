@@ -3,15 +3,17 @@
 It knows no more than where the trees are kept and what time it is: the rules are in domain/tree.py.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from tollkeeper.domain.admission import Checks, Demand, Reply
+from tollkeeper.domain.charges import Charge
 from tollkeeper.domain.entries import Dispatch, Entry, Used
 from tollkeeper.domain.ports import RootSnapshot
+from tollkeeper.domain.recovery import Gate, Ready
 from tollkeeper.domain.tree import Tree
 from tollkeeper.domain.windows import LogPush
-from tollkeeper.governance.store import Done, SeedTotals, Snapshot
+from tollkeeper.governance.store import Done, Held, Memory, SeedTotals, Snapshot
 
 SWEEP_EVERY: Final = 10_000
 """Admissions between two sweeps of what has expired in the tree that is asked."""
@@ -22,6 +24,8 @@ class MemoryStore:
 
     def __init__(self, now_us: Callable[[], int]) -> None:
         self.now_us = now_us
+        self.life = "memory"
+        """The one life of this store: it ends with the process."""
         self._trees: dict[str, Tree] = {}
         self._admissions = 0
 
@@ -46,12 +50,15 @@ class MemoryStore:
 
     async def probe(self, server: str) -> None: ...
 
+    def watch(self, on_new_life: Callable[[], None]) -> None:
+        """This store has one life."""
+
     async def admit(self, checks: Checks, demand: Demand) -> Reply:
         now_us, tree = self.now_us(), self.tree(checks.root)
         self._admissions += 1
         if self._admissions % SWEEP_EVERY == 0:
             tree.sweep(now_us)
-        return tree.admit(now_us, checks, demand)
+        return tree.admit(now_us, checks, demand, self.life if demand.attempt and checks.has_budget else "")
 
     def apply(self, root: str, producer: str, entry: Entry, done: Done) -> None:
         done(self.tree(root).apply(self.now_us(), producer, entry))
@@ -63,9 +70,25 @@ class MemoryStore:
     async def reset(self, root: str, logs: Sequence[str], slots: Sequence[str]) -> None:
         self.tree(root).reset(logs, slots)
 
-    async def seed(self, root: str, run: str, marks: Mapping[str, int], totals: Mapping[str, SeedTotals]) -> bool:
+    async def seed(
+        self, root: str, run: str, marks: Mapping[str, int], totals: Mapping[str, SeedTotals], *, lost: bool
+    ) -> bool:
         pairs = {name: (seed.expires_us, seed.totals) for name, seed in totals.items()}
-        return self.tree(root).seed(run, marks, pairs)
+        return self.tree(root).seed(run, marks, pairs, "" if lost else self.life)
+
+    async def gate(self, root: str, run: str, grace_us: int, open_producers: Sequence[str]) -> Gate | None:
+        return self.tree(root).gate(self.life, run, self.now_us() + grace_us, open_producers)
+
+    async def ready(self, root: str, run: str, producer: str) -> Ready:
+        return self.tree(root).ready(self.now_us(), run, producer)
+
+    async def announce(self, root: str, seconds: int) -> None:
+        """There is nobody else."""
+
+    async def announced(self) -> list[str]:
+        return []
+
+    async def unannounce(self, root: str) -> None: ...
 
     async def restore(self, root: str, name: str, seed: SeedTotals) -> None:
         self.tree(root).restore(name, seed.expires_us, seed.totals)
@@ -95,17 +118,30 @@ class MemoryStore:
         tree = self.tree(root)
         if tree.run is None:
             return None
-        totals, flags = tree.changes()
-        return Snapshot(tree.run, RootSnapshot(root, dict(tree.marks), totals, dict(tree.unsaved)), flags)
+        totals, charges, flags = tree.changes()
+        return Snapshot(tree.run, RootSnapshot(root, dict(tree.marks), totals, dict(tree.unsaved), charges), flags)
 
     async def clear(
         self, root: str, run: str, versions: Mapping[str, str], used: Mapping[str, Used] | None = None
     ) -> None:
+        self.tree(root).clear(run, versions, used or {})
+
+    async def memory(self, root: str) -> Memory | None:
         tree = self.tree(root)
-        if tree.run == run:
-            for digest, known in (used or {}).items():
-                if tree.unsaved.get(digest) == known:
-                    del tree.unsaved[digest]
-            for name, version in versions.items():
-                if tree.changed.get(name) == version:
-                    del tree.changed[name]
+        return None if tree.run is None else Memory(tree.run, tree.drops)
+
+    async def recall(
+        self, root: str, memory: Memory, attempt: str, charge: Charge, marks: Mapping[str, int]
+    ) -> bool | None:
+        return self.tree(root).recall(memory.run, memory.drops, attempt, charge, marks)
+
+    async def held(self, root: str) -> list[Held]:
+        holds = self.tree(root).holds.items()
+        return [Held(a, h.producer, h.amount, h.counters, h.slots) for a, h in holds]
+
+    async def drop_marks(self, root: str, producers: Sequence[str]) -> None:
+        self.tree(root).drop(producers)
+
+    async def roots(self) -> AsyncIterator[str]:
+        for root in tuple(self._trees):
+            yield root

@@ -243,6 +243,10 @@ class Outage:
             self._admitted.inc()
         return decision
 
+    def rename(self, producer: str) -> None:
+        """This process goes on as another producer."""
+        self._producer = producer
+
     def ended(self, root: str, entry: Entry) -> None:
         """An attempt has ended; those admitted alone give back what they held."""
         fallback = self._kept.get(root)

@@ -260,6 +260,19 @@ class Outbox:
         """Roots with entries that are not forgotten yet."""
         return {root for segment in self._segments for root in segment.last}
 
+    def covered(self, root: str) -> int:
+        """The last entry of a root that the database is known to have."""
+        return self._covered.get(root, 0)
+
+    async def synced(self) -> None:
+        """Bring all that is written to the disk. Raises OutboxUnavailable."""
+        loop = asyncio.get_running_loop()
+        try:
+            for segment in [s for s in self._segments if s.fd >= 0]:
+                await loop.run_in_executor(None, os.fdatasync, segment.fd)
+        except OSError as error:
+            raise OutboxUnavailable(f"cannot sync {self.folder}: {error.strerror}") from error
+
     def uncovered_of(self, root: str) -> int:
         """How many entries of a root the database is not known to cover."""
         return self.numbers.get(root, 0) - self._covered.get(root, 0)
@@ -329,16 +342,20 @@ def open_outbox(base: Path) -> tuple[Outbox, list[Outbox]]:
                 clean.unlink()
             else:
                 os.close(lock_fd)
-        return own or _new(base), dead
+        return own or new_outbox(base), dead
     except (OSError, msgspec.DecodeError) as error:
         raise OutboxUnavailable(f"cannot open the outbox in {base}: {error}") from error
 
 
-def _new(base: Path) -> Outbox:
+def new_outbox(base: Path) -> Outbox:
+    """The outbox of a new producer. Raises OutboxUnavailable."""
     producer = f"p_{secrets.token_hex(8)}"
     folder = base / producer
-    folder.mkdir(mode=0o700)
-    lock_fd = _lock(folder)
+    try:
+        folder.mkdir(mode=0o700)
+        lock_fd = _lock(folder)
+    except OSError as error:
+        raise OutboxUnavailable(f"cannot open an outbox in {base}: {error}") from error
     assert lock_fd is not None, "nobody else knows this name"
     return Outbox(folder, lock_fd, producer, {})
 

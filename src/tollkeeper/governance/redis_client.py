@@ -103,10 +103,13 @@ class RedisClient:
     `pool_size`, `min_idle_conns`, `dial_timeout_s`, `read_timeout_s`, `write_timeout_s`, `max_conn_age_s`,
     `idle_timeout_s` (seconds, or text like "300ms"). Raises ConfigurationError. Connects at `start`.
 
-    `on_connect` is called with each new connection before it is used, with a function that sends on it.
+    `on_connect` is called with each new connection before it is used, with a function that sends on it. It may give a
+    name to the server's life, which `run` can pass on to scripts.
     """
 
-    def __init__(self, *, on_connect: Callable[[Send], Awaitable[None]] | None = None, **arguments: Any) -> None:
+    def __init__(
+        self, *, on_connect: Callable[[Send], Awaitable[str | None]] | None = None, **arguments: Any
+    ) -> None:
         self.settings: RedisSettings = redis_settings.read(**arguments)
         self._user_on_connect = on_connect
         self._counters = Counters()
@@ -281,9 +284,18 @@ class RedisClient:
         except StoreUnavailable as error:
             return await self._again(error, self._send_anywhere, parts, key, begun_s, idempotent)
 
-    async def run(self, script: str, keys: Sequence[str], args: Sequence[Any], *, idempotent: bool = False) -> Any:
+    async def run(
+        self,
+        script: str,
+        keys: Sequence[str],
+        args: Sequence[Any],
+        *,
+        idempotent: bool = False,
+        with_life: bool = False,
+    ) -> Any:
         """Run a script (its text, or a name of `scripts/`) and give its reply, in order with `send` for `keys[0]`.
 
+        `with_life` adds the name of the server's life as the last argument: of the connection it is sent on.
         All keys must share a slot on a cluster. The script is loaded where it is missing. Repeated as in `call`.
         Raises StoreUnavailable; ReplyError, a subclass, when Redis refuses or the script fails.
         """
@@ -292,9 +304,16 @@ class RedisClient:
         parts = ("EVALSHA", digest, len(keys), *keys, *args)
         begun_s = monotonic()
         try:
-            return await (self._only or self._node_of(key)).lead.write(parts)
+            lead = (self._only or self._node_of(key)).lead
+            return await lead.write((*parts, lead.life) if with_life else parts)
         except StoreUnavailable as error:
-            return await self._again(error, self._send_in_order, parts, key, begun_s, idempotent)
+            send = self._send_with_life if with_life else self._send_in_order
+            return await self._again(error, send, parts, key, begun_s, idempotent)
+
+    def life_of(self, key: str) -> str:
+        """The name that `on_connect` gave the life of the server of a key. Raises StoreUnavailable on a cluster that
+        is not known."""
+        return (self._only or self._node_of(key)).lead.life
 
     def know(self, script: str) -> str:
         """Have a script (text or name) loaded on every new connection; its digest, for EVALSHA."""
@@ -311,6 +330,10 @@ class RedisClient:
 
     def _send_in_order(self, parts: tuple[Any, ...], key: str | None) -> "asyncio.Future[Any]":
         return (self._only or self._node_of(key)).lead.write(parts)
+
+    def _send_with_life(self, parts: tuple[Any, ...], key: str | None) -> "asyncio.Future[Any]":
+        lead = (self._only or self._node_of(key)).lead
+        return lead.write((*parts, lead.life))
 
     def _send_anywhere(self, parts: tuple[Any, ...], key: str | None) -> "asyncio.Future[Any]":
         return (self._only or self._node_of(key)).pick().write(parts)
@@ -448,15 +471,14 @@ class RedisClient:
             )
         return self._nodes[name]
 
-    async def _on_connect(self, send: Send) -> None:
+    async def _on_connect(self, send: Send) -> str | None:
         """Each new connection: does the server answer, is it a primary, does it have the scripts?"""
         loads = [send("SCRIPT", "LOAD", text) for text in self._sources.values()]
         first = send("ROLE") if self.settings.topology is Topology.SENTINEL else send("PING")
         role, *_ = await asyncio.gather(first, *loads)
         if self.settings.topology is Topology.SENTINEL and role[0] != b"master":
             raise StoreUnavailable("the sentinels name it, but it is a replica", sent=False)
-        if self._user_on_connect is not None:
-            await self._user_on_connect(send)
+        return await self._user_on_connect(send) if self._user_on_connect is not None else None
 
     # The cluster's map
 

@@ -87,7 +87,7 @@ class RedisConnection:
         dial_timeout_s: float,
         reply_timeout_s: float,
         write_timeout_s: float = 3600.0,
-        on_connect: Callable[[Send], Awaitable[None]] | None = None,
+        on_connect: Callable[[Send], Awaitable[str | None]] | None = None,
         on_refusal: Callable[["RedisConnection", ReplyError, Command], bool] | None = None,
         counters: Counters | None = None,
         lasting: bool = True,
@@ -97,6 +97,8 @@ class RedisConnection:
         self.shown_url = shown_url
         self.counters = counters or Counters()
         self.born_s = self.used_s = 0.0
+        self.life = ""
+        """What `on_connect` learned of the server: names its life."""
         self._dial = dial
         self._dial_timeout_s = dial_timeout_s
         self._reply_timeout_s = reply_timeout_s
@@ -352,7 +354,7 @@ class RedisConnection:
         self._check_deadline()
         try:
             if self._on_connect is not None:
-                await self._on_connect(self._enqueue)
+                self.life = await self._on_connect(self._enqueue) or ""
         except StoreUnavailable as error:
             self._drop(str(error))
             raise StoreUnavailable(f"cannot use Redis at {self.shown_url}: {error}", sent=False) from error

@@ -32,7 +32,7 @@ class Node:
         dial: Dial,
         settings: RedisSettings,
         *,
-        on_connect: Callable[[Send], Awaitable[None]],
+        on_connect: Callable[[Send], Awaitable[str | None]],
         on_refusal: Callable[[RedisConnection, ReplyError, Command], bool],
         counters: Counters,
     ) -> None:

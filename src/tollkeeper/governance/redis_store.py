@@ -5,8 +5,9 @@ certainly did not run. What the scripts decide is specified by their twin, domai
 """
 
 import asyncio
+import re
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from tollkeeper.domain.admission import (
@@ -21,8 +22,9 @@ from tollkeeper.domain.admission import (
     Shadowed,
     Status,
 )
+from tollkeeper.domain.charges import Charge, charge_of, record_of
 from tollkeeper.domain.entries import (
-    CLOSED,
+    RANKED,
     USED_KEEP_US,
     Applied,
     AppliedStatus,
@@ -30,27 +32,35 @@ from tollkeeper.domain.entries import (
     Entry,
     EntryKind,
     Used,
+    is_buried,
     used_from,
 )
 from tollkeeper.domain.errors import StoreUnavailable
 from tollkeeper.domain.periods import RETENTION_US
 from tollkeeper.domain.ports import RootSnapshot, SpendTotals
+from tollkeeper.domain.recovery import Gate, Ready
 from tollkeeper.domain.tree import PUSH_REMEMBERED_US
 from tollkeeper.domain.windows import LogPush
 from tollkeeper.governance import redis_settings
 from tollkeeper.governance.redis_client import RedisClient
 from tollkeeper.governance.redis_connection import ReplyError, Send
 from tollkeeper.governance.scripts import SCRIPTS
-from tollkeeper.governance.store import Done, SeedTotals, Snapshot
+from tollkeeper.governance.store import Done, Held, Memory, SeedTotals, Snapshot
 from tollkeeper.settings import StoreSettings
 
 ROOT_SLOT: Final = "."
 """How a hold names the root's own slot set, whose name is empty."""
+ANNOUNCED_KEY: Final = "recovering"
+"""Sorted set of roots that wait for producers after a loss → when it is given up (s)."""
+ANNOUNCED_MAX: Final = 200
+_RUN_ID: Final = re.compile(rb"run_id:(\w+)")
+_NO_DECISION: Final = {-1: Status.LATE, -2: Status.COLD, -3: Status.RECOVERING, -4: Status.BURIED}
 _STATUS: Final = {
     0: AppliedStatus.OK,
     1: AppliedStatus.GAP,
     2: AppliedStatus.COLD,
     3: AppliedStatus.ABSENT,
+    4: AppliedStatus.UNKNOWN,
 }
 
 
@@ -67,6 +77,11 @@ def hold_key(root: str) -> str:
 def changed_key(root: str) -> str:
     """`changed:{root}`: hash of counter → generation in which it was flagged as changed."""
     return f"changed:{{{root}}}"
+
+
+def charges_key(root: str) -> str:
+    """`charges:{root}`: hash of attempt → record of a charge with a rank that the database may lack."""
+    return f"charges:{{{root}}}"
 
 
 def log_key(root: str, name: str) -> str:
@@ -112,6 +127,8 @@ class RedisStore:
         self._digests = {name: self.client.know(name) for name in SCRIPTS}
         self.time_us = time_us
         self._offset_us = 0
+        self._lives: set[str] = set()
+        self._on_new_life: Callable[[], None] = lambda: None
         self._plans: dict[int, tuple[Checks, _Plan]] = {}
 
     def __repr__(self) -> str:
@@ -139,14 +156,25 @@ class RedisStore:
             if node.address == server and node.failed:
                 raise StoreUnavailable(f"{node.address} failed to {node.failed}: {node.reason}")
 
+    def watch(self, on_new_life: Callable[[], None]) -> None:
+        self._on_new_life = on_new_life
+
     def now_us(self) -> int:
         if self.time_us:
             return self.time_us
         return int(asyncio.get_running_loop().time() * 1e6) + self._offset_us
 
-    async def _on_connect(self, send: Send) -> None:
-        seconds, micros = await send("TIME")
+    async def _on_connect(self, send: Send) -> str:
+        (seconds, micros), about = await asyncio.gather(send("TIME"), send("INFO", "server"))
         self._learn_clock(int(seconds) * 1_000_000 + int(micros))
+        found = _RUN_ID.search(about)
+        if found is None:
+            raise StoreUnavailable("the server does not tell its run_id", sent=False)
+        life = found[1].decode()
+        if life not in self._lives:
+            self._lives.add(life)
+            asyncio.get_running_loop().call_soon(self._on_new_life)
+        return life
 
     def _learn_clock(self, server_us: int) -> None:
         self._offset_us = server_us - int(asyncio.get_running_loop().time() * 1e6)
@@ -165,7 +193,11 @@ class RedisStore:
             SLOT_LEASE_US,
         )
         hold = f"{demand.hold_nano}\n{demand.producer}\n{plan.meta}"
-        raw = await self._run("admit", plan.keys, moving + plan.numbers, demand.attempt, hold)
+        arguments = (moving + plan.numbers, demand.attempt, hold, demand.producer)
+        if plan.has_budget and demand.attempt:
+            raw = await self.client.run("admit", plan.keys, arguments, idempotent=True, with_life=True)
+        else:
+            raw = await self._run("admit", plan.keys, *arguments, "")
         if not self.time_us:
             self._learn_clock(raw[1])
         return _reply(checks, raw)
@@ -192,12 +224,15 @@ class RedisStore:
 
     def _apply_call(self, root: str, producer: str, entry: Entry) -> tuple[str, list[str], list[Any]]:
         keys = [marks_key(root), hold_key(root)]
-        if entry.kind is EntryKind.CLOSE:
+        if entry.kind in (EntryKind.BURY, EntryKind.CLOSE):
             prefixes = (counter_key(root, ""), slot_key(root, "") + ":", slot_key(root, ""))
-            return "close", keys, [producer, entry.number, CLOSED, *prefixes]
+            release = int(entry.kind is EntryKind.CLOSE)
+            return "bury", keys, [producer, entry.number, entry.dead, release, *prefixes]
         if entry.kind is EntryKind.USAGE:
             return "use", *self._use_call(root, producer, entry)
         keys.append(changed_key(root))
+        if entry.kind in RANKED:
+            return self._charge_call(root, producer, entry, keys)
         keys += [counter_key(root, c.name) for c in entry.counters]
         keys += [log_key(root, r.name) for r in entry.runs]
         keys += [slot_key(root, s) for s in entry.slots]
@@ -230,6 +265,34 @@ class RedisStore:
         for counter in entry.counters:
             numbers += (counter.ends_us, counter.expires_us)
         return keys, [_doubles(numbers), producer, entry.attempt, entry.number]
+
+    def _charge_call(
+        self, root: str, producer: str, entry: Entry, keys: list[str]
+    ) -> tuple[str, list[str], list[Any]]:
+        keys.append(charges_key(root))
+        keys += [counter_key(root, c.name) for c in entry.counters]
+        keys += [slot_key(root, s) for s in entry.slots]
+        numbers: list[int] = [
+            self.time_us,
+            entry.number,
+            entry.rank,
+            entry.cost_nano,
+            entry.requests,
+            entry.input_tokens,
+            entry.output_tokens,
+            entry.cached_tokens,
+            int(entry.fresh),
+            len(entry.counters),
+            len(entry.slots),
+            len(entry.origins),
+        ]
+        for counter in entry.counters:
+            numbers += (counter.ends_us, counter.expires_us)
+        for origin in entry.origins:
+            numbers += (origin.number, int(origin.held))
+        record, prefix = charge_of(entry).text(), counter_key(root, "")
+        producers = [origin.producer for origin in entry.origins]
+        return "charge", keys, [_doubles(numbers), producer, entry.attempt, entry.number, record, prefix, *producers]
 
     async def marks(self, root: str) -> Mapping[str, int] | None:
         flat = await self._call("HGETALL", marks_key(root))
@@ -271,14 +334,41 @@ class RedisStore:
 
     # The way from and to the database
 
-    async def seed(self, root: str, run: str, marks: Mapping[str, int], totals: Mapping[str, SeedTotals]) -> bool:
-        arguments: list[Any] = [run, counter_key(root, ""), len(marks), len(totals), used_key(root, "")]
+    async def seed(
+        self, root: str, run: str, marks: Mapping[str, int], totals: Mapping[str, SeedTotals], *, lost: bool
+    ) -> bool:
+        server = "" if lost else self.client.life_of(marks_key(root))
+        arguments: list[Any] = [run, counter_key(root, ""), len(marks), len(totals), used_key(root, ""), server]
         for producer, number in marks.items():
             arguments += (producer, number)
         for name, seed in totals.items():
             arguments += (name, seed.expires_us, _packed(seed.totals))
-        keys = [marks_key(root), hold_key(root), changed_key(root), unsaved_key(root)]
+        keys = [marks_key(root), hold_key(root), changed_key(root), unsaved_key(root), charges_key(root)]
         return bool(await self._run("seed", keys, *arguments))
+
+    async def gate(self, root: str, run: str, grace_us: int, open_producers: Sequence[str]) -> Gate | None:
+        key = marks_key(root)
+        arguments = (self.client.life_of(key), run, _doubles([self.time_us, grace_us]), *open_producers)
+        raw = await self._run("gate", [key], *arguments)
+        if not raw:
+            return None
+        waits = raw[2].decode()
+        return Gate(raw[0].decode(), int(raw[1]), tuple(waits.split(",")) if waits else ())
+
+    async def ready(self, root: str, run: str, producer: str) -> Ready:
+        return Ready(await self._run("ready", [marks_key(root)], run, producer, _doubles([self.time_us])))
+
+    async def announce(self, root: str, seconds: int) -> None:
+        await self._call("ZADD", ANNOUNCED_KEY, self.now_us() // 1_000_000 + seconds, root)
+        await self._call("EXPIRE", ANNOUNCED_KEY, seconds)
+
+    async def announced(self) -> list[str]:
+        now_s = self.now_us() // 1_000_000
+        found = await self._call("ZRANGE", ANNOUNCED_KEY, now_s, "+inf", "BYSCORE", "LIMIT", 0, ANNOUNCED_MAX)
+        return [root.decode() for root in found]
+
+    async def unannounce(self, root: str) -> None:
+        await self._call("ZREM", ANNOUNCED_KEY, root)
 
     async def restore(self, root: str, name: str, seed: SeedTotals) -> None:
         # A late entry is about to be charged to it: it must not leave again before the database has that.
@@ -308,15 +398,18 @@ class RedisStore:
             await self._run("remember", [unsaved_key(root)], used_key(root, ""), *chunk)
 
     async def snapshot(self, root: str) -> Snapshot | None:
-        keys = [marks_key(root), changed_key(root), unsaved_key(root)]
+        keys = [marks_key(root), changed_key(root), unsaved_key(root), charges_key(root)]
         raw = await self._run("snapshot", keys, counter_key(root, ""))
         if not raw:
             return None
         run, marks = _marks(raw[0])
         used = {raw[1][i].decode(): used_from(raw[1][i + 1].decode()) for i in range(0, len(raw[1]), 2)}
-        totals = {name.decode(): _totals(packed) for name, _, packed in raw[2:] if packed}
+        records = {
+            name[1:].decode(): record_of(text.decode()) for name, _, text in raw[2:] if name[:1] == b"!" and text
+        }
+        totals = {name.decode(): _totals(packed) for name, _, packed in raw[2:] if name[:1] != b"!" and packed}
         versions = {name.decode(): flag.decode() for name, flag, _ in raw[2:]}
-        return Snapshot(run, RootSnapshot(root, marks, totals, used), versions)
+        return Snapshot(run, RootSnapshot(root, marks, totals, used, records), versions)
 
     async def clear(
         self, root: str, run: str, versions: Mapping[str, str], used: Mapping[str, Used] | None = None
@@ -328,7 +421,40 @@ class RedisStore:
     async def _clear(self, key: str, root: str, run: str, fields: Mapping[str, str]) -> None:
         pairs = [part for pair in fields.items() for part in pair]
         for start in range(0, len(pairs), CLEAR_MAX):
-            await self._run("clear", [marks_key(root), key], run, *pairs[start : start + CLEAR_MAX])
+            chunk = pairs[start : start + CLEAR_MAX]
+            await self._run("clear", [marks_key(root), key, charges_key(root)], run, *chunk)
+
+    async def memory(self, root: str) -> Memory | None:
+        run, drops = await self._call("HMGET", marks_key(root), "run", ".drops")
+        return None if run is None else Memory(run.decode(), int(drops or 0))
+
+    async def recall(
+        self, root: str, memory: Memory, attempt: str, charge: Charge, marks: Mapping[str, int]
+    ) -> bool | None:
+        known = [part for pair in marks.items() for part in pair]
+        keys = [marks_key(root), charges_key(root)]
+        answer = await self._run("recall", keys, memory.run, memory.drops, attempt, charge.text(), *known)
+        return None if answer < 0 else bool(answer)
+
+    async def held(self, root: str) -> list[Held]:
+        flat = await self._call("HGETALL", hold_key(root))
+        return [_held(flat[i].decode(), flat[i + 1]) for i in range(0, len(flat), 2)]
+
+    async def drop_marks(self, root: str, producers: Sequence[str]) -> None:
+        marks = await self.marks(root) or {}
+        buried = [producer for producer in producers if is_buried(marks.get(producer, 0))]
+        if buried:
+            await self._call("HDEL", marks_key(root), *buried)
+
+    async def roots(self) -> AsyncIterator[str]:
+        for node in self.client.nodes:
+            cursor = b"0"
+            while True:
+                cursor, keys = await node.send("SCAN", cursor, "MATCH", "marks:{*", "COUNT", SCAN_KEYS)
+                for key in keys:
+                    yield key.decode()[len("marks:{") : -1]
+                if cursor == b"0":
+                    break
 
     # Calls. Everything that comes through here may be repeated: it is idempotent.
 
@@ -340,16 +466,18 @@ class RedisStore:
 
 
 PLANS_MAX: Final = 10_000
+SCAN_KEYS: Final = 1_000
 CLEAR_MAX: Final = 2_000
 
 
 class _Plan:
     """Keys and arguments of `admit` that depend on the checks alone."""
 
-    __slots__ = ("keys", "meta", "numbers")
+    __slots__ = ("has_budget", "keys", "meta", "numbers")
 
     def __init__(self, checks: Checks) -> None:
         root = checks.root
+        self.has_budget = checks.has_budget
         self.keys = (
             marks_key(root),
             hold_key(root),
@@ -398,17 +526,24 @@ def _totals(packed: bytes) -> SpendTotals:
     return SpendTotals(cost, *counts)
 
 
+def _held(attempt: str, raw: bytes) -> Held:
+    amount, producer, counters, slots, _ = raw.split(b"\n", 4)
+    names = [tuple(n.decode() for n in names.split(b",") if n) for names in (counters, slots)]
+    freed = tuple("" if name == ROOT_SLOT else name for name in names[1])
+    return Held(attempt, producer.decode(), int(amount), names[0], freed)
+
+
 def _marks(flat: Sequence[bytes]) -> tuple[str, dict[str, int]]:
     fields = {flat[i].decode(): flat[i + 1] for i in range(0, len(flat), 2)}
     run = fields.pop("run", b"").decode()
     fields.pop("sync", None)
-    return run, {producer: int(number) for producer, number in fields.items()}
+    return run, {producer: int(number) for producer, number in fields.items() if producer[0] != "."}
 
 
 def _reply(checks: Checks, raw: Sequence[int]) -> Reply:
     status, now_us = raw[0], raw[1]
     if status < 0:
-        return Reply(Status.LATE if status == -1 else Status.COLD, now_us)
+        return Reply(_NO_DECISION[status], now_us)
     refusal = None if status else _refusal(checks, raw)
     at = 2 if status else 8
     logs = []

@@ -3,15 +3,17 @@
 One contract suite runs on both (tests/governance/test_store_contract.py).
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
 
 from tollkeeper.domain.admission import Checks, Demand, Reply
+from tollkeeper.domain.charges import Charge
 from tollkeeper.domain.entries import Applied, Dispatch, Entry, Used
 from tollkeeper.domain.errors import StoreUnavailable
 from tollkeeper.domain.ports import RootSnapshot, SpendTotals
+from tollkeeper.domain.recovery import Gate, Ready
 from tollkeeper.domain.windows import LogPush
 
 
@@ -21,6 +23,23 @@ class Snapshot(msgspec.Struct, frozen=True):
     run: str
     content: RootSnapshot
     versions: Mapping[str, str]
+
+
+class Memory(msgspec.Struct, frozen=True):
+    """Which memory of a root was looked at: its run, and how many records have left it."""
+
+    run: str
+    drops: int
+
+
+class Held(msgspec.Struct, frozen=True):
+    """A hold as the store has it."""
+
+    attempt: str
+    producer: str
+    amount_nano: int
+    counters: tuple[str, ...]
+    slots: tuple[str, ...]
 
 
 class SeedTotals(msgspec.Struct, frozen=True):
@@ -54,6 +73,11 @@ class Store(Protocol):
         """Whether that server answers and takes writes. Raises `StoreUnavailable` with the reason."""
         ...
 
+    def watch(self, on_new_life: Callable[[], None]) -> None:
+        """Have `on_new_life` called when the server is found to live another life than before: it may have lost
+        something."""
+        ...
+
     def now_us(self) -> int:
         """The store's clock, near enough for deadlines."""
         ...
@@ -70,13 +94,60 @@ class Store(Protocol):
         """Marks of all producers; None if the tree is cold."""
         ...
 
+    async def memory(self, root: str) -> Memory | None:
+        """To be asked before the database is, for `recall`; None if the tree is cold."""
+        ...
+
+    async def recall(
+        self, root: str, memory: Memory, attempt: str, charge: Charge, marks: Mapping[str, int]
+    ) -> bool | None:
+        """Bring back a record that left when the database had it. False: ask again, the memory is another by now;
+        None: it does not have all that the database has at `marks`."""
+        ...
+
+    async def held(self, root: str) -> list[Held]:
+        """All holds of a root."""
+        ...
+
+    async def drop_marks(self, root: str, producers: Sequence[str]) -> None:
+        """Forget the marks of buried producers."""
+        ...
+
+    def roots(self) -> AsyncIterator[str]:
+        """Every root this store knows, some perhaps twice."""
+        ...
+
     async def reset(self, root: str, logs: Sequence[str], slots: Sequence[str]) -> None:
         """Empty windows and free slots."""
         ...
 
-    async def seed(self, root: str, run: str, marks: Mapping[str, int], totals: Mapping[str, SeedTotals]) -> bool:
-        """Load a tree from the database unless it already dominates; True if it was loaded."""
+    async def seed(
+        self, root: str, run: str, marks: Mapping[str, int], totals: Mapping[str, SeedTotals], *, lost: bool
+    ) -> bool:
+        """Load a tree from the database unless it already dominates; True if it was loaded.
+
+        If something may have been `lost`, the tree then waits for the producers (`gate`).
+        """
         ...
+
+    async def gate(self, root: str, run: str, grace_us: int, open_producers: Sequence[str]) -> Gate | None:
+        """Who is waited for after a loss; begins to wait, in the new `run`, in a life of the server that the tree was
+        not in before. None if the tree is cold."""
+        ...
+
+    async def ready(self, root: str, run: str, producer: str) -> Ready:
+        """This producer has sent again all it has to that run."""
+        ...
+
+    async def announce(self, root: str, seconds: int) -> None:
+        """Tell all producers, for so long, that a root waits for them."""
+        ...
+
+    async def announced(self) -> list[str]:
+        """Roots that wait for producers."""
+        ...
+
+    async def unannounce(self, root: str) -> None: ...
 
     async def restore(self, root: str, name: str, seed: SeedTotals) -> None:
         """Bring back a counter of an ended period."""

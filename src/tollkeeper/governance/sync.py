@@ -15,6 +15,10 @@ from tollkeeper.governance.store import Store
 from tollkeeper.observability.logging import logger
 from tollkeeper.observability.metrics import Metrics
 
+WHOLE_US: Final = 3_600_000_000
+"""All roots are looked at this often, whether they were touched here or not."""
+MARKS_KEPT_US: Final = 7 * 86_400_000_000
+"""The mark of a closed producer is dropped so long after the database had its close."""
 RETRY_S: Final = 5.0
 """After a failed run the next one comes this soon, or after the interval if that is shorter."""
 
@@ -67,19 +71,32 @@ class SyncWorker:
             self._task = None
         await self.sync_once()
 
+    async def roots(self) -> set[str]:
+        """All that the database or the store knows. Raises `Unavailable`."""
+        known = set(await self._spend.roots())
+        async for root in self._store.roots():
+            known.add(root)
+        return known
+
     async def _run(self) -> None:
-        known = False
+        whole_us: int | None = None  # when all roots were taken last
         while True:
             wait_s = self._interval_s
             try:
-                if not known:
-                    self._waiting.update(await self._spend.roots())
-                    known = True
+                now_us = self._now_us()
+                if whole_us is None or now_us - whole_us >= WHOLE_US:
+                    await self._take_all(now_us)
+                    whole_us = now_us
                 await self.sync_once()
             except Unavailable as error:
                 self._log.warning("sync_waits", why=str(error))
                 wait_s = min(RETRY_S, self._interval_s)
             await asyncio.sleep(wait_s)
+
+    async def _take_all(self, now_us: int) -> None:
+        """All roots, also those that only a dead producer has touched; and marks that nobody needs any more."""
+        self._ledger.forgotten = await self._spend.forget_marks(now_us, now_us - MARKS_KEPT_US)
+        self._waiting |= await self.roots()
 
     async def sync_once(self) -> int:
         """Write everything that has changed; returns the number of counters. Raises `Unavailable`; what is left is
@@ -114,6 +131,9 @@ class SyncWorker:
             return 0
         await self._store.clear(root, snapshot.run, snapshot.versions, content.used)
         self._ledger.covered(content)
+        gone = sorted(self._ledger.forgotten & content.marks.keys())
+        if gone:
+            await self._store.drop_marks(root, gone)
         self._waiting.discard(root)
         self._written.inc(len(content.totals))
         return len(content.totals)

@@ -5,7 +5,7 @@ its marks dominate; `save` writes only such. It knows nothing of Redis, outboxes
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 from sqlalchemy import Table, bindparam, func, or_, select, text, union
@@ -14,15 +14,19 @@ from sqlalchemy.sql.dml import Insert
 
 from tollkeeper.domain.accounts import MonthlyUsage
 from tollkeeper.domain.admission import split_counter
-from tollkeeper.domain.entries import Used
+from tollkeeper.domain.charges import QUARANTINED, Charge
+from tollkeeper.domain.entries import PRESUMED, SETTLED, Used, dominates, is_buried
 from tollkeeper.domain.errors import NotFound
 from tollkeeper.domain.periods import month_of_label
-from tollkeeper.domain.ports import RootSnapshot, SpendTotals
+from tollkeeper.domain.ports import ListedCharge, RootSnapshot, SpendTotals
 from tollkeeper.storage.address import Dialect
 from tollkeeper.storage.names import KEY, is_text
-from tollkeeper.storage.tables import keys, marks, monthly_usage_summary, producers, spend, usage_keys
+from tollkeeper.storage.tables import charges, keys, marks, monthly_usage_summary, producers, spend, usage_keys
 from tollkeeper.storage.transactions import Transaction, Transactions
 
+FORGOTTEN_AT_ONCE: Final = 500
+FORGOTTEN_US: Final = 30 * 86_400 * 1_000_000
+"""So long after the database dropped its marks a producer's are still dropped from stores."""
 BATCH_ROWS: Final = 1000
 """Rows of one upsert, so that each stays far below the deadline of a statement."""
 
@@ -30,11 +34,6 @@ USED_KEPT_LONGER_US: Final = 3600 * 1_000_000
 """Idempotency keys stay this long after they may be forgotten: our clock is not the store's."""
 
 Rows = list[dict[str, Any]]
-
-
-def dominates(newer: Mapping[str, int], older: Mapping[str, int]) -> bool:
-    """Whether `newer` includes every entry that `older` includes; a producer it does not name is at 0."""
-    return all(newer.get(producer, 0) >= number for producer, number in older.items())
 
 
 def _upsert(table: Table, dialect: Dialect, changed: tuple[str, ...]) -> Insert:
@@ -71,6 +70,11 @@ async def _write(transaction: Transaction, statements: Mapping[Dialect, Insert],
 
 _TOTALS: Final = (*SpendTotals.__struct_fields__, "updated_us")
 _SAVE_MARKS: Final = {dialect: _upsert(marks, dialect, ("number",)) for dialect in Dialect}
+_BEGIN: Final = {dialect: _upsert(marks, dialect, ()) for dialect in Dialect}
+_SAVE_CHARGES: Final = {
+    dialect: _upsert(charges, dialect, tuple(c.name for c in charges.columns if not c.primary_key))
+    for dialect in Dialect
+}
 _SAVE_SPEND: Final = {dialect: _upsert(spend, dialect, _TOTALS) for dialect in Dialect}
 _SAVE_MONTHS: Final = {dialect: _upsert(monthly_usage_summary, dialect, _TOTALS) for dialect in Dialect}
 _SAVE_USED: Final = {dialect: _upsert(usage_keys, dialect, ("cost_nano", "until_us", "entry")) for dialect in Dialect}
@@ -110,7 +114,10 @@ class StoredSpend:
             stored = await _stored_marks(transaction, snapshot.root)
             if not dominates(snapshot.marks, stored):
                 return False
-            await _write(transaction, _SAVE_MARKS, _mark_rows(snapshot, stored))
+            new = _mark_rows(snapshot, stored)
+            gone = await _forgotten(transaction, [r["producer"] for r in new if is_buried(r["number"])])
+            await _write(transaction, _SAVE_MARKS, [r for r in new if r["producer"] not in gone])
+            await _save_charges(transaction, snapshot, now_us)
             await _write(transaction, _SAVE_SPEND, _spend_rows(snapshot, now_us))
             await _write(transaction, _SAVE_MONTHS, _month_rows(snapshot, now_us))
             if snapshot.used:
@@ -124,6 +131,80 @@ class StoredSpend:
         async with self._transactions.read() as transaction:
             rows = await transaction.rows(query)
         return {row.digest: Used(row.cost_nano, row.until_us, row.entry) for row in rows}
+
+    async def charge(self, root: str, attempt: str) -> tuple[Charge | None, Mapping[str, int]]:
+        """See `ports.SpendLedger`."""
+        async with self._transactions.snapshot() as transaction:
+            stored = await _stored_marks(transaction, root)
+            row = await transaction.row(select(charges).where(charges.c.root == root, charges.c.attempt == attempt))
+        return (None if row is None else _listed(row).charge), stored
+
+    async def listed(
+        self, *, attempt: str | None = None, status: str | None = None, key: str | None = None, limit: int = 100
+    ) -> Sequence[ListedCharge]:
+        """See `ports.SpendLedger`."""
+        query = select(charges).order_by(charges.c.updated_us.desc(), charges.c.attempt).limit(limit)
+        if attempt is not None:
+            query = query.where(charges.c.attempt.in_([attempt, QUARANTINED + attempt]))
+        if key is not None:
+            query = query.where(charges.c.key_id == key)
+        if status is not None:
+            rank = charges.c.rank
+            wanted = {"quarantined": rank == 0, "presumed": rank == PRESUMED, "settled": rank == SETTLED}
+            query = query.where(wanted.get(status, rank > SETTLED))
+        async with self._transactions.read() as transaction:
+            return [_listed(row) for row in await transaction.rows(query)]
+
+    async def claim_orphan(self, claimant: str, now_us: int, unseen_since_us: int) -> str | None:
+        """See `ports.SpendLedger`."""
+        unclaimed = or_(producers.c.claimed_us.is_(None), producers.c.claimed_us < unseen_since_us)
+        lost = (producers.c.closed_us.is_(None), producers.c.seen_us < unseen_since_us, unclaimed)
+        async with self._transactions.write() as transaction:
+            row = await transaction.row(select(producers.c.id).where(*lost).order_by(producers.c.seen_us).limit(1))
+            if row is None:
+                return None
+            claim = producers.update().where(producers.c.id == row.id, *lost)
+            won = await transaction.execute(claim.values(claimant=claimant, claimed_us=now_us))
+            return row.id if won.rowcount == 1 else None
+
+    async def closed_among(self, wanted: Collection[str]) -> set[str]:
+        """See `ports.SpendLedger`."""
+        query = select(producers.c.id).where(producers.c.id.in_(list(wanted)), producers.c.closed_us.is_not(None))
+        async with self._transactions.read() as transaction:
+            return {row.id for row in await transaction.rows(query)}
+
+    async def forget_marks(self, now_us: int, closed_before_us: int) -> set[str]:
+        """See `ports.SpendLedger`. Not while any open producer was last seen before the close: it may still have
+        entries that name the closed one."""
+        open_ones = select(func.min(producers.c.seen_us)).where(
+            producers.c.closed_us.is_(None), producers.c.rested_us.is_(None)
+        )
+        async with self._transactions.write() as transaction:
+            row = await transaction.row(open_ones)
+            before_us = min(closed_before_us, row[0] if row is not None and row[0] is not None else closed_before_us)
+            due = (
+                select(producers.c.id)
+                .where(producers.c.closed_us < before_us, producers.c.forgotten_us.is_(None))
+                .limit(FORGOTTEN_AT_ONCE)
+            )
+            ids = [row.id for row in await transaction.rows(due)]
+            if ids:
+                await transaction.execute(marks.delete().where(marks.c.producer.in_(ids)))
+                await transaction.execute(
+                    producers.update().where(producers.c.id.in_(ids)).values(forgotten_us=now_us)
+                )
+            recent = select(producers.c.id).where(producers.c.forgotten_us > now_us - FORGOTTEN_US)
+            return {row.id for row in await transaction.rows(recent)}
+
+    async def begin(self, root: str, producer: str) -> bool:
+        """See `ports.SpendLedger`."""
+        async with self._transactions.write() as transaction:
+            if transaction.dialect is Dialect.POSTGRESQL:
+                await transaction.execute(_LOCK_ROOT, {"lock": _lock_of(root)})
+            known = await _stored_marks(transaction, root)
+            if producer not in known:
+                await _write(transaction, _BEGIN, [{"root": root, "producer": producer, "number": 0}])
+        return not known
 
     async def roots(self) -> list[str]:
         async with self._transactions.read() as transaction:
@@ -156,13 +237,29 @@ class StoredSpend:
             rows = await transaction.rows(query)
         return [MonthlyUsage(**row._mapping) for row in rows]
 
-    async def enrol_producer(self, producer: str, now_us: int) -> None:
+    async def enrol_producer(self, producer: str, now_us: int) -> bool:
         """See `ports.SpendLedger`. A heartbeat never moves back; a closed producer stays as it is."""
         async with self._transactions.write() as transaction:
             await _write(transaction, _ENROL, [_producer_row(producer, now_us)])
             await transaction.execute(
                 _OPEN.where(producers.c.id == producer, producers.c.seen_us < now_us).values(seen_us=now_us)
             )
+            await transaction.execute(
+                _OPEN.where(producers.c.id == producer, producers.c.rested_us.is_not(None)).values(rested_us=None)
+            )
+            closed = select(producers.c.id).where(producers.c.id == producer, producers.c.closed_us.is_not(None))
+            return await transaction.row(closed) is None
+
+    async def rest_producer(self, producer: str, now_us: int) -> None:
+        """See `ports.SpendLedger`."""
+        async with self._transactions.write() as transaction:
+            await transaction.execute(_OPEN.where(producers.c.id == producer).values(rested_us=now_us))
+
+    async def open_producers(self) -> list[str]:
+        """See `ports.SpendLedger`."""
+        query = select(producers.c.id).where(producers.c.closed_us.is_(None), producers.c.rested_us.is_(None))
+        async with self._transactions.read() as transaction:
+            return [row.id for row in await transaction.rows(query.order_by(producers.c.id))]
 
     async def live_producers(self, since_us: int) -> list[str]:
         """See `ports.SpendLedger`."""
@@ -180,12 +277,61 @@ class StoredSpend:
 
 
 def _producer_row(producer: str, now_us: int) -> dict[str, Any]:
-    return {"id": producer, "enrolled_us": now_us, "seen_us": now_us, "closed_us": None}
+    return {"id": producer, "enrolled_us": now_us, "seen_us": now_us, "closed_us": None} | dict.fromkeys(
+        ("rested_us", "claimant", "claimed_us", "forgotten_us")
+    )
 
 
 async def _stored_marks(transaction: Transaction, root: str) -> dict[str, int]:
     rows = await transaction.rows(_MARKS.where(marks.c.root == root))
     return {row.producer: row.number for row in rows}
+
+
+async def _forgotten(transaction: Transaction, wanted: Sequence[str]) -> set[str]:
+    if not wanted:
+        return set()
+    query = select(producers.c.id).where(producers.c.id.in_(wanted), producers.c.forgotten_us.is_not(None))
+    return {row.id for row in await transaction.rows(query)}
+
+
+async def _save_charges(transaction: Transaction, snapshot: RootSnapshot, now_us: int) -> None:
+    """What was presumed first is remembered beside what is charged now."""
+    records = {a: c for a, c in snapshot.charges.items() if c.rank or a.startswith(QUARANTINED)}
+    names, before = sorted(records), {}
+    for start in range(0, len(names), BATCH_ROWS):
+        query = select(charges.c.attempt, charges.c.presumed_nano).where(
+            charges.c.root == snapshot.root, charges.c.attempt.in_(names[start : start + BATCH_ROWS])
+        )
+        before.update({row.attempt: row.presumed_nano for row in await transaction.rows(query)})
+    rows: Rows = [
+        {
+            "root": snapshot.root,
+            "attempt": attempt,
+            "rank": charge.rank,
+            "key_id": _key_of(charge),
+            "presumed_nano": charge.cost_nano if charge.rank == PRESUMED else before.get(attempt),
+            "cost_nano": charge.cost_nano,
+            "requests": charge.requests,
+            "input_tokens": charge.input_tokens,
+            "output_tokens": charge.output_tokens,
+            "cached_tokens": charge.cached_tokens,
+            "known": charge.known,
+            "updated_us": now_us,
+        }
+        for attempt, charge in records.items()
+    ]
+    await _write(transaction, _SAVE_CHARGES, rows)
+
+
+def _key_of(charge: Charge) -> str:
+    scopes = [split_counter(ref.name)[0] for ref in charge.what_is_known().counters]
+    return next((scope for scope in scopes if scope.startswith(KEY)), "")
+
+
+def _listed(row: Any) -> ListedCharge:
+    tokens = (row.input_tokens, row.output_tokens, row.cached_tokens)
+    charge = Charge(row.rank, row.cost_nano, row.requests, *tokens, row.known)
+    return ListedCharge(row.root, row.attempt, charge, row.presumed_nano, row.updated_us)
 
 
 def _lock_of(root: str) -> int:

@@ -142,8 +142,14 @@ producers: Final = Table(
     _int("enrolled_us"),
     _int("seen_us"),
     _int("closed_us", nullable=True),
+    _int("rested_us", nullable=True),
+    _text("claimant", nullable=True),
+    _int("claimed_us", nullable=True),
+    _int("forgotten_us", nullable=True),
     PrimaryKeyConstraint("id"),
 )
+"""Gateway processes. `rested_us`: it stopped, and the database has all it did; until its next heartbeat. `claimant`:
+who closes it, its disk being gone. `forgotten_us`: when the marks of a closed one were dropped."""
 
 marks: Final = Table(
     "marks",
@@ -183,6 +189,28 @@ usage_keys: Final = Table(
     Index("ix_usage_keys_root_until_us", "root", "until_us"),
 )
 """Idempotency keys of usage, by digest, until they may be forgotten; `entry` is the one that charged."""
+
+charges: Final = Table(
+    "charges",
+    METADATA,
+    _text("root"),
+    _text("attempt"),
+    _int("rank"),
+    _text("key_id"),
+    _int("presumed_nano", nullable=True),
+    _int("cost_nano"),
+    _int("requests"),
+    _int("input_tokens"),
+    _int("output_tokens"),
+    _int("cached_tokens"),
+    _text("known"),
+    _int("updated_us"),
+    PrimaryKeyConstraint("root", "attempt"),
+    Index("ix_charges_attempt", "attempt"),
+    Index("ix_charges_rank_updated_us", "rank", "updated_us"),
+)
+"""Attempts whose charge carries a rank: presumed, late, corrected; quarantined ones are named `?` and the attempt.
+`known` is JSON: counters, note."""
 
 monthly_usage_summary: Final = Table(
     "monthly_usage_summary",

@@ -15,9 +15,10 @@ from importlib.resources import files
 from typing import Final
 
 SCRIPTS: Final = (
-    *("admit", "apply", "close", "seed", "restore", "reassert", "snapshot", "clear", "reset"),
+    *("admit", "apply", "charge", "bury", "seed", "restore", "reassert", "snapshot", "clear", "reset"),
     *("push",),
     *("use", "remember"),
+    *("gate", "ready", "recall"),
     *("allow", "bucket"),
     *("logput", "lognote", "loglease", "logrenew", "logack", "logtake", "logclear", "logstats"),
 )

@@ -8,7 +8,11 @@
 --           per counter: budget (nano-dollars, -1: none), end of its period, its expiry (µs, 0: never)
 --       2 attempt ('' asks for the state only)
 --       3 the hold without its runs: amount LF producer LF counter names LF slot names LF (holds.lua)
--- Reply {status, now, …}. status 1 admitted, 0 refused, -1 late, -2 cold. A refusal goes on with
+--       4 producer
+--       5 the server's life that the caller is connected to ('': there is no budget, and no need to wait for anybody)
+-- Reply {status, now, …}. status 1 admitted, 0 refused, -1 late, -2 cold, -3 recovering: another producer has to send
+--       again first, or nobody has asked since the server's life began (gate.lua), -4 the producer is buried (marks.lua).
+--       A refusal goes on with
 --       {check, unit, used, asked, wait (µs, -1: never), never (0|1)}: check counts logs, slots, counters from 1; unit 1
 --       requests, 2 tokens. Then, refused or admitted, per log {generation, run index (-1: none), requests, tokens,
 --       µs until empty}, per slot set {in flight}, per counter {spent, held}. Last, if admitted now, {check, unit} for each
@@ -21,6 +25,7 @@
 -- include: counter.lua
 -- How a limit refuses: for a known time, until a slot is free, until its budget is raised, for ever.
 local WAIT, BUSY, SPENT, NEVER = 0, 1, 2, 3
+local BURIED = 4503599627370496
 local plan, attempt = ARGV[1], ARGV[2]
 local given, valid_from, valid_until, requests, tokens, hold, lease, log_count, slot_count, counter_count, at =
   read('<dddddddddd', plan)
@@ -28,8 +33,16 @@ local now = clock(given)
 if now < valid_from or now >= valid_until then
   return {-1, now}
 end
-if call('EXISTS', KEYS[1]) == 0 then
+local tree = call('HMGET', KEYS[1], 'run', '.server', '.gate', ARGV[4])
+if not tree[1] then
   return {-2, now}
+end
+if attempt ~= '' and tree[4] and tonumber(tree[4]) >= BURIED then
+  return {-4, now}
+end
+local server = ARGV[5]
+if server ~= '' and (server ~= tree[2] or tree[3] and now < tonumber(tree[3])) then
+  return {-3, now}
 end
 
 local slot_base, counter_base = 2 + log_count, 2 + log_count + slot_count

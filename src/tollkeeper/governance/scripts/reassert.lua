@@ -1,11 +1,12 @@
--- Hold again what a producer still has in flight, after a loss. The twin of Tree.reassert, for one attempt.
+-- Hold again what a producer still has in flight, after a loss or under a new name. The twin of Tree.reassert, for one
+-- attempt.
 --
 -- KEYS  1 marks:{root}  2 hold:{root}  then its counters
 -- ARGV  attempt, amount (nano-dollars), the hold as holds.lua tells; then per counter its expiry (µs, 0: never)
--- Reply 1 held, 0 it was held or the tree is cold.
+-- Reply 1 held, 0 it was held (the hold is this producer's now) or the tree is cold.
 -- include: clock.lua
 -- include: counter.lua
-if call('EXISTS', KEYS[1]) == 0 or call('HSETNX', KEYS[2], ARGV[1], ARGV[3]) == 0 then
+if call('EXISTS', KEYS[1]) == 0 or call('HSET', KEYS[2], ARGV[1], ARGV[3]) == 0 then
   return 0
 end
 local amount = tonumber(ARGV[2])

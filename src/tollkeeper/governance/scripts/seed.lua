@@ -1,19 +1,21 @@
 -- Load a tree that does not dominate the database: absolutely, never by adding, and without holds. The twin of Tree.seed.
 --
--- KEYS  1 marks:{root}  2 hold:{root}  3 changed:{root}  4 unsaved:{root}
+-- KEYS  1 marks:{root}  2 hold:{root}  3 changed:{root}  4 unsaved:{root}  5 charges:{root}
 -- ARGV  run (a nonce of this memory's life), prefix of counter keys, number of marks, number of counters, prefix of used
---       keys; then
+--       keys; the server's life if nothing can have been lost, so that nobody need be waited for ('': gate.lua begins to
+--       wait); then
 --       per mark: producer, number; per counter: name, expiry (µs, 0: never), itself as counter.lua tells, without a generation
 -- Reply 1 seeded, 0 this memory already dominates the database.
 -- include: clock.lua
 -- include: holds.lua
 -- include: counter.lua
+-- include: marks.lua
 local run, prefix, mark_count, counter_count = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
-local used_prefix = ARGV[5]
+local used_prefix, server = ARGV[5], ARGV[6]
 local dominates = redis.call('HEXISTS', KEYS[1], 'run') == 1
 for i = 1, mark_count do
-  local here = tonumber(redis.call('HGET', KEYS[1], ARGV[4 + 2 * i]) or 0)
-  if here < tonumber(ARGV[5 + 2 * i]) then
+  local here = tonumber(redis.call('HGET', KEYS[1], ARGV[5 + 2 * i]) or 0)
+  if not covers(here, tonumber(ARGV[6 + 2 * i])) then
     dominates = false
   end
 end
@@ -31,14 +33,17 @@ end)
 for _, digest in ipairs(redis.call('HKEYS', KEYS[4])) do
   redis.call('DEL', used_prefix .. digest)
 end
-redis.call('DEL', KEYS[1], KEYS[2], KEYS[3], KEYS[4])
+redis.call('DEL', KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5])
 local sync = run .. ':1'
 redis.call('HSET', KEYS[1], 'run', run, 'sync', sync)
+if server ~= '' then
+  redis.call('HSET', KEYS[1], '.server', server)
+end
 for i = 1, mark_count do
-  redis.call('HSET', KEYS[1], ARGV[4 + 2 * i], ARGV[5 + 2 * i])
+  redis.call('HSET', KEYS[1], ARGV[5 + 2 * i], ARGV[6 + 2 * i])
 end
 for i = 1, counter_count do
-  local at = 5 + 2 * mark_count + 3 * (i - 1)
+  local at = 6 + 2 * mark_count + 3 * (i - 1)
   counter_make(prefix .. ARGV[at + 1], ARGV[at + 3] .. sync, tonumber(ARGV[at + 2]))
   redis.call('HSET', KEYS[3], ARGV[at + 1], sync)
 end

@@ -1,0 +1,25 @@
+"""What a store that lost its memory says of its recovery: who has still to send again, and until when it waits.
+
+The decisions are `Tree.gate` and `Tree.ready`, and the scripts that are their twins.
+"""
+
+from enum import IntEnum
+
+import msgspec
+
+
+class Gate(msgspec.Struct, frozen=True):
+    """Nothing is admitted under a budget until `until_us` (store's time; 0: the gate is open) or until none of
+    `waits` is left. `run` is the memory's life that this is true of."""
+
+    run: str
+    until_us: int
+    waits: tuple[str, ...]
+
+
+class Ready(IntEnum):
+    """How a producer's word was taken that it has sent again all it has: *late* came after the grace."""
+
+    ANOTHER_RUN = 0
+    COUNTED = 1
+    LATE = 2

@@ -1,0 +1,154 @@
+"""Promise 3 through the loss of Redis: budgets are admitted under only when every producer has told what it knows."""
+
+import asyncio
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.governance.parts import Clock, Parts, budget, one_key
+from tests.servers.redis import RedisServer
+from tollkeeper.domain.admission import Denial, Grant
+from tollkeeper.domain.errors import Recovering, Unavailable
+from tollkeeper.domain.policy import Policy
+from tollkeeper.domain.usage import Usage
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """The real time: Redis has its own clock."""
+    return Clock(time.time_ns() // 1000)
+
+
+async def patiently(parts: Parts, attempt: str, *, hold: int) -> Grant | Denial:
+    """Ask until there is a decision."""
+    for _ in range(50):
+        try:
+            return await parts.admit(one_key("org_a", budget(1000)), attempt, hold=hold)
+        except Unavailable:
+            await asyncio.sleep(0.02)
+    raise AssertionError("no decision")
+
+
+@pytest.mark.parametrize("loss", ["flushed", "restarted"])
+async def test_an_idle_producer_is_waited_for(
+    tmp_path: Path, own_redis: RedisServer, clock: Clock, loss: str
+) -> None:
+    """One gateway has money in flight and unsynced spend, and nothing to do. Redis loses all; the other gateway's
+    next admission must count both, though only the idle one knows of them."""
+    busy = await Parts.start(tmp_path, own_redis.url, clock)
+    idle = await Parts.start(tmp_path, own_redis.url, clock)
+    who = one_key("org_a", budget(1000))
+    await busy.spend(who, "first.1", hold=10, cost=0)
+    await idle.spend(who, "unsynced.1", hold=100, cost=100)
+    flying = await idle.admit(who, "flying.1", hold=600)
+    assert isinstance(flying, Grant)
+    idle.ledger.dispatched(flying)
+    assert await idle.ledger.flush(5) and await busy.ledger.flush(5)
+    if loss == "flushed":
+        own_redis.command("FLUSHALL")
+    else:
+        own_redis.kill()
+        own_redis.start()
+    assert isinstance(await patiently(busy, "over.1", hold=301), Denial)
+    fits = await patiently(busy, "fits.1", hold=300)
+    assert isinstance(fits, Grant)
+    busy.ledger.void(fits)
+    idle.ledger.settle(flying, 50, Usage())
+    for parts in (busy, idle):
+        await parts.stop()
+
+
+async def test_a_dead_producer_is_waited_for_until_the_grace_has_passed(
+    tmp_path: Path, own_redis: RedisServer, clock: Clock
+) -> None:
+    """A producer that is neither closed nor back: requests under a budget fail in time and say why, others go on;
+    after the grace they go on as well."""
+    parts = await Parts.start(tmp_path, own_redis.url, clock, grace_s=2.5)
+    who, unlimited = one_key("org_a", budget(1000)), one_key("org_a", Policy())
+    await parts.spend(who, "first.1", hold=10, cost=5)
+    await parts.ledger.flush(5)
+    await parts.sync.sync_once()
+    await parts.database.spend.enrol_producer("p_dead", clock())
+    await asyncio.sleep(1.1)  # as long as the list of producers is taken as it was read
+    own_redis.command("FLUSHALL")
+    with pytest.raises(Recovering, match="waits for p_dead"):
+        await parts.admit(who, "early.1", hold=1)
+    free = await parts.admit(unlimited, "free.1", hold=1)
+    assert isinstance(free, Grant)
+    parts.ledger.void(free)
+    later = await patiently(parts, "later.1", hold=995)
+    assert isinstance(later, Grant)
+    parts.ledger.void(later)
+    await parts.stop()
+
+
+async def test_a_closed_or_resting_producer_is_not_waited_for(
+    tmp_path: Path, own_redis: RedisServer, clock: Clock
+) -> None:
+    parts = await Parts.start(tmp_path, own_redis.url, clock)
+    who = one_key("org_a", budget(1000))
+    await parts.spend(who, "first.1", hold=10, cost=5)
+    await parts.ledger.flush(5)
+    await parts.sync.sync_once()
+    for producer in ("p_closed", "p_resting"):
+        await parts.database.spend.enrol_producer(producer, clock())
+    await parts.database.spend.retire_producer("p_closed", clock())
+    await parts.database.spend.rest_producer("p_resting", clock())
+    own_redis.command("FLUSHALL")
+    grant = await parts.admit(who, "next.1", hold=995)
+    assert isinstance(grant, Grant)
+    parts.ledger.void(grant)
+    await parts.stop()
+    reopened = await Parts.start(tmp_path, own_redis.url, clock)
+    assert parts.ledger.producer in await reopened.database.spend.open_producers(), "it is not at rest any more"
+    await reopened.stop()
+
+
+async def test_a_producer_that_stopped_with_all_in_the_database_is_at_rest(
+    tmp_path: Path, own_redis: RedisServer, clock: Clock
+) -> None:
+    parts = await Parts.start(tmp_path, own_redis.url, clock)
+    await parts.spend(one_key("org_a", budget(1000)), "first.1", hold=10, cost=5)
+    spend = parts.database.spend
+    assert await spend.open_producers() == [parts.ledger.producer]
+    assert await parts.ledger.flush(5)
+    await parts.closer.stop()
+    await parts.sync.stop()
+    await parts.ledger.stop()
+    assert await spend.open_producers() == []
+    await parts.store.stop()
+    await parts.database.close()
+
+
+async def test_a_root_that_was_never_used_waits_for_nobody(
+    tmp_path: Path, own_redis: RedisServer, clock: Clock
+) -> None:
+    """Nothing of it can be lost: its first request goes through at once, whoever is dead."""
+    parts = await Parts.start(tmp_path, own_redis.url, clock)
+    await parts.database.spend.enrol_producer("p_dead", clock())
+    await parts.spend(one_key("org_new", budget(1000)), "first.1", hold=10, cost=5)
+    await parts.stop()
+
+
+async def test_a_promoted_replica_is_not_trusted_before_all_have_sent_again(
+    tmp_path: Path, own_redis: RedisServer, clock: Clock
+) -> None:
+    """Memory that moved back without being empty: another life of the server, with an older state, takes no budget
+    until what it lacks is there, even from a producer that sees nothing missing."""
+    busy = await Parts.start(tmp_path, own_redis.url, clock)
+    idle = await Parts.start(tmp_path, own_redis.url, clock)
+    who = one_key("org_a", budget(1000))
+    await busy.spend(who, "first.1", hold=10, cost=0)
+    assert await busy.ledger.flush(5)
+    own_redis.command("SAVE")
+    flying = await idle.admit(who, "flying.1", hold=900)  # after the save: the next life has never heard of it
+    assert isinstance(flying, Grant)
+    idle.ledger.dispatched(flying)
+    own_redis.kill()
+    own_redis.start()
+    decision = await patiently(busy, "over.1", hold=101)
+    assert isinstance(decision, Denial), decision
+    idle.ledger.settle(flying, 50, Usage())
+    for parts in (busy, idle):
+        await parts.stop()
