@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.governance.parts import Clock, Parts, budget, one_key
-from tests.servers.redis import RedisServer
+from tests.servers.redis import RedisCluster, RedisServer
 from tollkeeper.domain.admission import Denial, Grant, LimitKind
 from tollkeeper.domain.errors import StoreUnavailable
 from tollkeeper.domain.outage import OutageMode, OutageModes
@@ -286,6 +286,48 @@ async def test_a_push_that_was_lost_is_pushed_once(
         assert lost == [True]
         (grant,) = await burst(parts, who, 1, "after", cost=1)
         assert grant.reply.logs[0].requests == 5 + 20 + 3 + 1
+
+
+async def test_a_redis_that_takes_no_writes_counts_as_away(tmp_path: Path, own_redis: RedisServer) -> None:
+    """It answers pings, but is out of memory: the probe writes, too, so the breaker stays open until it is mended."""
+    who = limited(20)
+    async with ledgers(tmp_path, own_redis, 1, BOUNDED) as (parts,):
+        assert len(await burst(parts, who, 5, "before", cost=1)) == 5
+        own_redis.command("CONFIG", "SET", "maxmemory", "1")
+        assert len(await burst(parts, who, 5, "alone", cost=1)) == 5
+        await asyncio.sleep(0.6)
+        assert parts.ledger.outage.state != "closed"
+        assert len(await burst(parts, who, 20, "more", cost=1)) == 10
+        own_redis.command("CONFIG", "SET", "maxmemory", "0")
+        await back([parts])
+        assert await burst(parts, who, 5, "after", cost=1) == []
+
+
+async def test_a_server_of_a_cluster_is_away_alone(tmp_path: Path, redis_cluster: RedisCluster) -> None:
+    """Organisations on the other servers are decided by Redis as ever."""
+    policy = Policy(windows=(Window(Unit.REQUESTS, 10),))
+    parts = await Parts.start(tmp_path, redis_cluster.url, Clock(time.time_ns() // 1000), BOUNDED)
+    try:
+        roots = {parts.store.server(f"org_{n}"): f"org_{n}" for n in range(100)}
+        assert len(roots) == 3
+        asked = {server: one_key(root, policy) for server, root in roots.items()}
+        for who in asked.values():
+            assert len(await burst(parts, who, 2, "before", cost=1)) == 2
+        dead = redis_cluster.servers[0]
+        dead.kill()
+        for server, who in asked.items():
+            decision = await parts.admit(who, "during.1", hold=1)
+            assert isinstance(decision, Grant)
+            assert decision.reply.degraded == ("limits" if server.endswith(f":{dead.port}") else "")
+            parts.ledger.void(decision)
+        dead.start()
+        redis_cluster.settle()
+        await back([parts])
+    finally:
+        if redis_cluster.servers[0].process is None:
+            redis_cluster.servers[0].start()
+        redis_cluster.settle()
+        await parts.stop()
 
 
 async def test_two_outages_in_one_window_share_one_share(tmp_path: Path, own_redis: RedisServer) -> None:

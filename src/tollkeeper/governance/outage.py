@@ -35,7 +35,10 @@ OF_SERVER: Final = frozenset(
 
 
 class Outage:
-    """What the ledger asks when the store fails it. `on_back` is told of each root that is to be handed over."""
+    """What the ledger asks when the store fails it.
+
+    `on_back` is told of each root that is to be handed over, again and again until it is.
+    """
 
     def __init__(
         self, *, store: Store, producer: str, modes: OutageModes, metrics: Metrics, on_back: Callable[[str], object]
@@ -138,8 +141,7 @@ class Outage:
         self._away[server] = str(error)
         self._note_degraded()
         self._log.warning("store_away", server=server, why=str(error), then=self.degraded)
-        if self._prober is None:
-            self._prober = asyncio.create_task(self._probe())
+        self._watch()
 
     def is_away(self, root: str) -> bool:
         """Whether the breaker is open for this root's server."""
@@ -150,8 +152,14 @@ class Outage:
         while self.is_away(root):
             await self._closed.wait()
 
+    def _watch(self) -> None:
+        if self._prober is None:
+            self._prober = asyncio.create_task(self._probe())
+
     async def _probe(self) -> None:
-        while self._away:
+        """Probe what is away and bring back what is not, until nothing is decided alone. A root may also come back
+        because another server keeps it now."""
+        while self._away or self._alone:
             await asyncio.sleep(PROBE_S)
             for server in tuple(self._away):
                 self._probing = True
@@ -166,17 +174,16 @@ class Outage:
                     self._close(server)
                 finally:
                     self._probing = False
+            for root in [root for root in self._alone if not self.is_away(root)]:
+                self._on_back(root)
         self._prober = None
 
     def _close(self, server: str) -> None:
-        roots = [root for root in self._alone if self._store.server(root) in (server, "")]
         del self._away[server]
-        self._log.info("store_back", server=server, roots=len(roots), degraded_s=round(self.degraded_s, 1))
+        self._log.info("store_back", server=server, roots=len(self._alone), degraded_s=round(self.degraded_s, 1))
         self._note_degraded()
         self._closed.set()
         self._closed = asyncio.Event()
-        for root in roots:
-            self._on_back(root)
 
     async def stop(self) -> None:
         """Stop probing."""
@@ -222,6 +229,7 @@ class Outage:
         self._alone[root] = fallback
         fallback.begin(self._store.now_us(), self._seen.get(root, {}).values(), self.fleet)
         self._note_degraded()
+        self._watch()
 
     def _forget_one(self) -> None:
         root = next((root for root in self._kept if root not in self._alone and root not in self._pending), None)
