@@ -234,3 +234,46 @@ async def test_frozen_under_load(fleet: Fleet) -> None:
     figures = check(fleet, began_s, ended_s)
     await totals_equal_the_providers(fleet)
     print(f"\nfrozen for {ended_s - began_s:.1f} s: {figures}")
+
+
+async def test_closed_is_not_ready_and_says_why(tmp_path: Path, own_redis: RedisServer) -> None:
+    """A request with the closed concern gets a 503 and when to come again; one without it is served; `/readyz` is 503
+    with the reason; all of it ends by itself."""
+    simulator = SimulatorProcess(tmp_path)
+    environ = {"REDIS_URL": own_redis.url, "TOLLKEEPER_OUTAGE_LIMITS": "closed"}
+    gateway = GatewayProcess(tmp_path / "gateway", simulator.url, environ)
+    try:
+        secrets = {
+            name: gateway.admin("POST", "/keys", {"name": name, "limits": limits})["secret"]
+            for name, limits in (("limited", {"rpm": 100}), ("free", {}))
+        }
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=ANSWER_S)) as session:
+
+            async def ask(name: str) -> tuple[int, str | None, str]:
+                headers = {"Authorization": f"Bearer {secrets[name]}"}
+                async with session.post(gateway.url + "/v1/chat/completions", json=BODY, headers=headers) as response:
+                    return response.status, response.headers.get("retry-after"), await response.text()
+
+            async def ready() -> tuple[int, str]:
+                async with session.get(gateway.url + "/readyz") as response:
+                    return response.status, (await response.json())["checks"]["store"]["detail"]
+
+            assert [(await ask(name))[0] for name in secrets] == [200, 200]
+            own_redis.kill()
+            async with asyncio.timeout(5):
+                while (await ready())[0] != 503:  # though no request has met it yet
+                    await asyncio.sleep(0.1)
+            for _ in range(3):
+                status, retry_after, text = await ask("limited")
+                assert (status, retry_after) == (503, "1") and "cannot be checked at the moment" in text
+            assert (await ask("free"))[0] == 200
+            status, detail = await ready()
+            assert status == 503 and detail.startswith("limits closed, budgets bounded: ")
+            own_redis.start()
+            async with asyncio.timeout(20):
+                while (await ready())[0] != 200 or (await ask("limited"))[0] != 200:
+                    await asyncio.sleep(0.1)
+        assert gateway.stop() == 0
+    finally:
+        gateway.kill()
+        simulator.kill()

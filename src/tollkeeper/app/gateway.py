@@ -179,12 +179,17 @@ def _probe(ping: Any) -> Probe:
 
 def _store_probe(store: Store, outage: Outage) -> Probe:
     async def ask() -> str | None:
-        if outage.refuses:
-            raise StoreUnavailable(f"{outage.degraded}")
-        if outage.degraded is not None:
-            return Degraded(outage.degraded)
-        await store.ping()
-        return None
+        reason = outage.degraded
+        if reason is None:
+            try:
+                await store.ping()
+            except StoreUnavailable as error:
+                reason = outage.choice(str(error))  # no request has met it yet
+            else:
+                return None
+        if outage.shuts:
+            raise StoreUnavailable(reason)
+        return Degraded(reason)
 
     return ask
 

@@ -99,16 +99,19 @@ class Outage:
     def degraded(self) -> str | None:
         """What is decided without the store and why; None if nothing is."""
         if self._away:
-            why = next(iter(self._away.values()))
-            return f"limits {self.modes.limits}, budgets {self.modes.budgets}: {why}"
+            return self.choice(next(iter(self._away.values())))
         if self._alone:
-            return f"limits {self.modes.limits}, budgets {self.modes.budgets}: {len(self._alone)} roots come back"
+            return self.choice(f"{len(self._alone)} organisations are on their way back to it")
         return None
 
+    def choice(self, why: str) -> str:
+        """What becomes of each concern without the store, and why it is so now."""
+        return f"limits {self.modes.limits}, budgets {self.modes.budgets}: {why}"
+
     @property
-    def refuses(self) -> bool:
-        """Whether a concern is closed now."""
-        return bool(self._away) and OutageMode.CLOSED in (self.modes.limits, self.modes.budgets)
+    def shuts(self) -> bool:
+        """Whether a concern is closed without the store."""
+        return OutageMode.CLOSED in (self.modes.limits, self.modes.budgets)
 
     @property
     def degraded_s(self) -> float:
