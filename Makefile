@@ -7,8 +7,9 @@ VENV := .venv
 PEERS := .bench/peers
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
+CAMPAIGN_ARGS ?=
 
-.PHONY: help run test test-outage bench bench-peers lint docs lock setup setup-dev servers clean
+.PHONY: help run test test-outage bench bench-peers campaign lint docs lock setup setup-dev servers clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -24,6 +25,9 @@ test-outage: setup-dev servers ## The outage tests with an outage of 10 s, and t
 
 bench: setup-dev servers bench-peers ## Measure: one script per question, a table each
 	$(BIN)/python -m benchmarks
+
+campaign: setup-dev servers ## Long trials under load and faults, fixed seeds: CAMPAIGN_ARGS="load --rounds 5 --seed 2"
+	nice $(BIN)/python -m tests.campaigns $(CAMPAIGN_ARGS)
 
 bench-peers: $(PEERS)/.done ## Install other limiters, pinned and hashed, for `make bench` to compare with
 

@@ -165,12 +165,12 @@ class RedisServer:
 class SentinelGroup:
     """A primary, its replica and one sentinel that knows them as `main`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, aof: bool = False) -> None:
         self.servers = []
         for name in ("one", "two"):
             (folder / name).mkdir()
             more = ("--repl-diskless-sync-delay", "0")
-            self.servers.append(RedisServer(folder / name, port=free_port(), more=more))
+            self.servers.append(RedisServer(folder / name, aof=aof, port=free_port(), more=more))
         self.sentinel_port, self._folder = free_port(), folder
         self._sentinel: subprocess.Popen[bytes] | None = None
 

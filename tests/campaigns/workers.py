@@ -1,0 +1,278 @@
+"""Processes that ask one limit as fast as they can, and write down each answer with Redis' time of it.
+
+A process plays one `Part`: 64 tasks on one key, through the public limiter or the gateway's admission, with a wall
+clock of its own, and on demand a proxy before Redis that loses replies.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager, suppress
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+from unittest import mock
+
+from tests.servers.proxy import Proxy
+from tollkeeper import RedisClient, SlidingWindowLimiter
+from tollkeeper.domain.admission import Demand, Status, checks_for
+from tollkeeper.domain.errors import StoreUnavailable
+from tollkeeper.domain.policy import Policy, Principal, Scope, ScopeKind, Unit, Window
+from tollkeeper.governance.redis_store import RedisStore
+from tollkeeper.observability.logging import configure
+from tollkeeper.settings import StoreSettings
+
+PROCESSES: Final = 8
+TASKS: Final = 64
+ROOT: Final = "org_load"
+LOSS_S: Final = 0.05
+"""How long replies get lost before the connection is cut."""
+ERROR_PAUSE_S: Final = 0.01
+PATIENCE_S: Final = 60.0
+"""With a process that should have ended."""
+
+
+class Part(NamedTuple):
+    """What one process does. `start_s` and `stop_s` are the machine's monotonic time, the same for all processes."""
+
+    number: int
+    url: str
+    how: str
+    """*limiter* or *admission*."""
+    key: str
+    limit: int
+    window_us: int
+    start_s: float
+    stop_s: float
+    seed: int
+    skew_s: float = 0.0
+    lossy: str = ""
+    """The socket of the Redis whose replies get lost."""
+    deadline_s: float = 10.0
+    asks: int = 10**9
+    """Of each task."""
+    pause_s: float = 0.0
+
+
+class Asked(NamedTuple):
+    """One ask as its caller saw it. Admitted between `from_us` and `until_us` in Redis' time; they are equal unless
+    its connection was lost on the way. `begun_s`: monotonic."""
+
+    admitted: bool
+    from_us: int
+    until_us: int
+    weight: int
+    begun_s: float
+    peer: int
+    """Port of the server that answered; 0 on a socket."""
+
+
+class Failed(NamedTuple):
+    """An ask that ended with StoreUnavailable."""
+
+    request: str
+    why: str
+    begun_s: float
+    ended_s: float
+    sent: bool
+
+
+class Report(NamedTuple):
+    """What a process saw."""
+
+    asked: list[Asked]
+    failed: list[Failed]
+    reconnects: int
+
+
+Ask = Callable[[str, int], Awaitable[tuple[bool, int]]]
+"""Request id and weight → whether it is admitted, and Redis' time of the answer."""
+
+
+class Witness:
+    """A client that remembers the time in the last reply of each task."""
+
+    def __init__(self, client: RedisClient) -> None:
+        self._client = client
+        self.seen: dict[object, int] = {}
+
+    async def run(self, script: str, keys: Sequence[str], args: Sequence[Any], *, idempotent: bool = False) -> Any:
+        reply = await self._client.run(script, keys, args, idempotent=idempotent)
+        self.seen[asyncio.current_task()] = reply[1]
+        return reply
+
+
+def principal(limit: int, window_us: int) -> Principal:
+    """A key whose tokens are limited; requests never refuse."""
+    windows = (Window(Unit.TOKENS, limit, window_us), Window(Unit.REQUESTS, 10**9, window_us))
+    return Principal("key_load", "load", ROOT, (Scope(ScopeKind.KEY, "key_load", Policy(windows=windows)),))
+
+
+async def _asker(part: Part, url: str, stack: AsyncExitStack) -> tuple[Ask, RedisClient]:
+    if part.how == "limiter":
+        client = RedisClient(url=url, read_timeout_s=min(1.0, part.deadline_s), dial_timeout_s=1.0)
+        stack.push_async_callback(client.stop)
+        await _started(client.start, client)
+        witness = Witness(client)
+        limiter = SlidingWindowLimiter(witness, window=part.window_us / 1e6, deadline=part.deadline_s)
+
+        async def ask(request: str, weight: int) -> tuple[bool, int]:
+            result = await limiter.allow_n(part.key, part.limit, weight, request_id=request)
+            return result.allowed, witness.seen[asyncio.current_task()]
+
+        return ask, client
+    store = RedisStore(StoreSettings(redis_url=url, admission_timeout_s=part.deadline_s))
+    stack.push_async_callback(store.stop)
+    await _started(store.start, store.client)
+    checks = checks_for(principal(part.limit, part.window_us), store.now_us())
+
+    async def admit(request: str, weight: int) -> tuple[bool, int]:
+        not_after = store.now_us() + int(part.deadline_s * 1e6)
+        reply = await store.admit(checks, Demand(request, f"p_{part.number}", weight, 0, not_after))
+        assert reply.status in (Status.ADMITTED, Status.REFUSED), reply
+        return reply.status is Status.ADMITTED, reply.now_us
+
+    return admit, store.client
+
+
+async def _started(start: Callable[[], Awaitable[None]], client: RedisClient) -> None:
+    """The faults may have begun before a slow process connects; it goes on trying by itself."""
+    with suppress(StoreUnavailable):
+        await start()
+    while client.state != "up":
+        await asyncio.sleep(ERROR_PAUSE_S)
+
+
+async def _work(part: Part) -> Report:
+    asked: list[Asked] = []
+    failed: list[Failed] = []
+    latest_us = 0
+
+    async def task(number: int, ask: Ask, client: RedisClient) -> None:
+        nonlocal latest_us
+        rng = random.Random(f"{part.seed}/{part.number}/{number}")
+        for turn in range(part.asks):
+            begun_s = time.monotonic()
+            if begun_s >= part.stop_s:
+                return
+            request, weight = f"r{part.seed}.{part.number}.{number}.{turn}", rng.choice((1, 1, 1, 2, 5))
+            lower_us, losses = latest_us, client.get_stats().reconnects
+            try:
+                admitted, now_us = await ask(request, weight)
+            except StoreUnavailable as error:
+                failed.append(Failed(request, str(error), begun_s, time.monotonic(), error.sent))
+                await asyncio.sleep(ERROR_PAUSE_S)
+                continue
+            latest_us = max(latest_us, now_us)
+            sure = client.get_stats().reconnects == losses
+            peer = client.nodes[0].lead.peer if len(client.nodes) == 1 else None
+            asked.append(
+                Asked(admitted, now_us if sure else lower_us, now_us, weight, begun_s, peer[1] if peer else 0)
+            )
+            if part.pause_s:
+                await asyncio.sleep(part.pause_s * rng.random())
+
+    async with AsyncExitStack() as stack:
+        url, losing = part.url, None
+        if part.lossy:
+            proxy = await stack.enter_async_context(Proxy(Path(part.lossy)))
+            url = proxy.url
+            losing = asyncio.create_task(_lose(proxy, part))
+        ask, client = await _asker(part, url, stack)
+        await asyncio.sleep(max(0.0, part.start_s - time.monotonic()))
+        await asyncio.gather(*(task(n, ask, client) for n in range(TASKS)))
+        if losing is not None:
+            losing.cancel()
+            with suppress(asyncio.CancelledError):
+                await losing
+        return Report(asked, failed, client.get_stats().reconnects)
+
+
+async def _lose(proxy: Proxy, part: Part) -> None:
+    """Twice, at times of its own: replies get lost, then the connection is cut."""
+    rng = random.Random(f"{part.seed}/{part.number}/loss")
+    length_s = part.stop_s - part.start_s
+    for third in (0, 1):
+        at_s = part.start_s + length_s * (third + rng.random()) / 2.5
+        await asyncio.sleep(max(0.0, at_s - time.monotonic()))
+        proxy.swallowing = True
+        await asyncio.sleep(LOSS_S)
+        proxy.swallowing = False
+        proxy.cut()
+
+
+def play(part: Part) -> Report:
+    """In a process of the pool. Only the wall clock is skewed: monotonic time is no one's to set."""
+    configure("error", "json")
+    wall, wall_ns = time.time, time.time_ns
+    with (
+        mock.patch("time.time", lambda: wall() + part.skew_s),
+        mock.patch("time.time_ns", lambda: wall_ns() + int(part.skew_s * 1e9)),
+    ):
+        return asyncio.run(_work(part))
+
+
+class Workers:
+    """Processes that are forked with everything imported, and play one part after the other."""
+
+    def __init__(self) -> None:
+        context = get_context("forkserver")
+        context.set_forkserver_preload(["tests.campaigns.workers"])
+        self._all = []
+        for _ in range(PROCESSES):
+            here, there = context.Pipe()
+            process = context.Process(target=_serve, args=(there,), daemon=True)
+            process.start()
+            there.close()
+            self._all.append((process, here))
+        for _, here in self._all:
+            here.recv()
+
+    def gather(self, chosen: Sequence[Part]) -> list[Report]:
+        """All parts at the same time. Raises RuntimeError for one that fails or does not end."""
+        for (_, here), part in zip(self._all, chosen, strict=True):
+            here.send(part)
+        reports: list[Report] = []
+        for number, (_, here) in enumerate(self._all):
+            if not here.poll(PATIENCE_S):
+                raise RuntimeError(f"process {number} does not end")
+            report = here.recv()
+            if not isinstance(report, Report):
+                raise RuntimeError(f"process {number} failed: {report}")
+            reports.append(report)
+        return reports
+
+    def stop(self) -> None:
+        """At once."""
+        for process, here in self._all:
+            process.kill()
+            process.join()
+            here.close()
+
+
+def _serve(there: Connection) -> None:
+    there.send("ready")
+    while True:
+        part = there.recv()
+        try:
+            there.send(play(part))
+        except Exception as error:
+            there.send(repr(error))
+
+
+@contextmanager
+def pool() -> Iterator[Workers]:
+    """Workers for the length of a block."""
+    workers = Workers()
+    try:
+        yield workers
+    finally:
+        workers.stop()
+
+
+def parts(seconds: float, seed: int, **common: Any) -> list[Part]:
+    """One for each process; `seconds` of work from soon on."""
+    start_s = time.monotonic() + 0.7
+    return [Part(number=n, start_s=start_s, stop_s=start_s + seconds, seed=seed, **common) for n in range(PROCESSES)]
