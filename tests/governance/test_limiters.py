@@ -233,6 +233,24 @@ async def test_an_ask_that_may_have_run_says_so(runner: PlainRunner) -> None:
     assert not caught.value.sent
 
 
+async def test_on_another_store_it_is_the_same_limiter(runner: PlainRunner) -> None:
+    """Window, prefix, deadline and whether asks have ids."""
+    name = fresh()
+    window = SlidingWindowLimiter(MemoryLimits(), window=7, prefix=f"on{name}", deadline=0.1, idempotent=False)
+    bucket = TokenBucketLimiter(MemoryLimits(), prefix=f"on{name}", deadline=0.1, idempotent=False)
+    assert await window.on(runner).allow(name, 1) and await bucket.on(runner).allow(name, 1, 1)
+    keys = await runner.command("KEYS", f"on{name}:*")
+    assert sorted(keys) == sorted([f"on{name}:{{{name}}}".encode(), f"on{name}:{{{name}}}:7000000".encode()])
+    begun = asyncio.get_running_loop().time()
+    for limiter in (
+        SlidingWindowLimiter(MemoryLimits(), deadline=0.1).on(Lossy(runner, lost=100)),
+        window.on(Lossy(runner, lost=100)),
+    ):
+        with pytest.raises(StoreUnavailable, match="lost"):
+            await limiter.allow(fresh(), 10)
+    assert asyncio.get_running_loop().time() - begun < 2
+
+
 async def test_an_error_of_redis_is_told_at_once(runner: PlainRunner) -> None:
     """A key of another type stays what it is, and is no reason to ask for three seconds."""
     name = fresh()

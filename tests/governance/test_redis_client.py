@@ -87,6 +87,15 @@ async def test_a_server_that_is_not_there_is_named() -> None:
     assert "cannot connect to Redis at redis://:***@127.0.0.1:1/0" in said
 
 
+async def test_a_server_that_accepts_and_says_nothing_is_given_up(own_redis: RedisServer) -> None:
+    """Within the dial timeout, whatever the other timeouts are."""
+    own_redis.freeze()
+    begun = time.monotonic()
+    assert "no answer within 0.3 s" in await refused(own_redis.url, dial_timeout_s=0.3, read_timeout_s=60)
+    assert time.monotonic() - begun < 3
+    own_redis.thaw()
+
+
 async def test_a_client_that_was_not_started_says_so() -> None:
     client = RedisClient(address="127.0.0.1:1")
     with pytest.raises(StoreUnavailable, match="not started"):

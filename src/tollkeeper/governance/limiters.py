@@ -38,7 +38,7 @@ class _Limiter:
         if not 0 < deadline <= 3600:
             raise InvalidInput(f"deadline must be above 0 and at most 3600 seconds, not {deadline!r}")
         self._store = RedisLimits(store, deadline_s=deadline) if isinstance(store, ScriptRunner) else store
-        self._prefix = key_prefix(prefix)
+        self._prefix, self._deadline = key_prefix(prefix), deadline
         self._auto = "" if idempotent else None
 
     def _request(self, request_id: str | None) -> str | None:
@@ -78,7 +78,10 @@ class SlidingWindowLimiter(_Limiter):
 
     def on(self, store: LimitStore | ScriptRunner) -> "SlidingWindowLimiter":
         """The same limiter on another store."""
-        return SlidingWindowLimiter(store, window=self.window, prefix=self._prefix)
+        idempotent = self._auto is not None
+        return SlidingWindowLimiter(
+            store, window=self.window, prefix=self._prefix, deadline=self._deadline, idempotent=idempotent
+        )
 
     @property
     def window(self) -> float:
@@ -138,7 +141,8 @@ class TokenBucketLimiter(_Limiter):
 
     def on(self, store: LimitStore | ScriptRunner) -> "TokenBucketLimiter":
         """The same limiter on another store."""
-        return TokenBucketLimiter(store, prefix=self._prefix)
+        idempotent = self._auto is not None
+        return TokenBucketLimiter(store, prefix=self._prefix, deadline=self._deadline, idempotent=idempotent)
 
     async def allow(
         self, key_id: str, rate: int, burst: int, *, cost: int = 1, request_id: str | None = None
