@@ -166,6 +166,13 @@ class BillingSettings(Group, frozen=True):
     """Refuse models without a known price for every key, not only for keys with a budget."""
 
 
+class AlertSettings(Group, frozen=True):
+    """Warnings of budgets. The webhook's address and secret are `TOLLKEEPER_WEBHOOK_URL` and `…_SECRET`."""
+
+    webhook_timeout_s: float = 10.0
+    """Longest wait for each step of one delivery; a failed one is tried again for a day and a half."""
+
+
 class ProviderSettings(Group, frozen=True):
     """One upstream. Its key comes from `api_key_env` or `api_key_file`, never from here."""
 
@@ -302,6 +309,10 @@ class SecretSettings(Group, frozen=True):
     will do for a single machine."""
     admin_token: str | None = None
     """Bearer token of the admin API; without one a file `admin-token` is made in the data directory."""
+    webhook_url: str | None = None
+    """Where warnings of budgets are posted; a secret because its path often is one."""
+    webhook_secret: str | None = None
+    """Messages to the webhook are signed with it (`tollkeeper-signature`); needed where there is a webhook."""
 
 
 class Settings(Group, frozen=True):
@@ -319,6 +330,7 @@ class Settings(Group, frozen=True):
     database: DatabaseSettings = DatabaseSettings()
     logs: LogSettings = LogSettings()
     billing: BillingSettings = BillingSettings()
+    alerts: AlertSettings = AlertSettings()
     secrets: SecretSettings = SecretSettings()
     providers: dict[str, ProviderSettings] = {}
     models: dict[str, ModelSettings] = {}
@@ -347,6 +359,8 @@ ENVIRONMENT: Final[Mapping[str, tuple[str, ...]]] = {
     "TOLLKEEPER_LOG_FORMAT": ("log_format",),
     "TOLLKEEPER_DIGEST_KEY": ("secrets", "digest_key"),
     "TOLLKEEPER_ADMIN_TOKEN": ("secrets", "admin_token"),
+    "TOLLKEEPER_WEBHOOK_URL": ("secrets", "webhook_url"),
+    "TOLLKEEPER_WEBHOOK_SECRET": ("secrets", "webhook_secret"),
     "REDIS_URL": ("store", "redis_url"),
     "REDIS_ADDRESS": ("store", "redis_address"),
     "REDIS_USERNAME": ("store", "redis_username"),
@@ -617,6 +631,7 @@ def check(settings: Settings) -> None:
     for name, model in settings.models.items():
         _check_model(name, model, settings)
     _check_secrets(settings)
+    _check_webhook(settings)
 
 
 def _check_secrets(settings: Settings) -> None:
@@ -637,6 +652,30 @@ def _check_secrets(settings: Settings) -> None:
         )
 
 
+def _check_webhook(settings: Settings) -> None:
+    url, secret = settings.secrets.webhook_url, settings.secrets.webhook_secret
+    if url is None:
+        if secret is not None:
+            raise ConfigurationError("TOLLKEEPER_WEBHOOK_SECRET is set, but no TOLLKEEPER_WEBHOOK_URL to sign for")
+        return
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+        usable = parts.scheme in ("http", "https") and parts.hostname and "@" not in parts.netloc
+    except ValueError:
+        usable = False
+    if not usable or parts.fragment or not _printable(url):
+        raise ConfigurationError(
+            "TOLLKEEPER_WEBHOOK_URL is not an address that can be posted to; write it like "
+            "https://hooks.example.com/budgets, without user or fragment"
+        )
+    if secret is None or len(secret) < ADMIN_TOKEN_MIN:
+        raise ConfigurationError(
+            f"TOLLKEEPER_WEBHOOK_SECRET must be {ADMIN_TOKEN_MIN} or more characters, so that the receiver can tell "
+            "our messages from others: use `openssl rand -hex 32`"
+        )
+
+
 def _printable(text: str) -> bool:
     return text.isascii() and text.isprintable() and " " not in text
 
@@ -647,7 +686,7 @@ def _positive(where: str, value: object) -> None:
 
 
 def _check_positive(settings: Settings) -> None:
-    for group in ("server", "store", "database", "logs", "billing"):
+    for group in ("server", "store", "database", "logs", "billing", "alerts"):
         section = getattr(settings, group)
         for field in section.__struct_fields__:
             if field not in MAY_BE_ZERO:

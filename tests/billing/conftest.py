@@ -4,6 +4,7 @@ import asyncio
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,6 +38,7 @@ class Shop:
         self.folder, self.redis, self.database_url = folder, redis, database_url
         self.now_us = NOW_US
         self.open_ones: list[BillingCache] = []
+        self.webhook: dict[str, Any] = {}
 
     async def open(self, disk: str = "a") -> BillingCache:
         """A process of its own, as far as store, database and outbox can tell. `disk` names its data directory."""
@@ -45,6 +47,7 @@ class Shop:
             database_url=self.database_url or f"sqlite:///{self.folder / 'accounts.db'}",
             data_dir=self.folder / disk,
             digest_key=DIGEST_KEY,
+            **self.webhook,
             now_us=lambda: self.now_us,
         )
         await cache.start()
@@ -78,7 +81,10 @@ class Shop:
     async def crash(self, cache: BillingCache) -> None:
         """As `kill -9`: nothing more is sent or written; what the kernel has, stays. In memory the state is gone."""
         ledger, sync = cache._accounting.ledger, cache._accounting.sync
-        tasks = [*ledger._tasks, cache._principals._task, sync._task]
+        assert ledger.watch is not None
+        tasks = [*ledger._tasks, *ledger.watch._tasks, cache._principals._task, sync._task]
+        if cache._accounting.webhooks is not None:
+            tasks.append(cache._accounting.webhooks._task)
         for task in tasks:
             assert task is not None
             task.cancel()

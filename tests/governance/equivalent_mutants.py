@@ -38,6 +38,8 @@ ARGUMENTS: Final = (
     Argument("admit.lua", "{severity, severity == WAIT and ends - now or 0", "0", _WAITLESS, nth=(1,)),
     Argument("admit.lua", "local answer, filled = {1, now, nil", "2", "A refusal sets it again.", new=("3",)),
     Argument("apply.lua", "if ends > 0 and ends <= clock", "0", _FIRST_US, new=("1",)),
+    Argument("use.lua", "if not counters[i] and ends > 0", "0", _FIRST_US, new=("1",)),
+    Argument("use.lua", "call('HDEL', KEYS[3], '')", "3", "It writes nothing: no field of either is empty."),
     Argument(
         "clear.lua",
         "for i = 2, #ARGV, 2 do",

@@ -154,6 +154,7 @@ class CheckedLua(LuaRedis):
         assert reply[2] >= 0
 
     after_charge = after_apply
+    after_use = after_apply
 
     def after_seed(self, _keys: list[bytes], _arguments: Sequence[Any], _: Any, reply: int) -> None:
         assert reply in (0, 1)
@@ -561,6 +562,7 @@ async def play_admission(
     await pair.apply(Entry(1, EntryKind.PRESUME, "x.1", rank=1), producer="p_2")
     assert await pair.both(lambda store: store.memory("org_1")) is None
     await pair.apply(Entry(1, EntryKind.VOID))
+    await pair.apply(usage_entry(1, "d0", 1, ()))
     await pair.on_seed(0, 7)
     for move in schedule:
         await pair.step(move)

@@ -6,9 +6,12 @@ The gateway and the billing cache both run on it, so that what recovers one reco
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 
+from tollkeeper.app.webhook import Webhook
 from tollkeeper.domain.errors import Unavailable
 from tollkeeper.domain.outage import OutageMode, OutageModes
 from tollkeeper.governance import Closer, Ledger, OrphanWatch, Store, SyncWorker, open_store
+from tollkeeper.governance.alerts import BudgetWatch
+from tollkeeper.governance.webhooks import WebhookWorker
 from tollkeeper.observability.logging import logger
 from tollkeeper.observability.metrics import Metrics
 from tollkeeper.settings import Settings
@@ -24,6 +27,7 @@ class Accounting:
     store: Store
     ledger: Ledger
     sync: SyncWorker
+    webhooks: WebhookWorker | None = None
 
     def __init__(self, settings: Settings, database: Database, metrics: Metrics, now_us: Callable[[], int]) -> None:
         self._settings, self._database, self._metrics, self._now_us = settings, database, metrics, now_us
@@ -52,6 +56,8 @@ class Accounting:
         parts.push_async_callback(ledger.stop)
         await ledger.start()
 
+        await self._warn(ledger)
+
         self.sync = sync = SyncWorker(
             store=store,
             spend=spend,
@@ -76,6 +82,24 @@ class Accounting:
         parts.push_async_callback(orphans.stop)
         await orphans.start()
         await sync.start()
+
+    async def _warn(self, ledger: Ledger) -> None:
+        """The watch over budgets that warn, and the webhook if there is one. Stopped after the last sync."""
+        book, metrics, now_us, secrets = self._database.alerts, self._metrics, self._now_us, self._settings.secrets
+        wake = None
+        if secrets.webhook_url is not None and secrets.webhook_secret is not None:
+            webhook = Webhook(secrets.webhook_url, self._settings.alerts)
+            self._parts.push_async_callback(webhook.close)
+            worker = WebhookWorker(
+                book=book, post=webhook.post, secret=secrets.webhook_secret, metrics=metrics, now_us=now_us
+            )
+            self._parts.push_async_callback(worker.stop)
+            await worker.start()
+            self.webhooks = worker
+            wake = worker.wake
+        watch = ledger.watch = BudgetWatch(spent=ledger.spent, book=book, metrics=metrics, now_us=now_us, wake=wake)
+        self._parts.push_async_callback(watch.stop)
+        await watch.start()
 
     async def stop(self) -> bool:
         """The reverse of the start. False: the outbox keeps something for the next start."""

@@ -57,6 +57,7 @@ class BillingCache:
     of processes and gateways share one state. `data_dir` must be on a disk that outlives the process: the outbox in
     it is what makes a charge survive everything else. `database_url` defaults to SQLite in `data_dir`; a PostgreSQL
     needs `tollkeeper migrate` first, and the gateways' `digest_key` if keys are to be made through `accounts`.
+    Warnings of budgets are logged, counted (`metrics`), and posted to `webhook_url`, signed with `webhook_secret`.
 
     Keys are named by id or name. Amounts are USD as Decimal, str or int: zero or more, at most nine decimals, at most
     9,007,199.254740991; everything else raises MoneyError. All methods raise InvalidInput (a ValueError; NotFound for
@@ -72,6 +73,8 @@ class BillingCache:
         data_dir: str | Path = "tollkeeper-data",
         sync_interval: float = 300.0,
         digest_key: str | None = None,
+        webhook_url: str | None = None,
+        webhook_secret: str | None = None,
         now_us: Callable[[], int] = wall_clock_us,
     ) -> None:
         """`sync_interval` in seconds; `now_us` is for tests (Redis has its own clock). Raises ConfigurationError."""
@@ -81,7 +84,11 @@ class BillingCache:
                 "store": {"redis_url": redis_url},
                 "database": {"url": database_url},
                 "billing": {"sync_interval_s": sync_interval},
-                "secrets": {"digest_key": digest_key},
+                "secrets": {
+                    "digest_key": digest_key,
+                    "webhook_url": webhook_url,
+                    "webhook_secret": webhook_secret,
+                },
             }
         )
         self._configure(settings, now_us)
@@ -98,7 +105,8 @@ class BillingCache:
         self._may_make_keys = settings.secrets.digest_key is not None or settings.database_url.startswith("sqlite")
         if not self._may_make_keys:
             # Only making keys needs it; then `accounts` refuses.
-            check(msgspec.structs.replace(settings, secrets=convert({"secrets": {"digest_key": "-" * 64}}).secrets))
+            secrets = msgspec.structs.replace(settings.secrets, digest_key="-" * 64)
+            check(msgspec.structs.replace(settings, secrets=secrets))
         else:
             check(settings)
         self.settings = settings

@@ -7,11 +7,12 @@ import msgspec
 
 from tollkeeper.domain.accounts import Key, KeyChange, MonthlyUsage, NewKey, Organisation, Team
 from tollkeeper.domain.admission import Denial, Grant, LimitState
+from tollkeeper.domain.alerts import Alert
 from tollkeeper.domain.bodies import CapturedBodies
 from tollkeeper.domain.charges import Charge
 from tollkeeper.domain.entries import Used
 from tollkeeper.domain.log_search import LogFilters, LogPage
-from tollkeeper.domain.policy import Policy, Principal
+from tollkeeper.domain.policy import Policy, Principal, Scope
 from tollkeeper.domain.record import RequestRecord
 from tollkeeper.domain.usage import Usage
 
@@ -269,4 +270,39 @@ class ScriptStore(Protocol):
 
     async def call(self, *parts: Any, key: str | None = None, idempotent: bool = False) -> Any:
         """One command; `key` names the server on a cluster. Repeated and raising as `run`."""
+        ...
+
+
+class DueAlert(msgspec.Struct, frozen=True):
+    """An alert that was taken for delivery; `attempts` includes the one to come."""
+
+    alert: Alert
+    attempts: int
+
+
+class AlertBook(Protocol):
+    """The warnings that were given, and those still to be delivered. Raises `DatabaseUnavailable`."""
+
+    async def claim(self, alerts: Sequence[Alert], *, due_us: int | None) -> Sequence[Alert]:
+        """Those that nobody has claimed before, now ours. `due_us`: when to deliver them; None: never."""
+        ...
+
+    async def take_due(self, now_us: int, *, lease_us: int, limit: int) -> Sequence[DueAlert]:
+        """What is to be delivered now; nobody else gets it before the lease ends."""
+        ...
+
+    async def settle(self, alert: Alert, *, due_us: int | None) -> None:
+        """When it is to be delivered again; None: it was, or was given up."""
+        ...
+
+    async def forget(self, now_us: int) -> None:
+        """Drop alerts of periods whose counters have left the store; those that wait for delivery stay."""
+        ...
+
+    async def watched(self) -> Sequence[tuple[str, Scope]]:
+        """Root and scope of every policy with a budget that may warn."""
+        ...
+
+    async def spent(self, counters: Sequence[tuple[str, str]]) -> Mapping[tuple[str, str], int]:
+        """(root, counter) → nano-dollars as of the last sync; those that the database does not know are left out."""
         ...

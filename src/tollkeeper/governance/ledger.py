@@ -72,6 +72,7 @@ from tollkeeper.domain.ports import RootSnapshot, SpendLedger
 from tollkeeper.domain.recovery import Gate, Ready
 from tollkeeper.domain.tree import NOTHING_SPENT
 from tollkeeper.domain.usage import NO_USAGE, Usage
+from tollkeeper.governance.alerts import BudgetWatch
 from tollkeeper.governance.outage import Outage
 from tollkeeper.governance.outbox import Outbox, new_outbox, open_outbox
 from tollkeeper.governance.seeding import seeds_of
@@ -145,6 +146,8 @@ class Ledger:
     ) -> None:
         self.forgotten: set[str] = set()
         """Producers whose marks the database has dropped."""
+        self.watch: BudgetWatch | None = None
+        """Is told of settlements under budgets that warn."""
         self.touched: set[str] = set()
         """Roots with entries since the sync worker last looked."""
         self._store, self._spend, self._now_us = store, spend, now_us
@@ -375,6 +378,8 @@ class Ledger:
         root, dispatch = grant.checks.root, self._ending(grant)
         number = self._outbox.next_number(root)
         ours = grant.demand.producer == self.producer
+        if grant.checks.warns and self.watch is not None:
+            self.watch.settled(grant.checks, grant.reply, 0 if presumed else max(0, cost_nano - dispatch.hold_nano))
         if presumed:
             self._presumed.inc()
             self._record(root, presume_entry(number, dispatch, fresh=ours))
@@ -571,8 +576,13 @@ class Ledger:
         checks = self._checks_of(_Asked(principal, None, None), self._store.now_us())
         counters = tuple([counter_ref(check) for check in checks.counters])
         self._settled.inc()
+        self._look_at(checks)
         unheld = Dispatch("", 0, counters, (), ())
         self._record(root, settle_entry(self._outbox.next_number(root), unheld, cost_nano, usage, 0))
+
+    def _look_at(self, checks: Checks) -> None:
+        if checks.warns and self.watch is not None:
+            self.watch.settled(checks, None)
 
     async def charge_once(self, principal: Principal, cost_nano: int, key: str) -> Charged:
         """As `charge`, but once for each idempotency key of the principal within 24 h.
@@ -586,6 +596,7 @@ class Ledger:
         digest, number = usage_digest(principal.key_id, key), self._outbox.next_number(root)
         counters = tuple([counter_ref(check) for check in checks.counters])
         self._used.inc()
+        self._look_at(checks)
         self._record(root, usage_entry(number, digest, cost_nano, counters))
         known = await self._known(root, digest, number)
         if known is None:

@@ -4,9 +4,10 @@ from collections.abc import Callable
 
 from sqlalchemy import text
 
-from tollkeeper.domain.ports import Accounts, KeyDirectory, SpendLedger
+from tollkeeper.domain.ports import Accounts, AlertBook, KeyDirectory, SpendLedger
 from tollkeeper.storage.accounts import StoredAccounts
 from tollkeeper.storage.address import read_address
+from tollkeeper.storage.alerts import StoredAlerts
 from tollkeeper.storage.directory import StoredDirectory
 from tollkeeper.storage.engine import make_engine
 from tollkeeper.storage.migrate import is_current, migrate
@@ -24,6 +25,7 @@ class Database:
         self._transactions = transactions
         self.directory: KeyDirectory = StoredDirectory(transactions)
         self.spend: SpendLedger = StoredSpend(transactions)
+        self.alerts: AlertBook = StoredAlerts(transactions)
 
     @classmethod
     async def open(cls, url: str, *, pool_size: int = 5, timeout_s: float = 5.0) -> "Database":

@@ -212,6 +212,26 @@ charges: Final = Table(
 """Attempts whose charge carries a rank: presumed, late, corrected; quarantined ones are named `?` and the attempt.
 `known` is JSON: counters, note."""
 
+budget_alerts: Final = Table(
+    "budget_alerts",
+    METADATA,
+    _text("root"),
+    _text("counter"),
+    _int("threshold_nano"),
+    _text("scope"),
+    _int("spent_nano"),
+    _int("budget_nano", nullable=True),
+    _int("soft_nano", nullable=True),
+    _int("ends_us", nullable=True),
+    _int("crossed_us"),
+    _int("expires_us"),
+    _int("due_us", nullable=True),
+    _int("attempts"),
+    PrimaryKeyConstraint("root", "counter", "threshold_nano"),
+    Index("ix_budget_alerts_due_us", "due_us"),
+)
+"""Thresholds of budgets that were reached, once each; `due_us` is set while one waits for its delivery."""
+
 monthly_usage_summary: Final = Table(
     "monthly_usage_summary",
     METADATA,
