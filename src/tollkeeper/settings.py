@@ -109,7 +109,7 @@ class LogSettings(Group, frozen=True):
     """Where request records go."""
 
     url: str | None = None
-    """`file:///path` or `s3://bucket/prefix`; default: the folder `logs` in the data directory."""
+    """`file:///path`, `s3://bucket/prefix`, `gs://…`, `az://…`; default: the folder `logs` in the data directory."""
     format: Literal["jsonl.gz", "parquet"] = "jsonl.gz"
     """Parquet is smaller and quicker to query, needs `tollkeeper[query]`, and takes about 100 MB of memory more."""
     records_max: int = 100_000
@@ -130,6 +130,8 @@ class LogSettings(Group, frozen=True):
     """Whether gateways ship what is in Redis; if not, `tollkeeper worker` must run. Without Redis they always do."""
     shards: int = 1
     """Queues in Redis that gateways spread over; more than one helps only on a cluster. The same everywhere."""
+    retention_days: int | None = None
+    """Whole days after which records are deleted from the log store; default: never. What was there stays proven."""
     redis_away: Literal["spool", "drop"] = "spool"
     """What happens to records while Redis is away: kept on local disk and brought later, or dropped and counted."""
     spool_bytes_max: int = 2**30
@@ -706,12 +708,12 @@ def _check_urls(settings: Settings) -> None:
         if path in ("", ":memory:"):
             raise ConfigurationError(f"{database}: accounts need a file; write sqlite:///path/to/tollkeeper.db")
     logs = "logs.url (LOG_STORE_URL)"
-    _check_url(logs, settings.logs.url, ("file", "s3"))
+    _check_url(logs, settings.logs.url, ("file", "s3", "gs", "az"))
     parts = urlsplit(settings.logs.url or settings.logs_url)
     if parts.scheme == "file" and (parts.netloc or not parts.path.strip("/")):
         raise ConfigurationError(f"{logs}: write an absolute path with three slashes, like file:///var/lib/logs")
-    if parts.scheme == "s3" and not parts.netloc:
-        raise ConfigurationError(f"{logs}: name the bucket, like s3://bucket/prefix")
+    if parts.scheme in ("s3", "gs", "az") and not parts.netloc:
+        raise ConfigurationError(f"{logs}: name the bucket, like {parts.scheme}://bucket/prefix")
 
 
 def _check_bodies(logs: LogSettings) -> None:

@@ -7,14 +7,16 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.logs.conftest import NOON_US, make_pipeline, make_record, until
 from tests.servers.redis import RedisServer
-from tollkeeper.domain.log_queue import Bounds
+from tollkeeper.domain.log_queue import Bounds, Chunk
 from tollkeeper.governance.redis_client import RedisClient
 from tollkeeper.logs.pipeline import LogPipeline
 from tollkeeper.logs.queues import RedisQueue
+from tollkeeper.logs.shipper import Shipper
 from tollkeeper.logs.sinks import LogStore
 from tollkeeper.logs.verify import verify
 from tollkeeper.logs.worker import LogWorker
@@ -72,6 +74,28 @@ async def test_many_gateways_and_workers_deliver_each_record_once(
     report = await verify(folder, {"gw0": 334, "gw1": 333, "gw2": 333})
     assert report.complete and report.records == 1_000
     assert list((tmp_path / "spool").iterdir()) == []
+
+
+@pytest.mark.parametrize("round_", range(3))
+async def test_two_shippers_race_for_one_lease(client: RedisClient, store: LogStore, round_: int) -> None:
+    """Both hold it, for it expired at once; both write; the object is there once, and counts once."""
+    queue = RedisQueue(client, "run", Bounds(), shard=f"race-{round_}")
+    parts = tuple(msgspec.json.encode({"producer": "p", "number": n, "time_us": NOON_US}) for n in range(1, 51))
+    await queue.put(Chunk("p", 1, parts))
+    shippers = [
+        Shipper(
+            [queue], store, records_max=50, bytes_max=10**6, flush_interval_s=0, lease_s=0, metrics=Metrics(),
+            now_us=lambda: NOON_US,
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    await asyncio.gather(*(shipper.ship() for shipper in shippers))
+    while await shippers[0].ship() is not None:
+        pass
+    assert sum(shipper.delivered for shipper in shippers) == 50
+    assert sum(shipper.conflicts for shipper in shippers) == 0
+    report = await verify(store, {"p": 50}, [queue])
+    assert report.complete and (report.objects, report.records) == (1, 50)
 
 
 async def test_without_shipping_gateways_leave_it_to_workers(

@@ -1,5 +1,6 @@
 """One contract for every store: folder, moto (conditional writes) and rclone (signatures, no conditional writes)."""
 
+import os
 import time
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from tests.logs.conftest import store_at
 from tests.logs.faulty_proxy import Fault, FaultyProxy
 from tests.servers.s3 import S3Server
 from tollkeeper.domain.errors import ConfigurationError, LogStoreUnavailable
-from tollkeeper.logs.sinks import BucketStore, FolderStore, LogStore, open_store
+from tollkeeper.logs.sinks import MULTIPART_BYTES_MIN, BucketStore, FolderStore, LogStore, open_store
 
 PATH = "dt=2026-11-23/hour=12/gw-1-2.jsonl.gz"
 
@@ -30,6 +31,40 @@ async def test_every_object_is_listed_by_its_path(store: LogStore) -> None:
     for path in paths:
         await store.create(path, b"x", "d")
     assert {path async for path in store.list()} == paths
+
+
+async def test_a_large_object_is_uploaded_in_parts_and_never_replaced(store: LogStore) -> None:
+    body = os.urandom(MULTIPART_BYTES_MIN + 5)
+    assert await store.create(PATH, body, "digest-1")
+    assert await store.read(PATH) == body
+    assert await store.digest(PATH) == (None if isinstance(store, FolderStore) else "digest-1")
+    assert not await store.create(PATH, body + b"x", "digest-2")
+    assert await store.read(PATH) == body
+
+
+async def test_what_was_deleted_is_gone(store: LogStore) -> None:
+    await store.create(PATH, b"one", "d")
+    await store.delete(PATH)
+    assert not await store.holds(PATH)
+    await store.delete(PATH)
+
+
+def test_gcs_and_azure_are_opened_by_their_own_variables(tmp_path: Path) -> None:
+    """No server is asked."""
+    account = tmp_path / "account.json"
+    account.write_text(
+        '{"gcs_base_url": "http://localhost:1", "disable_oauth": true, "client_email": "", '
+        '"private_key": "", "private_key_id": ""}'
+    )
+    store = open_store("gs://bucket/a/b", 1.0, {"GOOGLE_SERVICE_ACCOUNT": str(account)})
+    assert isinstance(store, BucketStore) and store.url == "gs://bucket/a/b"
+    environ = {"AZURE_STORAGE_ACCOUNT_NAME": "acc", "AZURE_STORAGE_ACCOUNT_KEY": "a2V5"}
+    assert isinstance(open_store("az://container/logs", 1.0, environ), BucketStore)
+    with pytest.raises(ConfigurationError, match="AZURE_STORAGE_ACCOUNT_NAME"):
+        open_store("az://container/logs", 1.0, {})
+    for url in ("gs://", "az://a:b@c/x", "gs://b?x=1"):
+        with pytest.raises(ConfigurationError, match="LOG_STORE_URL"):
+            open_store(url, 1.0, environ)
 
 
 async def test_an_empty_store_answers_ping_and_lists_nothing(store: LogStore) -> None:
@@ -108,7 +143,7 @@ async def test_a_folder_that_is_gone_is_not_ready(tmp_path: Path) -> None:
         "s3:///x",
         "s3://a:b@bucket/x",
         "s3://bucket:80/x",
-        "gs://b",
+        "ftp://b",
     ],
 )
 def test_a_url_that_cannot_work_is_refused_by_name(url: str) -> None:

@@ -8,6 +8,9 @@ from typing import Final
 
 from tollkeeper.domain.errors import ConfigurationError, StoreUnavailable
 from tollkeeper.governance.redis_client import RedisClient
+from tollkeeper.logs.pipeline import queues_of
+from tollkeeper.logs.sinks import open_store
+from tollkeeper.logs.verify import VerifyReport, verify
 from tollkeeper.logs.worker import LogWorker
 from tollkeeper.observability.logging import logger
 from tollkeeper.observability.metrics import Metrics
@@ -33,6 +36,23 @@ async def open_log_client(settings: Settings) -> RedisClient | None:
     with suppress(StoreUnavailable):  # it goes on trying, and records go to the spool meanwhile
         await client.start()
     return client
+
+
+async def prove(settings: Settings) -> tuple[VerifyReport, str]:
+    """The proof over the log store and, with Redis, the queue; and why the queue was not asked, if that failed.
+
+    Raises ConfigurationError, LogStoreUnavailable.
+    """
+    store = open_store(settings.logs_url, settings.logs.timeout_s)
+    client = await open_log_client(settings)
+    if client is None:
+        return await verify(store), ""
+    try:
+        return await verify(store, queues=queues_of(settings.logs, "verify", client)), ""
+    except StoreUnavailable as error:
+        return await verify(store), str(error)
+    finally:
+        await client.stop()
 
 
 async def run_worker(settings: Settings, now_us: Callable[[], int]) -> None:

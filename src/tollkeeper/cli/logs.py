@@ -4,6 +4,7 @@ import asyncio
 import csv
 import re
 import sys
+from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -21,10 +22,13 @@ from tollkeeper.logs.query import TIMEOUT_S, Interval, query
 from tollkeeper.logs.search import follow, search
 from tollkeeper.logs.sinks import LogStore, open_store
 from tollkeeper.logs.stats import named, summary
-from tollkeeper.logs.verify import ProducerReport, VerifyReport, verify
+from tollkeeper.logs.verify import NumberRange, ProducerReport, VerifyReport, count
 from tollkeeper.settings import duration_s, load
 
 app = typer.Typer(help="Request logs in the log store: stats, tail, query, verify.", no_args_is_help=True)
+
+RANGES_SHOWN: Final = 20
+"""Of one producer and kind; `--json` has all."""
 
 _AGE: Final = re.compile(r"(\d{1,5})([smhdw])")
 _AGE_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
@@ -185,11 +189,17 @@ def _plain(value: Any) -> Any:
 
 @app.command("verify")
 def verify_logs(config: ConfigOption = None, json: JsonOption = False) -> None:
-    """Read the whole log store and prove that every producer's records are there, each once. Exit 1 if not.
+    """Account for every record of every gateway: delivered once, pending in Redis, or dropped. Exit 1 if any is lost,
+    double or unreadable.
 
-    What a running gateway has not shipped yet is not in the store; a gap is what was dropped or lost.
+    Reads the whole log store and, with REDIS_URL, the queue. Without Redis, what a running gateway has not shipped
+    yet is not seen.
     """
-    report = run(verify(_store(config)))
+    from tollkeeper.app.log_queue import prove
+
+    report, why_not = run(prove(load(config)))
+    if why_not:
+        note(f"the queue was not asked, and what waits there may count as lost: {why_not}")
     if json:
         print_json(_words(report))
     else:
@@ -211,6 +221,10 @@ def _words(report: VerifyReport) -> dict[str, Any]:
                 "missing": found.missing,
                 "gaps": [list(gap) for gap in found.gaps],
                 "doubles": [list(double) for double in found.doubles],
+                "dropped": [list(span) for span in found.dropped],
+                "taken": [list(span) for span in found.taken],
+                "pending": [list(span) for span in found.pending],
+                "retired": [list(span) for span in found.retired],
             }
             for name, found in report.producers.items()
         },
@@ -218,14 +232,27 @@ def _words(report: VerifyReport) -> dict[str, Any]:
 
 
 def _print(report: VerifyReport) -> None:
-    rows = [(name, found.records, found.last, *_faults(found)) for name, found in report.producers.items()]
-    print_table(("PRODUCER", "RECORDS", "LAST", "MISSING", "DOUBLE"), rows, right=("RECORDS", "LAST"))
+    rows = [
+        (name, found.records, found.last, count(found.pending), *map(_ranges, _kinds(found)))
+        for name, found in report.producers.items()
+    ]
+    head = ("PRODUCER", "RECORDS", "LAST", "PENDING", "DROPPED", "LOST", "DOUBLE")
+    print_table(head, rows, right=("RECORDS", "LAST", "PENDING"))
     for path in report.unreadable:
         note(f"unreadable: {path}")
+    short = sum(count(found.dropped) + count(found.taken) for found in report.producers.values())
+    pending = sum(count(found.pending) for found in report.producers.values())
     state = "complete: every record is there, once" if report.complete else "NOT complete"
+    if report.complete and (short or pending):
+        state = f"nothing lost or double: {pending} pending, {short} dropped"
     typer.echo(f"{report.records} records in {report.objects} objects, {state}")
 
 
-def _faults(found: ProducerReport) -> tuple[str, str]:
-    gaps = " ".join(f"{first}-{last}" for first, last in found.gaps)
-    return gaps or "-", " ".join(f"{first}-{last}" for first, last in found.doubles) or "-"
+def _kinds(found: ProducerReport) -> tuple[Sequence[NumberRange], ...]:
+    return (*found.dropped, *found.taken), found.gaps, found.doubles
+
+
+def _ranges(ranges: Sequence[NumberRange]) -> str:
+    shown = " ".join(f"{first}-{last}" for first, last in sorted(ranges)[:RANGES_SHOWN])
+    more = f" and {len(ranges) - RANGES_SHOWN} more" if len(ranges) > RANGES_SHOWN else ""
+    return shown + more or "-"

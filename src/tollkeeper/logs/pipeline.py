@@ -31,9 +31,11 @@ from tollkeeper.logs import duck, encoding, parquet
 from tollkeeper.logs.encoding import RECORD_BYTES_MAX
 from tollkeeper.logs.producer import Producer, adopt
 from tollkeeper.logs.queues import MemoryQueue, Queue, RedisQueue
+from tollkeeper.logs.retention import keep_retiring
 from tollkeeper.logs.shipper import Shipper
 from tollkeeper.logs.sinks import LogStore, open_store
 from tollkeeper.logs.spool import Spool
+from tollkeeper.logs.verify import VerifyReport, verify
 from tollkeeper.observability.logging import logger
 from tollkeeper.observability.metrics import Metrics
 from tollkeeper.settings import LogSettings
@@ -136,7 +138,7 @@ class LogPipeline:
             raise InvalidInput(f"log producer {producer!r}: use letters, digits, '.', '_' and '-', at most 128")
         if settings.format == "parquet":
             duck.load(parquet.SETTING)  # now, not when the first batch is due
-        self._settings = settings
+        self._settings, self._clock_us = settings, now_us
         self._name = producer
         self._store = open_store(url, settings.timeout_s) if store is None else store
         self._spool_root = spool_root
@@ -247,6 +249,9 @@ class LogPipeline:
         await self._producer.start()
         if self._ships:
             self._task = asyncio.create_task(self._shipper.run(), name="log-shipper")
+            if (days := self._settings.retention_days) is not None:
+                retiring = keep_retiring(self._store, days, self._clock_us)
+                self._others.append(asyncio.create_task(retiring, name="log-retention"))
         if self._spool_root is not None:
             self._others.append(asyncio.create_task(self._adopt(), name="log-adopt"))
         if self._shared:
@@ -314,6 +319,13 @@ class LogPipeline:
     async def ping(self) -> None:
         """Raises `LogStoreUnavailable` if the store would not take an object now."""
         await self._store.ping()
+
+    async def verify(self) -> VerifyReport:
+        """The proof over the whole store and the queue: of all gateways, if they share it. Reads everything.
+
+        Raises `LogStoreUnavailable`, `StoreUnavailable`.
+        """
+        return await verify(self._store, queues=self.queues)
 
     def stats(self) -> PipelineStats:
         """The account at this instant."""

@@ -1,4 +1,4 @@
-"""Object stores: a folder or an S3 bucket behind one small interface; the only home of obstore.
+"""Object stores: a folder or a bucket of S3, GCS or Azure behind one small interface; the only home of obstore.
 
 Knows paths and bytes, not records. Every call has a deadline and is tried once: repeating is the shipper's. Every
 foreign error becomes `LogStoreUnavailable`, with the store's own reason and without what the store quotes of the
@@ -14,22 +14,23 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import msgspec
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, UnauthenticatedError
-from obstore.store import LocalStore, S3Store
+from obstore.store import AzureStore, GCSStore, LocalStore, S3Store
 
 from tollkeeper.domain.errors import ConfigurationError, LogStoreUnavailable
 from tollkeeper.logs.blocking import BlockingCalls
 from tollkeeper.settings import mask_url
 
 T = TypeVar("T")
+Cloud: TypeAlias = S3Store | GCSStore | AzureStore
 
 
 class StoredObject(msgspec.Struct, frozen=True):
@@ -42,6 +43,13 @@ class StoredObject(msgspec.Struct, frozen=True):
 
 DIGEST_ATTRIBUTE: Final = "tollkeeper-sha256"
 """The object's user metadata that keeps the digest of its records (on S3: `x-amz-meta-tollkeeper-sha256`)."""
+DIGEST_ATTRIBUTE_AZURE: Final = "tollkeeper_sha256"
+"""Azure takes only names that are identifiers."""
+MULTIPART_BYTES_MIN: Final = 16 * 2**20
+"""Larger objects are uploaded in parts of PART_BYTES, a few at once: a broken connection costs a part. They appear
+whole or not at all, but cannot be conditional, so they are only asked for first: see above."""
+PART_BYTES: Final = 8 * 2**20
+PARTS_AT_ONCE: Final = 4
 CONNECT_TIMEOUT_S: Final = 5.0
 PING_TIMEOUT_S: Final = 3.0
 """Readiness has less patience than an upload."""
@@ -58,6 +66,18 @@ AMBIENT_CREDENTIALS: Final = (
 )
 """Any of these stands for credentials that the environment hands out: a pod's, a task's or an instance's role."""
 
+GCS_CONFIG: Final = (
+    *("google_service_account", "google_service_account_path", "google_service_account_key"),
+    *("google_application_credentials", "google_base_url", "google_bearer_token", "google_skip_signature"),
+)
+AZURE_CONFIG: Final = (
+    *("azure_storage_account_name", "azure_storage_account_key", "azure_storage_sas_key", "azure_storage_token"),
+    *("azure_storage_client_id", "azure_storage_client_secret", "azure_storage_tenant_id", "azure_client_id"),
+    *("azure_tenant_id", "azure_client_secret", "azure_federated_token_file", "azure_storage_use_emulator"),
+    *("azure_endpoint", "azure_storage_endpoint", "azure_msi_endpoint", "azure_identity_endpoint"),
+)
+"""Variables that obstore knows, in lower case."""
+
 _BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
 _S3_ERROR: Final = re.compile(r"<Code>([^<]*)</Code>\s*(?:<Message>([^<]*)</Message>)?")
 _STATUS: Final = re.compile(r"status code: (\d{3}[^:\n]*)")
@@ -66,7 +86,7 @@ _STATUS: Final = re.compile(r"status code: (\d{3}[^:\n]*)")
 class LogStore(ABC):
     """Where objects are kept. Paths are relative to the URL it was opened with; `url` is fit to be shown."""
 
-    def __init__(self, url: str, store: LocalStore | S3Store, timeout_s: float) -> None:
+    def __init__(self, url: str, store: LocalStore | Cloud, timeout_s: float) -> None:
         self.url = url
         self._store = store
         self._timeout_s = timeout_s
@@ -97,6 +117,15 @@ class LogStore(ABC):
             return True
 
         return await self._run("head", ask)
+
+    async def delete(self, path: str) -> None:
+        """Remove an object; nothing happens if it is not there. Raises `LogStoreUnavailable`."""
+
+        def work() -> None:
+            with suppress(FileNotFoundError):
+                obstore.delete(self._store, path)
+
+        await self._run("delete", work)
 
     @abstractmethod
     async def ping(self) -> None:
@@ -165,20 +194,35 @@ class FolderStore(LogStore):
 
 
 class BucketStore(LogStore):
-    """An S3 bucket, or a prefix in one. Needs the permissions PutObject, GetObject and ListBucket."""
+    """A bucket, or a prefix in one. Needs the permissions PutObject, GetObject and ListBucket, as S3 calls them; with
+    a retention also DeleteObject."""
+
+    def __init__(self, url: str, store: Cloud, timeout_s: float, digest_attribute: str = DIGEST_ATTRIBUTE) -> None:
+        super().__init__(url, store, timeout_s)
+        self._digest_attribute = digest_attribute
 
     async def create(self, path: str, body: bytes, sha256: str) -> bool:
         return await self._run("write", lambda: self._create(path, body, sha256))
 
     def _create(self, path: str, body: bytes, sha256: str) -> bool:
-        kind = "application/vnd.apache.parquet" if path.endswith(".parquet") else "application/gzip"
-        attributes = {"Content-Type": kind, DIGEST_ATTRIBUTE: sha256}
+        attributes = {"Content-Type": _content_type(path), self._digest_attribute: sha256}
         try:
             obstore.head(self._store, path)
         except FileNotFoundError:
             pass
         else:
             return False
+        if len(body) > MULTIPART_BYTES_MIN:
+            obstore.put(
+                self._store,
+                path,
+                body,
+                attributes=attributes,
+                use_multipart=True,
+                chunk_size=PART_BYTES,
+                max_concurrency=PARTS_AT_ONCE,
+            )
+            return True
         try:
             obstore.put(self._store, path, body, attributes=attributes, mode="create", use_multipart=False)
         except AlreadyExistsError:
@@ -187,7 +231,7 @@ class BucketStore(LogStore):
 
     async def digest(self, path: str) -> str | None:
         result = await self._run("head", lambda: obstore.get(self._store, path, options={"head": True}))
-        return result.attributes.get(DIGEST_ATTRIBUTE)
+        return result.attributes.get(self._digest_attribute)
 
     async def ping(self) -> None:
         await self._run(
@@ -196,18 +240,27 @@ class BucketStore(LogStore):
 
 
 def open_store(url: str, timeout_s: float, environ: Mapping[str, str] | None = None) -> LogStore:
-    """The store of a `file:///path` (created for its owner alone if missing) or `s3://bucket/prefix` URL.
+    """The store of a `file:///path` (created for its owner alone if missing), `s3://bucket/prefix`,
+    `gs://bucket/prefix` or `az://container/prefix` URL.
 
-    Opens no connection. Credentials, region and endpoint come from the environment (`AWS_ACCESS_KEY_ID`,
+    Opens no connection. For S3 credentials, region and endpoint come from the environment (`AWS_ACCESS_KEY_ID`,
     `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`, `AWS_REGION`, `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL`, and the
-    roles of pods, tasks and instances). `timeout_s` bounds each call. Raises ConfigurationError.
+    roles of pods, tasks and instances); for GCS `GOOGLE_APPLICATION_CREDENTIALS`, `GOOGLE_SERVICE_ACCOUNT` (paths) or
+    the instance's account; for Azure `AZURE_STORAGE_ACCOUNT_NAME` with `AZURE_STORAGE_ACCOUNT_KEY`, a service
+    principal or a managed identity, as its own tools read them. `timeout_s` bounds each call. Raises
+    ConfigurationError.
     """
     parts = urlsplit(url)
     if parts.scheme == "file":
         return _open_folder(url, timeout_s)
     if parts.scheme == "s3":
         return _open_bucket(url, timeout_s, os.environ if environ is None else environ)
-    raise ConfigurationError(f"{SETTING}: {mask_url(url)!r} is not a file:///path or s3://bucket/prefix URL")
+    if parts.scheme in ("gs", "az"):
+        return _open_cloud(url, timeout_s, os.environ if environ is None else environ)
+    raise ConfigurationError(
+        f"{SETTING}: {mask_url(url)!r} is not a file:///path, s3://bucket/prefix, gs://bucket/prefix or "
+        "az://container/prefix URL"
+    )
 
 
 def _open_folder(url: str, timeout_s: float) -> LogStore:
@@ -242,16 +295,54 @@ def _open_bucket(url: str, timeout_s: float, environ: Mapping[str, str]) -> LogS
             parts.netloc,
             prefix=unquote(parts.path).strip("/") or None,
             config=config,  # type: ignore[arg-type]
-            client_options={
-                "allow_http": bool(endpoint and endpoint.startswith("http://")),
-                "connect_timeout": timedelta(seconds=min(CONNECT_TIMEOUT_S, timeout_s)),
-                "timeout": timedelta(seconds=timeout_s),
-            },
+            client_options=_client_options(timeout_s, allow_http=bool(endpoint and endpoint.startswith("http://"))),
             retry_config={"max_retries": 0},
         )
     except (BaseError, ValueError) as error:
         raise ConfigurationError(f"{SETTING}: {mask_url(url)!r}: {_reason(error)}") from None
     return BucketStore(mask_url(url), store, timeout_s)
+
+
+def _open_cloud(url: str, timeout_s: float, environ: Mapping[str, str]) -> LogStore:
+    """GCS or Azure. Their variables are read by obstore itself from `environ`'s names."""
+    parts = urlsplit(url)
+    if not _BUCKET.fullmatch(parts.netloc) or parts.query or parts.fragment:
+        raise ConfigurationError(f"{SETTING}: {mask_url(url)!r}: write a bucket as {parts.scheme}://bucket/prefix")
+    prefix = unquote(parts.path).strip("/") or None
+    variables = "GOOGLE_" if parts.scheme == "gs" else "AZURE_"
+    config: Any = {name.lower(): value for name, value in environ.items() if name.startswith(variables) and value}
+    if parts.scheme == "az" and not config.get("azure_storage_account_name"):
+        raise ConfigurationError(f"{SETTING} is an Azure container, but AZURE_STORAGE_ACCOUNT_NAME is not set")
+    plain = any(str(value).startswith("http://") for value in config.values())
+    options = _client_options(timeout_s, allow_http=plain)
+    try:
+        if parts.scheme == "gs":
+            known: Any = {name: config[name] for name in GCS_CONFIG if name in config}
+            store = GCSStore(
+                parts.netloc, prefix=prefix, config=known, client_options=options, retry_config={"max_retries": 0}
+            )
+            return BucketStore(mask_url(url), store, timeout_s)
+        known = {name: config[name] for name in AZURE_CONFIG if name in config}
+        azure = AzureStore(
+            parts.netloc, prefix=prefix, config=known, client_options=options, retry_config={"max_retries": 0}
+        )
+        return BucketStore(mask_url(url), azure, timeout_s, DIGEST_ATTRIBUTE_AZURE)
+    except (BaseError, ValueError) as error:
+        raise ConfigurationError(f"{SETTING}: {mask_url(url)!r}: {_reason(error)}") from None
+
+
+def _client_options(timeout_s: float, *, allow_http: bool) -> Any:
+    return {
+        "allow_http": allow_http,
+        "connect_timeout": timedelta(seconds=min(CONNECT_TIMEOUT_S, timeout_s)),
+        "timeout": timedelta(seconds=timeout_s),
+    }
+
+
+def _content_type(path: str) -> str:
+    if path.endswith(".json"):
+        return "application/json"
+    return "application/vnd.apache.parquet" if path.endswith(".parquet") else "application/gzip"
 
 
 def _credentials(environ: Mapping[str, str]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from tollkeeper.domain.errors import Unavailable
 from tollkeeper.domain.ports import ScriptStore
 from tollkeeper.logs.pipeline import ADOPT_INTERVAL_S, make_shipper, queue_of, queues_of
 from tollkeeper.logs.producer import adopt
+from tollkeeper.logs.retention import keep_retiring
 from tollkeeper.logs.sinks import LogStore, open_store
 from tollkeeper.observability.logging import logger
 from tollkeeper.observability.metrics import Metrics
@@ -39,7 +40,7 @@ class LogWorker:
         store: LogStore | None = None,
         spool_root: Path | None = None,
     ) -> None:
-        self._settings, self._spool_root = settings, spool_root
+        self._settings, self._spool_root, self._now_us = settings, spool_root, now_us
         self.queues = queues_of(settings, f"worker-{secrets.token_hex(8)}", client)
         self.store = open_store(url, settings.timeout_s) if store is None else store
         self.shipper = make_shipper(settings, self.queues, self.store, metrics, now_us)
@@ -48,6 +49,10 @@ class LogWorker:
     async def start(self) -> None:
         """Neither queue nor store need be there yet."""
         self._tasks = [asyncio.create_task(self.shipper.run(), name="log-shipper")]
+        if (days := self._settings.retention_days) is not None:
+            self._tasks.append(
+                asyncio.create_task(keep_retiring(self.store, days, self._now_us), name="log-retention")
+            )
         if self._spool_root is not None:
             self._tasks.append(asyncio.create_task(self._adopt(self._spool_root), name="log-adopt"))
 

@@ -1,0 +1,90 @@
+"""Deletes what is older than the retention from the log store, and leaves the proof that it had been there.
+
+A day is retired when it ended `retention_days` ago. Only objects that verify would accept are deleted: whole, and
+with no record that the day has twice; what is not stays, and is logged. Before the first object of a day is deleted,
+the numbers of its records are written to `_retired/<day>-<digest>.json`, so that `verify` still accounts for them. A
+crash in between leaves both, which verify takes for one.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from datetime import UTC, date, datetime, timedelta
+from typing import Final
+
+import msgspec
+
+from tollkeeper.domain.errors import LogStoreUnavailable
+from tollkeeper.logs import objects
+from tollkeeper.logs.sinks import LogStore
+from tollkeeper.logs.verify import NumberRange, Retired, merged, runs_in
+from tollkeeper.observability.logging import logger
+
+INTERVAL_S: Final = 3600.0
+"""How often it is looked for days that ended; several processes may do so at once."""
+
+_log = logger("logs")
+
+
+class Retirement(msgspec.Struct):
+    """What one look did. `kept` are old objects that are not whole, or hold a record twice."""
+
+    deleted: int = 0
+    records: int = 0
+    kept: tuple[str, ...] = ()
+
+
+async def keep_retiring(store: LogStore, retention_days: int, now_us: Callable[[], int]) -> None:
+    """Look every hour, until cancelled."""
+    while True:
+        try:
+            await retire(store, last_day(now_us(), retention_days))
+        except LogStoreUnavailable as error:
+            _log.warning("log_retention_waits", why=str(error))
+        await asyncio.sleep(INTERVAL_S)
+
+
+def last_day(now_us: int, retention_days: int) -> date:
+    """The newest day (UTC) that is old enough."""
+    return datetime.fromtimestamp(now_us / 1_000_000, UTC).date() - timedelta(days=retention_days + 1)
+
+
+async def retire(store: LogStore, last: date) -> Retirement:
+    """Retire every day up to `last`. Raises `LogStoreUnavailable`; the rest is left for the next time."""
+    days: dict[str, list[str]] = {}
+    async for path in store.list():
+        if objects.is_log_object(path) and objects.UNDATED not in path and path[3:13] <= last.isoformat():
+            days.setdefault(path[3:13], []).append(path)
+    done = Retirement()
+    for day, paths in sorted(days.items()):
+        await _retire_day(store, day, sorted(paths), done)
+    if done.deleted:
+        _log.info("log_objects_retired", objects=done.deleted, records=done.records, up_to=last.isoformat())
+    if done.kept:
+        _log.warning("log_objects_not_retired", objects=done.kept[:10], count=len(done.kept), why="see logs verify")
+    return done
+
+
+async def _retire_day(store: LogStore, day: str, paths: Sequence[str], done: Retirement) -> None:
+    seen: dict[str, list[NumberRange]] = {}
+    accepted: list[str] = []
+    for path in paths:
+        runs = runs_in(await store.read(path))
+        if runs is None or any(_overlaps(seen.get(producer, ()), run) for producer, run in runs):
+            done.kept += (path,)
+            continue
+        for producer, run in runs:
+            seen.setdefault(producer, []).append(run)
+        accepted.append(path)
+        done.records += sum(last - first + 1 for _, (first, last) in runs)
+    if not accepted:
+        return
+    proof = msgspec.json.encode(Retired({name: merged(ranges) for name, ranges in sorted(seen.items())}))
+    sha256 = objects.digest(proof)
+    await store.create(f"{objects.RETIRED_PREFIX}{day}-{sha256[:16]}.json", proof, sha256)
+    for path in accepted:
+        await store.delete(path)
+        done.deleted += 1
+
+
+def _overlaps(ranges: Sequence[NumberRange], run: NumberRange) -> bool:
+    return any(first <= run[1] and run[0] <= last for first, last in ranges)
