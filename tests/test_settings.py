@@ -169,8 +169,8 @@ def test_durations(text: str, seconds: float) -> None:
         ),
         ({"database": {"url": "postgresql://h/d"}}, "TOLLKEEPER_DIGEST_KEY is not set: with a shared database every"),
         (
-            {"logs": {"url": "gs://b"}},
-            "logs.url (LOG_STORE_URL): unknown scheme in 'gs://b'; known are file://, s3://",
+            {"logs": {"url": "ftp://b"}},
+            "logs.url (LOG_STORE_URL): unknown scheme in 'ftp://b'; known are file://, s3://, gs://, az://",
         ),
         (
             {"logs": {"url": "file://relative/path"}},
