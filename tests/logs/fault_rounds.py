@@ -47,8 +47,8 @@ RECORDS = 120
 """Of each gateway: twelve objects in all, if nothing goes wrong."""
 EVENTS = 5
 DURABLE = ("--appendfsync", "always")
-"""With `everysec` a Redis whose disk stalls puts even the write to its file off, by up to two seconds, and a kill then
-loses what it had acknowledged: 1 round in 100 on a busy machine, and `verify` names what was lost."""
+"""With `everysec` a Redis whose disk stalls puts even the write to its file off, by up to two seconds, and a kill
+then loses what it had acknowledged: 1 round in 100 on a busy machine, and `verify` names what was lost."""
 SETTLE_TIMEOUT_S = 30.0
 WARM_UP_S = 5.0
 DEATHS: tuple[Death, ...] = ("never", "after lease", "before put", "after put")
