@@ -27,10 +27,10 @@ QUESTION = "Log records: enqueued, shipped, kept"
 NOTES = (
     "*put*: encode, number and hand over, as a request does it, 20 records a turn of the loop; CPU of the whole "
     "process for each record, the client of Redis included. *Redis*: time in scripts by `INFO commandstats`, and "
-    "memory of the full queue, for each record. *shipped*: one worker, from Redis into a local folder, gzip included; "
-    "texts are random words, ids random. *CPU s a million*: all three. Storing a million records at S3's list price of "
-    "0.023 USD a GB and month and 0.005 USD a thousand PUTs comes to `object bytes` × 0.000023 USD a month and 0.0005 "
-    "USD once: nothing beside the processor time, until bodies are large."
+    "memory of the full queue, for each record. *shipped*: one worker, from Redis into a local folder, gzip "
+    "included; texts are random words, ids random. *CPU s a million*: all three. A million records at S3's list "
+    "price of 0.023 USD a GB and month and 0.005 USD a thousand PUTs comes to `object bytes` × 0.000023 USD a "
+    "month and 0.0005 USD once: nothing beside the processor time, until bodies are large."
 )
 BODY_CHARS = (0, 4_000, 60_000, 900_000)
 """Of the longest text; a record without is about 0.9 kB."""

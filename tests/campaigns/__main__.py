@@ -12,7 +12,7 @@ from benchmarks.table import table
 
 from tests.campaigns import Outcome
 
-CAMPAIGNS = ("load", "failover")
+CAMPAIGNS = ("load", "failover", "logs")
 ROUNDS = 10
 
 

@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import Final
 
 from tollkeeper.domain.errors import ConfigurationError, StoreUnavailable
+from tollkeeper.governance import redis_settings
 from tollkeeper.governance.redis_client import RedisClient
 from tollkeeper.logs.pipeline import queues_of
 from tollkeeper.logs.sinks import open_store
@@ -24,15 +25,10 @@ REPLY_TIMEOUT_S: Final = 5.0
 
 async def open_log_client(settings: Settings) -> RedisClient | None:
     """A client that is started, whether Redis is there or not; None without Redis."""
-    if settings.store.redis_url is None:
+    if settings.embedded:
         return None
-    client = RedisClient(
-        url=settings.store.redis_url,
-        pool_size=2,
-        dial_timeout_s=settings.store.dial_timeout_s,
-        read_timeout_s=REPLY_TIMEOUT_S,
-        write_timeout_s=REPLY_TIMEOUT_S,
-    )
+    own = {"pool_size": 2, "min_idle_conns": 1, "read_timeout_s": REPLY_TIMEOUT_S, "write_timeout_s": REPLY_TIMEOUT_S}
+    client = RedisClient(**redis_settings.of_store(settings.store) | own)
     with suppress(StoreUnavailable):  # it goes on trying, and records go to the spool meanwhile
         await client.start()
     return client
