@@ -72,9 +72,14 @@ async def measure(server: RedisServer, folder: Path, chars: int) -> Figures:
         before = memory(server)
         server.command("CONFIG", "RESETSTAT")
         pipeline = LogPipeline(
-            settings=settings, url=(folder / "unused").as_uri(), producer="bench", metrics=Metrics(), now_us=lambda: 0,
-            client=client, spool_root=folder / "spool",
-        )  # fmt: skip
+            settings=settings,
+            url=(folder / "unused").as_uri(),
+            producer="bench",
+            metrics=Metrics(),
+            now_us=lambda: 0,
+            client=client,
+            spool_root=folder / "spool",
+        )
         await pipeline.start()
         begun, cpu = time.perf_counter(), time.process_time()
         for i in range(number):
