@@ -51,6 +51,7 @@ class Control:
             accounts=database.accounts(b"d" * 64, now_us),
             spend=database.spend,
             governor=self.ledger,
+            corrector=self.ledger,
             logs=LogReader(self.logs),
             sync=self.sync.sync_once,
             readiness=Readiness({"database": self.ping, "store": _ready}),

@@ -141,6 +141,27 @@ async def test_the_disk_of_an_orphan_turns_up(tmp_path: Path, own_redis: RedisSe
         await parts.stop()
 
 
+async def test_holds_of_a_closed_producer_that_are_there_again(
+    tmp_path: Path, own_redis: RedisServer, clock: Clock
+) -> None:
+    """It was closed when Redis had lost what it held; a Redis that went back in time has it again: presumed once."""
+    dead, peer = [await Parts.start(tmp_path, own_redis.url, clock) for _ in range(2)]
+    await dead.spend(WHO, "done.1", hold=50, cost=20)
+    flying = await dead.admit(WHO, "flying.1", hold=300)
+    assert isinstance(flying, Grant)
+    dead.ledger.dispatched(flying)
+    assert await dead.ledger.flush(5)
+    await abandon(dead)
+    shutil.rmtree(dead.ledger._outbox.folder)
+    await peer.database.spend.retire_producer(dead.ledger.producer, clock())
+    assert await peer.orphans.sweep("org_a") == 1
+    assert await peer.ledger.flush(5)
+    assert await peer.orphans.sweep("org_a") == 0
+    assert await spent(peer) == (320, 0)
+    await dead.database.close()
+    await peer.stop()
+
+
 async def test_corrections(tmp_path: Path, own_redis: RedisServer, clock: Clock) -> None:
     """presumed < settled < corrected: an operator's word replaces a presumed charge, a later word that, and a truth
     that comes afterwards does not undo it; each in the periods of the admission, through the loss of Redis."""

@@ -148,6 +148,7 @@ class Gateway:
             accounts=self.accounts,
             spend=database.spend,
             governor=ledger,
+            corrector=ledger,
             logs=LogReader(open_store(settings.logs_url, settings.logs.timeout_s)),
             sync=sync.sync_once,
             readiness=self._readiness,

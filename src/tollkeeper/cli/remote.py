@@ -33,10 +33,13 @@ class RemoteGateway:
         # never through a proxy of the environment: the token is for this address alone
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect())
 
-    def call(self, method: str, path: str) -> Any:
+    def call(self, method: str, path: str, body: Any = None) -> Any:
         """The decoded answer, None for an empty one. Raises GatewayAway, or TollkeeperError with its refusal."""
         request = urllib.request.Request(  # noqa: S310 - always http
-            self.url + path, method=method, headers={"Authorization": f"Bearer {self._token}"}
+            self.url + path,
+            data=None if body is None else json.dumps(body).encode(),
+            method=method,
+            headers={"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"},
         )
         try:
             with self._opener.open(request, timeout=TIMEOUT_S) as response:

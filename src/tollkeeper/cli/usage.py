@@ -4,11 +4,12 @@ A running gateway is asked to write what it knows first; without one the figures
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from tollkeeper.cli import options
+from tollkeeper.cli import corrections, options
 from tollkeeper.cli.common import ConfigOption, JsonOption, note, open_accounts, print_json, print_table, run
 from tollkeeper.cli.remote import RemoteGateway
 from tollkeeper.domain.errors import TollkeeperError
@@ -17,6 +18,21 @@ from tollkeeper.domain.words import Words, usage_words
 from tollkeeper.settings import load
 
 
+class _ShowByDefault(TyperGroup):
+    """`usage KEY` is short for `usage show KEY`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put `show` before what is not a command."""
+        if not args or (args[0] not in self.commands and args[0] not in ctx.help_option_names):
+            args = ["show", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(cls=_ShowByDefault, help="What keys have spent, by month; corrections of it.")
+app.add_typer(corrections.app, name="corrections")
+
+
+@app.command("show")
 def usage(
     key: Annotated[str | None, typer.Argument(metavar="[KEY]", help="Name or id; default: all keys.")] = None,
     month: Annotated[str | None, typer.Option(metavar="YYYY-MM", help="Only this month.")] = None,

@@ -59,6 +59,11 @@ def span_at(period: Period, now_us: int) -> Span:
     return Span(period, f"{first.year}:{first.month:02d}", _us(first), _us(following))
 
 
+def month_start_us(year: int, month: int) -> int:
+    """The first moment of a month (Unix µs)."""
+    return _us(datetime(year, month, 1, tzinfo=UTC))
+
+
 def month_of_label(label: str) -> tuple[int, int] | None:
     """`2026:11` → (2026, 11); None for the label of any other period."""
     parts = label.split(":")

@@ -50,6 +50,21 @@ class Governor(Protocol):
         ...
 
 
+class Corrector(Protocol):
+    """An operator's word on what was charged."""
+
+    def correct(self, root: str, attempt: str, charge: Charge, note: str) -> int:
+        """Replace what an attempt was charged with, in the counters that `charge` knows; returns the rank.
+
+        On local disk and sent when this returns. A later correction replaces an earlier one.
+        """
+        ...
+
+    async def flush(self, timeout_s: float) -> bool:
+        """Wait until the store has confirmed every entry; False if it has not by then."""
+        ...
+
+
 class RecordSink(Protocol):
     """Takes a request's log record. Never blocks and never fails; a record that does not fit is counted."""
 

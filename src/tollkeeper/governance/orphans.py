@@ -24,6 +24,8 @@ from tollkeeper.observability.metrics import Metrics
 LOOKS_PER_LEASE: Final = 10
 """How often is looked for orphans within the time after which one is an orphan."""
 LOOK_MAX_S: Final = 60.0
+SWEEP_US: Final = 3_600_000_000
+"""How often all roots are looked through for holds of closed producers."""
 FLUSH_S: Final = 10.0
 
 
@@ -44,6 +46,7 @@ class OrphanWatch:
         self._store, self._spend, self._ledger, self._sync = store, spend, ledger, sync
         self._after_us, self._now_us = int(orphan_after_s * 1e6), now_us
         self._pause_s = min(LOOK_MAX_S, orphan_after_s / LOOKS_PER_LEASE)
+        self._swept_us = now_us()
         self._task: asyncio.Task[None] | None = None
         self._log = logger("governance")
         self._closed = metrics.counter(
@@ -67,6 +70,10 @@ class OrphanWatch:
             try:
                 while await self.close_one() is not None:
                     continue
+                if self._now_us() - self._swept_us >= SWEEP_US:
+                    self._swept_us = self._now_us()
+                    for root in await self._sync.roots():
+                        await self.sweep(root)
             except Unavailable as error:
                 self._log.warning("orphans_wait", why=str(error))
 
