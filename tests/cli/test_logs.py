@@ -1,11 +1,14 @@
 """`tollkeeper logs`: questions to the store, and exit status and words that say whether it is whole."""
 
+import asyncio
+import signal
+import subprocess
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from tests.cli.conftest import Command
+from tests.cli.conftest import COMMAND, Command, clean_environment
 from tollkeeper.domain.record import RequestRecord
 from tollkeeper.logs.pipeline import LogPipeline
 from tollkeeper.observability.metrics import Metrics
@@ -105,6 +108,26 @@ def test_stats_tell_totals_models_and_keys(shipped: Path, command: Command) -> N
     assert [row["name"] for row in found["models"]] == ["gpt-4o-mini"]
     table = command("logs", "stats").out
     assert "gpt-4o-mini" in table and "435.000000000" in table
+
+
+async def test_tail_follows_until_it_is_interrupted(shipped: Path, workdir: Path) -> None:
+    """What is there, then what arrives, each once; Ctrl-C ends it without a word."""
+    arguments = [*COMMAND, "logs", "tail", "-n", "1", "-f"]
+    with subprocess.Popen(
+        arguments, cwd=workdir, env=clean_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as tail:
+        assert tail.stdout is not None and tail.stderr is not None
+        assert (await asyncio.to_thread(tail.stdout.readline)).rstrip().endswith("req_29")
+        pipeline = LogPipeline(
+            settings=LogSettings(), url=shipped.as_uri(), producer="gw-more", metrics=Metrics(), now_us=lambda: 0
+        )
+        pipeline.put(record(30))
+        await pipeline.start()
+        await pipeline.stop()
+        assert (await asyncio.to_thread(tail.stdout.readline)).rstrip().endswith("req_30")
+        tail.send_signal(signal.SIGINT)
+        out, err = await asyncio.to_thread(tail.communicate, None, 20)
+        assert (tail.returncode, out, err) == (0, "", "")
 
 
 def test_tail_shows_the_newest_last(shipped: Path, command: Command) -> None:

@@ -29,7 +29,8 @@ app = typer.Typer(help="Request logs in the log store: stats, tail, query, verif
 
 RANGES_SHOWN: Final = 20
 """Of one producer and kind; `--json` has all."""
-
+CALLS_MAX: Final = 32
+"""Calls of the store in flight."""
 _AGE: Final = re.compile(r"(\d{1,5})([smhdw])")
 _AGE_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 
@@ -53,7 +54,9 @@ KeyFilter = Annotated[str | None, typer.Option("--key", help="Name or id of a ke
 
 def _store(config: Path | None) -> LogStore:
     settings = load(config)
-    return open_store(settings.logs_url, settings.logs.timeout_s)
+    store = open_store(settings.logs_url, settings.logs.timeout_s)
+    store.allow_calls(CALLS_MAX)  # a process of its own, that waits for nothing but the store
+    return store
 
 
 @app.command("query")

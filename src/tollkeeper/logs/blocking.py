@@ -23,8 +23,9 @@ CALLS_MAX: Final = 8
 class BlockingCalls:
     """Runs blocking functions for one owner."""
 
-    def __init__(self) -> None:
-        self._slots = threading.BoundedSemaphore(CALLS_MAX)
+    def __init__(self, calls_max: int = CALLS_MAX) -> None:
+        self.calls_max = calls_max
+        self._slots = threading.BoundedSemaphore(calls_max)
 
     async def run(self, work: Callable[[], T], timeout_s: float) -> T:
         """The result of `work`, or what it raises. Raises TimeoutError if that takes longer, or too many calls hang.
@@ -32,7 +33,7 @@ class BlockingCalls:
         `work` runs on when this is cancelled or times out; its outcome is then forgotten.
         """
         if not self._slots.acquire(blocking=False):
-            raise TimeoutError(f"{CALLS_MAX} earlier calls still hang")
+            raise TimeoutError(f"{self.calls_max} earlier calls still hang")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
 

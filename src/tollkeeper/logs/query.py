@@ -22,8 +22,6 @@ from tollkeeper.logs.sinks import LogStore, StoredObject
 OBJECTS_MAX: Final = 50_000
 FETCHED_BYTES_MAX: Final = 8 * 2**30
 """Of a bucket's objects, for one query."""
-FETCHES: Final = 4
-"""At once."""
 TIMEOUT_S: Final = 60.0
 ROWS_MAX: Final = 1_000_000
 WHAT: Final = "querying logs"
@@ -114,7 +112,7 @@ async def _staged(store: LogStore, items: Sequence[StoredObject], folder: Path) 
             f"{fetched / 2**30:.1f} GiB of objects; at most {FETCHED_BYTES_MAX >> 30} are fetched: give --since "
             "and --until"
         )
-    slots = asyncio.Semaphore(FETCHES)
+    slots = asyncio.Semaphore(store.reads_max)
 
     async def stage(item: StoredObject, path: Path | None) -> Path:
         if path is not None:

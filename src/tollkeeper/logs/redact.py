@@ -24,7 +24,8 @@ REDACTED: Final = "[redacted]"
 SECRET_CHARS_MIN: Final = 8
 """A shorter secret of the configuration is not looked for: it would be found in ordinary text."""
 LABELS_KEPT: Final = 4096
-"""Labels that were looked through before."""
+"""Labels and other short texts, like the names in JSON, that were looked through before."""
+LABEL_CHARS_MAX: Final = 64
 DEPTH_MAX: Final = 200
 """Of nested JSON; what is deeper is left out."""
 SECRET_NAMES: Final = frozenset(("authorization", "proxy-authorization", "x-api-key", "api-key", "api_key", "apikey"))
@@ -103,14 +104,17 @@ class Redactor:
             return encoded.decode(), body.cut
         return encoded[:bytes_max].decode("utf-8", "ignore"), True
 
+    def _leaf(self, text: str) -> str:
+        return self.label(text) if len(text) <= LABEL_CHARS_MAX else self.text(text)
+
     def _tree(self, value: Any, depth: int) -> Any:
         if isinstance(value, str):
-            return self.text(value)
+            return self._leaf(value)
         if depth > DEPTH_MAX:
             return REDACTED
         if isinstance(value, dict):
             return {
-                self.text(name): REDACTED
+                self._leaf(name): REDACTED
                 if isinstance(item, str) and name.lower() in SECRET_NAMES
                 else self._tree(item, depth + 1)
                 for name, item in value.items()

@@ -92,6 +92,15 @@ class LogStore(ABC):
         self._timeout_s = timeout_s
         self._calls = BlockingCalls()
 
+    @property
+    def reads_max(self) -> int:
+        """Objects to read at once; a thread that has just answered still counts for a moment."""
+        return self._calls.calls_max // 2
+
+    def allow_calls(self, calls_max: int) -> None:
+        """For who reads many objects, before the first call: bound calls in flight by this."""
+        self._calls = BlockingCalls(calls_max)
+
     @abstractmethod
     async def create(self, path: str, body: bytes, sha256: str) -> bool:
         """Write a new object whole. False if there is one of that name, which stays as it is.
