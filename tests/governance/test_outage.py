@@ -330,6 +330,51 @@ async def test_a_server_of_a_cluster_is_away_alone(tmp_path: Path, redis_cluster
         await parts.stop()
 
 
+async def test_what_is_admitted_during_a_slow_way_back_is_told_too(
+    tmp_path: Path, own_redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request that has waited too long for the way back is decided alone; Redis learns of its weight, hold and slot
+    before it is asked again."""
+    who = one_key("org_a", budget(1000, rpm=100, concurrency=50))
+    async with ledgers(tmp_path, own_redis, 1, BOUNDED) as (parts,):
+        await burst(parts, who, 1, "before", hold=10, cost=10)
+        own_redis.kill()
+        first = await burst(parts, who, 2, "alone", hold=100)
+        push, gate, arrived = parts.store.push, asyncio.Event(), asyncio.Event()
+
+        async def slow(*arguments: object) -> bool:
+            arrived.set()
+            await gate.wait()
+            return await push(*arguments)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(parts.store, "push", slow)
+        own_redis.forget()
+        own_redis.start()
+        await arrived.wait()
+        parts.ledger._timeout_us = 10_000
+        second = await burst(parts, who, 1, "impatient", hold=100)
+        parts.ledger._timeout_us = 1_000_000
+        assert second[0].reply.degraded
+        gate.set()
+        await back([parts])
+        (last,) = await burst(parts, who, 1, "after", hold=100)
+        assert last.reply.logs[0].requests == 5 and last.reply.slots == (4,)
+        assert last.reply.counters[0].held == 400
+        for grant in (*first, *second, last):
+            parts.ledger.settle(grant, 50, USAGE)
+        assert await parts.ledger.flush(5)
+        assert {s.kind: s.used for s in await parts.ledger.limits(who)}[LimitKind.BUDGET] == 210
+
+
+async def test_a_flushed_redis_does_not_fill_a_limit_again(tmp_path: Path, own_redis: RedisServer) -> None:
+    """Nobody noticed an outage: the organisation is loaded anew, and its windows are as they were last seen."""
+    who = limited(20)
+    async with ledgers(tmp_path, own_redis, 1, BOUNDED) as (parts,):
+        assert len(await burst(parts, who, 30, "fill", cost=1)) == 20
+        own_redis.command("FLUSHALL")
+        assert await burst(parts, who, 30, "again", cost=1) == []
+
+
 async def test_two_outages_in_one_window_share_one_share(tmp_path: Path, own_redis: RedisServer) -> None:
     """What was admitted alone in the first outage is not admitted again in the second, though nothing was asked of
     Redis in between."""

@@ -100,6 +100,8 @@ class Fallback:
         self.tree = Tree()
         self.tree.run = "alone"
         self.began_us = 0
+        self.admitted = 0
+        """How many attempts were admitted alone, ever."""
         self._fleet = Fleet()
         self._logs: dict[str, _SeenLog] = {}
         self._slots: dict[str, tuple[int, int]] = {}  # (when seen, in flight)
@@ -167,6 +169,7 @@ class Fallback:
         reply = self.tree.admit(now_us, shares, demand)
         degraded = degraded_concerns(checks)
         if reply.refusal is None:
+            self.admitted += 1
             return Decision(shares, msgspec.structs.replace(reply, degraded=degraded))
         if reply.refusal.kind is LimitKind.BUDGET:
             refusal = self._true_refusal(now_us, checks, demand)

@@ -809,7 +809,7 @@ class Ledger:
         in_flight = [d for r, d in self._outbox.in_flight.values() if r == root]
         await self._restore_ended(root, in_flight)
         await self._store.reassert(root, self.producer, in_flight)
-        await self.outage.hand_over(root, self._live_of(root))
+        await self.outage.hand_over(root, self._live_of)
         return not state.unacknowledged
 
     async def _restore_ended(self, root: str, in_flight: list[Dispatch]) -> None:

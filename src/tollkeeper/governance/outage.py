@@ -266,11 +266,11 @@ class Outage:
 
     # The way back
 
-    async def hand_over(self, root: str, live: Iterable[Grant]) -> None:
+    async def hand_over(self, root: str, live: Callable[[str], Iterable[Grant]]) -> None:
         """Tell the store what was admitted alone, and what it may have lost of the windows; then ask it again.
 
         The ledger calls this when the store has all entries and holds of the root; nothing is settled meanwhile, and
-        the root's requests wait for it. `live` are the root's attempts in flight. Raises StoreUnavailable; then the
+        the root's requests wait for it. `live` gives the root's attempts in flight. Raises StoreUnavailable; then the
         root is decided alone as before, and also, without an error, while the breaker is open.
         """
         if self.is_away(root):
@@ -281,9 +281,13 @@ class Outage:
         if alone:
             self._handing_over[root] = asyncio.get_running_loop().create_future()
         try:
-            await self._push(root, fallback)
+            told = -1
+            while told != fallback.admitted:  # again only if a request has waited too long, and was decided alone
+                told = fallback.admitted
+                await self._push(root, fallback)
+                if alone:
+                    await self._reassert(root, tuple(live(root)))
             if alone:
-                await self._reassert(root, tuple(live))
                 del self._alone[root]
         except StoreUnavailable as error:
             self.failed(root, error)
