@@ -181,10 +181,16 @@ class CheckedLua(LuaRedis):
 
     after_reassert = after_reset
 
-    def before_push(self, keys: list[bytes], arguments: Sequence[Any]) -> int:
-        return int(word(arguments[1]) not in self.redis.values.get(keys[0], {}))
+    def before_push(self, keys: list[bytes], arguments: Sequence[Any]) -> tuple[bool, set[bytes]]:
+        new = word(arguments[1]) not in self.redis.values.get(keys[0], {})
+        return new, {key for key in keys[1:] if not self.there(key)}
 
-    after_push = after_reset
+    def after_push(self, _keys: list[bytes], _arguments: Sequence[Any], before: Any, reply: int) -> None:
+        new, absent = before
+        assert reply == int(new)
+        for key in absent:
+            raw = self.redis.peek(key)
+            assert raw is None or Log(raw).live, "a log is made only for what is in it"
 
 
 ages = st.sampled_from([-5_000_000, 0, 1, 9_999, 1_000_000, 6_000_000, 59_999_999, 60_000_000, 60_000_001])

@@ -26,7 +26,7 @@ local function force(log, tick, stamp, requests, tokens)
     at = over == 0 and at or at - over + tick
     local some = log[TAIL] > log[HEAD]
     log[STAMP] = some and math.max(at, log[LAST]) or at
-    log[INDEX] = some and log[LAST] == log[STAMP] and log[TAIL] - 1 or log[TAIL]
+    log[INDEX] = some and log[LAST] == log[STAMP] and log[HEAD] or log[TAIL] -- any below the tail: the newest run gets it
     log_add(log, now, requests, tokens)
   end
 end
