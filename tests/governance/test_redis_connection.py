@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -159,3 +160,25 @@ async def test_a_server_that_closes_new_connections_is_there(own_redis: RedisSer
         await asyncio.sleep(0)
     assert await connection.ready(10) and closed == AWAY_TRIES + 3
     await connection.stop()
+
+
+async def test_stop_ends_what_swallows_a_cancellation(own_redis: RedisServer) -> None:
+    """As asyncio.wait_for does now and then, under which redis-py connects."""
+    stuck = asyncio.Event()
+
+    async def dial() -> AbstractConnection:
+        if own_redis.process is not None:
+            return dialled(redis_settings.read(url=own_redis.url))
+        stuck.set()
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    connection = RedisConnection(dial, shown_url="here", dial_timeout_s=60, reply_timeout_s=60)
+    await connection.start()
+    own_redis.kill()
+    await stuck.wait()
+    async with asyncio.timeout(5):
+        await connection.stop()
+    assert connection.state == "stopped"

@@ -19,7 +19,7 @@ from redis.crc import key_slot
 
 from tollkeeper.domain.errors import InvalidInput, StoreUnavailable
 from tollkeeper.governance import redis_settings
-from tollkeeper.governance.redis_connection import NOT_RUN, Command, Counters, RedisConnection, ReplyError, Send
+from tollkeeper.governance.redis_connection import NOT_RUN, Command, Counters, RedisConnection, ReplyError, Send, end
 from tollkeeper.governance.redis_node import Node
 from tollkeeper.governance.redis_settings import RedisSettings, Topology
 from tollkeeper.governance.redis_topology import SLOTS, Address, dialled, primaries, primary_of, slots_from
@@ -170,9 +170,7 @@ class RedisClient:
 
     async def stop(self) -> None:
         """Close all connections; calls without an answer fail."""
-        for task in tuple(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end(self._tasks)
         await asyncio.gather(*(node.stop() for node in self._nodes.values()))
 
     # State

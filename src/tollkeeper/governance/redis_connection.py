@@ -10,7 +10,7 @@ import asyncio
 import math
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from socket import gaierror
 from typing import Any, Final
@@ -26,6 +26,7 @@ from tollkeeper.observability.logging import logger
 PENDING_MAX: Final = 20_000
 """Commands without a reply; above it `send` refuses, so that a slow Redis cannot fill our memory."""
 READ_BYTES: Final = 2**18
+CANCEL_AGAIN_S: Final = 0.05
 BACKOFF_MIN_S: Final = 0.05
 BACKOFF_MAX_S: Final = 0.5
 """Short, because instances that notice late that Redis is back go on without it: docs/outages.md."""
@@ -156,9 +157,8 @@ class RedisConnection:
     async def stop(self) -> None:
         """Close; commands without a reply fail."""
         self._set_state("stopped", "stopped")
-        for task in tuple(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end(self._tasks)
+        self._set_state("stopped", "stopped")  # one that was just connecting may have finished
         self._drop("stopped")
 
     def send(self, *parts: Any) -> "asyncio.Future[Any]":
@@ -439,6 +439,15 @@ class RedisConnection:
 
 
 _NOTHING: Final = object()
+
+
+async def end(tasks: Iterable["asyncio.Task[Any]"]) -> None:
+    """Cancel until all are done. Once is not enough: up to Python 3.11 `asyncio.wait_for`, under which redis-py
+    connects, swallows a cancellation that comes together with what it waits for."""
+    while running := [task for task in tasks if not task.done()]:
+        for task in running:
+            task.cancel()
+        await asyncio.wait(running, timeout=CANCEL_AGAIN_S)
 
 
 def _unreached(error: BaseException | None) -> bool:

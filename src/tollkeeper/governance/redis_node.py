@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from tollkeeper.domain.errors import StoreUnavailable
-from tollkeeper.governance.redis_connection import Command, Counters, Dial, RedisConnection, ReplyError, Send
+from tollkeeper.governance.redis_connection import Command, Counters, Dial, RedisConnection, ReplyError, Send, end
 from tollkeeper.governance.redis_settings import RedisSettings
 
 SPREAD_PENDING: Final = 256
@@ -68,9 +68,7 @@ class Node:
     async def stop(self) -> None:
         """Close all; what is pending fails."""
         self._stopped = True
-        for task in tuple(self._opening):
-            task.cancel()
-        await asyncio.gather(*self._opening, return_exceptions=True)
+        await end(self._opening)
         await asyncio.gather(*(c.stop() for c in (self.lead, *self.spares, *self._leaving)))
 
     def send(self, *parts: Any) -> "asyncio.Future[Any]":
