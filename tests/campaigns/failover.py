@@ -9,7 +9,7 @@ import random
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
@@ -27,6 +27,7 @@ LIMIT: Final = 10**9
 KILL_S: Final = 0.8
 SECONDS: Final = 6.0
 PAUSE_S: Final = 0.02
+CUT_OFF_S: Final = 0.2
 KEY: Final = "failover"
 
 
@@ -51,10 +52,11 @@ def usage(server: RedisServer) -> int:
     return asyncio.run(ask())
 
 
-def failover(workers: Workers, group: SentinelGroup, seed: int) -> Lost:
-    """One round."""
+def failover(workers: Workers, group: SentinelGroup, seed: int, *, cut_off_s: float = 0.0) -> Lost:
+    """One round. `cut_off_s`: how long before its death the primary has lost its replica."""
     group.settle()
     primary = group.primary
+    replica = next(server for server in group.servers if server is not primary)
     primary.command("FLUSHALL")
     group.settle()
     common: dict[str, Any] = {"url": group.url, "how": "limiter", "key": KEY, "limit": LIMIT, "window_us": WINDOW_US}
@@ -62,7 +64,10 @@ def failover(workers: Workers, group: SentinelGroup, seed: int) -> Lost:
     kill_s = chosen[0].start_s + KILL_S + random.Random(seed).random() * 0.2
 
     def kill() -> None:
-        time.sleep(max(0.0, kill_s - time.monotonic()))
+        time.sleep(max(0.0, kill_s - cut_off_s - time.monotonic()))
+        if cut_off_s:
+            replica.command("REPLICAOF", "127.0.0.1", "1")
+            time.sleep(cut_off_s)
         primary.kill()
 
     thread = threading.Thread(target=kill)
@@ -71,14 +76,13 @@ def failover(workers: Workers, group: SentinelGroup, seed: int) -> Lost:
     thread.join()
     asked = [a for report in reports for a in report.asked if a.admitted]
     failed: list[Failed] = [f for report in reports for f in report.failed if f.sent]
-    successor = next(server for server in group.servers if server is not primary)
-    known = usage(successor)
+    known = usage(replica)
     old = RedisServer(primary.folder, aof=True)
     old.start()
     had = usage(old)
     old.stop()
     old.socket.unlink(missing_ok=True)
-    on_new = sum(a.weight for a in asked if a.peer == successor.port)
+    on_new = sum(a.weight for a in asked if a.peer == replica.port)
     admitted = sum(a.weight for a in asked)
     answers = sorted(a.begun_s for a in asked)
     away_s = max(after - before for before, after in pairwise(answers))
@@ -87,16 +91,25 @@ def failover(workers: Workers, group: SentinelGroup, seed: int) -> Lost:
 
 
 def run(seed: int, rounds: int) -> Iterator[Outcome]:
-    """Rounds of SIGKILL."""
+    """SIGKILL, with replication as fast as it is, and cut off before."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         workers = stack.enter_context(pool())
         group = SentinelGroup(folder, aof=True)
         stack.callback(group.stop)
         group.start()
-        found = [failover(workers, group, seed * 1000 + number) for number in range(rounds)]
-        more = sum(lost.forgotten > lost.unreplicated for lost in found)
-        twice, most = sum(x.forgotten > 0 for x in found), max(x.forgotten for x in found)
-        notes = f"admitted twice in {twice} rounds, at most {most}; unreplicated at most "
-        notes += f"{max(x.unreplicated for x in found)}; no answer for at most {max(x.away_ms for x in found)} ms"
-        yield Outcome("SIGKILL of the primary", rounds, f"{sum(x.admitted for x in found):,} admitted", more, notes)
+        for name, cut_off_s in (
+            ("primary killed", 0.0),
+            ("cut off from its replica for 0.2 s, then killed", CUT_OFF_S),
+        ):
+            found = [failover(workers, group, seed * 1000 + number, cut_off_s=cut_off_s) for number in range(rounds)]
+            yield summary(name, found)
+
+
+def summary(name: str, found: Sequence[Lost]) -> Outcome:
+    """A round differs if more was forgotten than had not been replicated."""
+    twice, most = sum(x.forgotten > 0 for x in found), max(x.forgotten for x in found)
+    notes = f"forgotten in {twice} rounds, at most {most}; unreplicated at most "
+    notes += f"{max(x.unreplicated for x in found)}; no answer for at most {max(x.away_ms for x in found)} ms"
+    more = sum(x.forgotten > x.unreplicated for x in found)
+    return Outcome(name, len(found), f"{sum(x.admitted for x in found):,} admitted", more, notes)

@@ -46,11 +46,11 @@ def test_a_frozen_redis_runs_nothing_abandoned(workers: Workers, own_redis: Redi
 
 
 def test_a_failover_forgets_no_more_than_was_not_replicated(workers: Workers, tmp_path: Path) -> None:
-    """The primary is killed under load; the dead one's append-only file tells what it had."""
+    """The primary is cut off from its replica and killed under load; its append-only file tells what it had."""
     group = SentinelGroup(tmp_path, aof=True)
     try:
         group.start()
-        found = failover(workers, group, 4)
+        found = failover(workers, group, 4, cut_off_s=0.2)
     finally:
         group.stop()
     assert found.forgotten <= found.unreplicated and found.admitted > 500, found
