@@ -4,6 +4,7 @@ import random
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -36,6 +37,8 @@ class Verdict(NamedTuple):
     fullest: int
     reconnects: int
     unsure: int
+    why: str
+    """The commonest error and how often it was seen."""
 
     @property
     def differences(self) -> int:
@@ -95,6 +98,9 @@ def judge(reports: Sequence[Report], limit: int, window_us: int) -> Verdict:
         oracle.fullest(),
         sum(report.reconnects for report in reports),
         sum(a.from_us != a.until_us for a in oracle.admitted),
+        "; ".join(
+            f"{count} × {why}" for why, count in Counter(f.why for r in reports for f in r.failed).most_common(1)
+        ),
     )
 
 
@@ -221,6 +227,7 @@ def summary(name: str, found: Sequence[Verdict]) -> Outcome:
     fullest, reconnects = max(v.fullest for v in found), sum(v.reconnects for v in found)
     wrong = [f"{sum(getattr(v, n) for v in found)} {n}" for n in ("overfull", "unjustified", "errors")]
     notes = f"fullest window {fullest} of {LIMIT}; {reconnects} reconnections"
+    wrong += [v.why for v in found if v.why]
     differences = sum(v.differences for v in found)
     return Outcome(
         name,
