@@ -13,7 +13,7 @@ from tests.logs.conftest import make_record, until
 from tollkeeper.domain.bodies import Body, ByteBudget, CapturedBodies
 from tollkeeper.domain.record import RequestRecord
 from tollkeeper.logs import bodies as bodies_module
-from tollkeeper.logs.bodies import FAILED, HUNG, OVERFLOW, STOPPED, TIMED_OUT, BodyLog
+from tollkeeper.logs.bodies import FAILED, HUNG, OVERFLOW, REASONS, STOPPED, TIMED_OUT, BodyLog
 from tollkeeper.logs.encoding import RECORD_BYTES_MAX
 from tollkeeper.logs.redact import Redactor
 from tollkeeper.observability.metrics import Metrics
@@ -39,7 +39,7 @@ class Stand:
         self.log.put(make_record(number, **fields), captured)
 
     def omitted(self, reason: str) -> bool:
-        line = f'tollkeeper_log_bodies_omitted_total{{reason="{reason}"}} '
+        line = f'tollkeeper_log_bodies_omitted_total{{reason="{REASONS[reason]}"}} '
         return any(
             found.startswith(line) and not found.endswith(" 0.0")
             for found in self.metrics.exposition().decode().splitlines()

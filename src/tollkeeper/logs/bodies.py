@@ -34,7 +34,8 @@ TIMED_OUT: Final = "redaction took too long"
 FAILED: Final = "redaction failed"
 STOPPED: Final = "the gateway stopped"
 HUNG: Final = "redaction hangs"
-REASONS: Final = (OVERFLOW, TIMED_OUT, FAILED, STOPPED, HUNG)
+REASONS: Final = {OVERFLOW: "overflow", TIMED_OUT: "timeout", FAILED: "failed", STOPPED: "stopped", HUNG: "hung"}
+"""As the record says it → as the metric labels it."""
 
 _log = logger("logs")
 
@@ -73,7 +74,7 @@ class BodyLog:
         omitted = metrics.counter(
             "tollkeeper_log_bodies_omitted_total", "Log records that should have bodies and do not.", "reason"
         )
-        self._omitted = {reason: omitted.labels(reason) for reason in REASONS}
+        self._omitted = {reason: omitted.labels(label) for reason, label in REASONS.items()}
         metrics.gauge("tollkeeper_log_bodies_waiting", "Log records waiting for redaction.", lambda: len(self._jobs))
 
     def put(self, record: RequestRecord, bodies: CapturedBodies | None = None) -> None:

@@ -63,7 +63,7 @@ _decode_time = msgspec.json.Decoder(_Timed).decode
 def build(batch: Lines, form: Format = "jsonl.gz") -> LogObject:
     """The object of a batch, as JSONL, gzipped without name or time, or as Parquet.
 
-    A batch that the Parquet schema cannot hold is JSONL nevertheless. JSONL takes about 5 µs a record, Parquet 20:
+    A batch that the Parquet schema cannot hold is JSONL nevertheless. JSONL takes about 5 µs a record, Parquet 11:
     large batches belong in a thread. Raises ConfigurationError if Parquet is not installed.
     """
     records = b"\n".join(batch.records) + b"\n"
