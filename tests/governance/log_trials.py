@@ -18,7 +18,10 @@ BOUNDS = Bounds(records_max=12, bytes_max=120)
 PRODUCERS = ("gw-a", "gw-b")
 
 few = st.integers(1, 6)
-texts = st.lists(st.integers(0, 40).map(lambda n: b"x" * n), min_size=1, max_size=6)
+texts = st.one_of(
+    st.lists(st.integers(0, 40).map(lambda n: b"x" * n), min_size=1, max_size=6),
+    st.lists(st.integers(0, 2).map(lambda n: b"y" * n), min_size=1, max_size=6),
+)
 moves = st.one_of(
     st.tuples(st.just("put"), st.sampled_from(PRODUCERS), texts, st.sampled_from([0, 0, 0, 0, 2]), st.just(False)),
     st.tuples(st.just("put"), st.sampled_from(PRODUCERS), texts, st.sampled_from([0, 0, 0, 0, 2]), st.just(True)),
@@ -129,9 +132,14 @@ async def play_queue(store: ScriptStore, schedule: list[Move]) -> None:
 
 
 async def play_queue_lua(lua: LuaRedis, schedule: list[Move]) -> None:
-    """And no key is left behind: parts of every chunk that waits or is leased, bodies of those that have some."""
+    """And no key is left behind."""
     lua.begin(lambda: START_US)
     await play_queue(LuaClient(lua), schedule)
+    nothing_is_left_behind(lua)
+
+
+def nothing_is_left_behind(lua: LuaRedis) -> None:
+    """Parts of every chunk that waits or is leased, bodies of those that have some, and a list for each lease."""
     chunks = [text for key, items in lua.redis.values.items() if key.endswith(b":queue") for text in items]
     for key, items in lua.redis.values.items():
         if b":lease:" in key:
@@ -141,7 +149,10 @@ async def play_queue_lua(lua: LuaRedis, schedule: list[Move]) -> None:
         kind: {int(key.rpartition(b":")[2]) for key in lua.redis.values if b":%b:" % kind in key}
         for kind in (b"part", b"body")
     }
-    assert kept[b"part"] == numbers and kept[b"body"] <= numbers
+    with_bodies = {int.from_bytes(text[:6], "little") for text in chunks if text[25:30] != bytes(5)}
+    assert kept[b"part"] == numbers and with_bodies <= kept[b"body"] <= numbers
+    leased = {m for key, ranked in lua.redis.values.items() if key.endswith(b":leases") for m in ranked}
+    assert {key.rpartition(b":")[2] for key in lua.redis.values if b":lease:" in key} == leased
 
 
 async def play_large_queue(store: ScriptStore) -> None:
@@ -168,3 +179,32 @@ async def play_large_queue(store: ScriptStore) -> None:
         await pair.both(lambda queue, n=2 * number: queue.note(Gap("lost", "p1", n, n)))  # type: ignore[misc]
     stats = await pair.both(lambda queue: queue.stats())
     assert stats.unlisted > 3
+    await pair.both(lambda queue: queue.clear(10_000))
+    assert await pair.both(lambda queue: queue.ack(second.name))
+
+
+async def play_edges(store: ScriptStore) -> None:
+    """Texts of gaps of every length about their bound; marks at the very end of their week; a queue that is emptied
+    of more chunks than are freed in one call."""
+    pair = QueuePair(store, Bounds(records_max=1_300, bytes_max=10**9))
+    for producer in range(11):
+        start = 10 ** (producer % 4)
+        for number in range(start, start + 2 * 460, 2):
+            gap = Gap("lost", f"p{producer}", number + producer, number + producer)
+            await pair.both(lambda queue, gap=gap: queue.note(gap))  # type: ignore[misc]
+        stats = await pair.both(lambda queue: queue.stats())
+    assert stats.unlisted > 0
+    await pair.both(lambda queue: queue.lease(Ask(1, 1, 1)))
+    for number in range(989):
+        await pair.both(lambda queue, n=number: queue.note(Gap("lost", f"q{n}", 1, 1)))  # type: ignore[misc]
+    assert len(await pair.both(lambda queue: queue.marks())) == 1000
+    for wait_us, left in ((MARK_TTL_US - 1, 1001), (1, 2)):
+        pair.now_us += wait_us
+        await pair.both(lambda queue, name=f"new {wait_us}": queue.put(Chunk(name, 1, (b"x",))))  # type: ignore[misc]
+        assert len(await pair.both(lambda queue: queue.marks())) == left
+    for number in range(2, 1_202):
+        await pair.both(lambda queue, n=number: queue.put(Chunk("new 1", n, (b"xx",), (b"yy",))))  # type: ignore[misc]
+    await pair.both(lambda queue: queue.clear(600))
+    batch = await pair.both(lambda queue: queue.lease(Ask(600, 10**6, 1)))
+    while batch is not None and not await pair.both(lambda queue, b=batch: queue.ack(b.name)):  # type: ignore[misc]
+        batch = None

@@ -19,7 +19,7 @@ import msgspec
 from hypothesis import HealthCheck, Phase, given, settings
 
 from tests.governance.equivalent_mutants import ARGUMENTS
-from tests.governance.log_trials import play_large_queue, play_queue_lua
+from tests.governance.log_trials import nothing_is_left_behind, play_edges, play_large_queue, play_queue_lua
 from tests.governance.log_trials import schedules as queue_schedules
 from tests.governance.lua_redis import LuaClient
 from tests.governance.script_trials import (
@@ -265,12 +265,14 @@ def suite(sources: dict[str, str]) -> None:
         if "admission" in kinds:
             await play_limits_of_nothing(lua)
             await play_heavy_runs(lua)
-        if queue:
-            lua.begin(lambda: START_US)
-            await play_large_queue(LuaClient(lua))
         for kind in kinds:
             for example in schedules()[kind]:
                 await _PLAYERS[kind](lua, example)
+        if queue:
+            for play in (play_large_queue, play_edges):
+                lua.begin(lambda: START_US)
+                await play(LuaClient(lua))
+                nothing_is_left_behind(lua)
 
     asyncio.run(run())
 

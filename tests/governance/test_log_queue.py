@@ -1,13 +1,24 @@
 """Promise 5: the scripts of a log queue equal their twin, under Lua in this process and on a real Redis."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
+import pytest
 from hypothesis import HealthCheck, example, given, settings
 
-from tests.governance.log_trials import Move, play_large_queue, play_queue, play_queue_lua, schedules
+from tests.governance.log_trials import (
+    Move,
+    nothing_is_left_behind,
+    play_edges,
+    play_large_queue,
+    play_queue,
+    play_queue_lua,
+    schedules,
+)
 from tests.governance.lua_redis import LuaClient, LuaRedis
 from tests.governance.test_twin import START_US
 from tests.servers.redis import RedisServer
+from tollkeeper.domain.ports import ScriptStore
 from tollkeeper.governance.redis_client import RedisClient
 
 LUA = LuaRedis(lambda: START_US)
@@ -37,9 +48,11 @@ def test_any_schedule_on_redis(redis_server: RedisServer, schedule: list[Move]) 
     asyncio.run(run())
 
 
-async def test_beyond_the_bounds_of_one_call() -> None:
+@pytest.mark.parametrize("play", [play_large_queue, play_edges])
+async def test_beyond_the_bounds_of_one_call(play: Callable[[ScriptStore], Awaitable[None]]) -> None:
     LUA.begin(lambda: START_US)
-    await play_large_queue(LuaClient(LUA))
+    await play(LuaClient(LUA))
+    nothing_is_left_behind(LUA)
 
 
 async def test_nothing_is_left_behind(redis_server: RedisServer) -> None:
