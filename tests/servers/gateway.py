@@ -66,13 +66,14 @@ class Program:
 class GatewayProcess(Program):
     """`tollkeeper serve` with its own data directory and both dialects at one upstream."""
 
-    def __init__(self, folder: Path, upstream: str, environ: Mapping[str, str]) -> None:
+    def __init__(self, folder: Path, upstream: str, environ: Mapping[str, str], more: str = "") -> None:
+        """`more`: further tables of the configuration."""
         folder.mkdir(parents=True, exist_ok=True)
         config = folder / "tollkeeper.toml"
         config.write_text(
             f'[providers.openai]\nbase_url = "{upstream}/v1"\ndialect = "openai"\nprices = "openai"\n'
             f'[providers.anthropic]\nbase_url = "{upstream}/v1"\ndialect = "anthropic"\nprices = "anthropic"\n'
-            'models = ["claude-*"]\n'
+            f'models = ["claude-*"]\n{more}'
         )
         own = {
             "TOLLKEEPER_DATA_DIR": str(folder / "data"),
