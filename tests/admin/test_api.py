@@ -13,9 +13,9 @@ from tollkeeper.storage.database import Database
 async def test_the_life_of_a_key(control: Control) -> None:
     """Create and rotate show a secret, nothing else does; revoke ends it."""
     limits = {"rpm": 60, "tpm": 1000, "max_parallel": 2, "budgets": {"month": "25.00", "day": "5"}}
-    created = await control(
-        "POST", "/admin/v1/keys", {"name": "alice", "limits": limits | {"cost_cap_usd": "0.5", "models": ["gpt-*"]}}
-    )
+    more: dict[str, object] = {"cost_cap_usd": "0.5", "models": ["gpt-*"]}
+    more["buckets"] = ["requests=600/100", "tokens=1000/50,model=gpt-*,per-user,shadow"]
+    created = await control("POST", "/admin/v1/keys", {"name": "alice", "limits": limits | more})
     assert created.status == 201
     key = created.json
     secret = key.pop("secret")
@@ -31,6 +31,7 @@ async def test_the_life_of_a_key(control: Control) -> None:
         "cost_cap_usd": "0.50",
         "models": ["gpt-*"],
         "windows": [],
+        "buckets": ["requests=600/100", "tokens=1000/50,model=gpt-*,per-user,shadow"],
         "max_parallel_shadow": False,
         "log_bodies": None,
     }

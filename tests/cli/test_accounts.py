@@ -42,6 +42,7 @@ def test_update_changes_what_is_named_and_nothing_else(command: Command) -> None
     command(
         *("keys", "create", "k", "--rpm", "1", "--tpm", "2", "--max-parallel", "3", "--budget", "4"),
         *("--cost-cap", "0.5", "--model", "gpt-*", "--model", "o3", "--expires", "2099-12-31"),
+        *("--bucket", "requests=600/100"),
     )
     before = command("keys", "show", "k", "--json").json
     assert before["limits"] == {
@@ -55,6 +56,7 @@ def test_update_changes_what_is_named_and_nothing_else(command: Command) -> None
         "cost_cap_usd": "0.50",
         "models": ["gpt-*", "o3"],
         "windows": [],
+        "buckets": ["requests=600/100"],
         "max_parallel_shadow": False,
         "log_bodies": None,
     }

@@ -6,10 +6,12 @@ from hypothesis import strategies as st
 
 from tollkeeper.domain.errors import InvalidInput
 from tollkeeper.domain.periods import Period
-from tollkeeper.domain.policy import UNLIMITED, Budget, Policy, Raise, Unit, Window
+from tollkeeper.domain.policy import UNLIMITED, Budget, Policy, Raise, TokenBucket, Unit, Window
 from tollkeeper.domain.policy_change import (
     PolicyChange,
     Thresholds,
+    bucket_from,
+    bucket_text,
     changed,
     per_minute,
     warn_from,
@@ -136,3 +138,26 @@ def test_other_limits_are_replaced_and_rpm_stays() -> None:
     assert set(after.windows) == {Window(Unit.REQUESTS, 70), shadow}
     assert changed(after, PolicyChange(windows=None)).windows == (Window(Unit.REQUESTS, 70),)
     assert per_minute(after, Unit.REQUESTS) == 70
+
+
+@pytest.mark.parametrize(
+    ("text", "bucket"),
+    [
+        ("requests=600/100", TokenBucket(Unit.REQUESTS, 600, 100)),
+        ("tokens=1_000/20,per-user,shadow", TokenBucket(Unit.TOKENS, 1000, 20, None, True, True)),
+        ("tokens=1/2,model=gpt-4o*", TokenBucket(Unit.TOKENS, 1, 2, "gpt-4o*")),
+    ],
+)
+def test_buckets_are_written_as_they_are_read(text: str, bucket: TokenBucket) -> None:
+    assert bucket_from(text) == bucket == bucket_from(bucket_text(bucket))
+    assert changed(Policy(), PolicyChange(buckets=(bucket,))).buckets == (bucket,)
+    assert changed(Policy(buckets=(bucket,)), PolicyChange(rpm=1)).buckets == (bucket,)
+    assert changed(Policy(buckets=(bucket,)), PolicyChange(buckets=None)).buckets == ()
+
+
+@pytest.mark.parametrize(
+    "text", ["requests=600", "requests=600/1m", "cats=1/2", "requests=1/2,sometimes", "", "requests=-1/2"]
+)
+def test_what_is_no_bucket_is_refused(text: str) -> None:
+    with pytest.raises(InvalidInput, match="bucket"):
+        bucket_from(text)

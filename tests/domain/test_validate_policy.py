@@ -15,6 +15,7 @@ from tollkeeper.domain.policy import (
     WINDOWS_MAX,
     Budget,
     Policy,
+    TokenBucket,
     Unit,
     Window,
     validate_policy,
@@ -26,6 +27,7 @@ from tollkeeper.domain.policy import (
     [
         UNLIMITED,
         Policy(windows=(Window(Unit.REQUESTS, WEIGHT_MAX, WINDOW_MAX_US), Window(Unit.TOKENS, WEIGHT_MAX, 1))),
+        Policy(buckets=(TokenBucket(Unit.TOKENS, WEIGHT_MAX, 75_000_000), TokenBucket(Unit.REQUESTS, 1, 1))),
         Policy(concurrency=COUNT_MAX, budgets=(Budget(0), Budget(2**53 - 1)), cost_cap_nano=0, models=("*",)),
     ],
 )
@@ -37,6 +39,13 @@ def test_the_ends_of_every_range_are_taken(policy: Policy) -> None:
     ("values", "field"),
     [
         ({"windows": (Window(Unit.REQUESTS, 0),)}, r"windows\[0\]\.limit"),
+        ({"buckets": (TokenBucket(Unit.REQUESTS, 0, 1),)}, r"buckets\[0\]\.rate"),
+        ({"buckets": (TokenBucket(Unit.REQUESTS, -1, 1),)}, r"buckets\[0\]\.rate"),
+        ({"buckets": (TokenBucket(Unit.REQUESTS, 1, 0),)}, r"buckets\[0\]\.burst"),
+        ({"buckets": (TokenBucket(Unit.REQUESTS, WEIGHT_MAX, 75_000_001),)}, r"buckets\[0\]\.burst"),
+        ({"buckets": (TokenBucket(Unit.REQUESTS, 1, 600_000),)}, "takes over a year"),
+        ({"buckets": (TokenBucket(Unit.REQUESTS, 1, 1, ""),)}, r"buckets\[0\]\.model"),
+        ({"buckets": (TokenBucket(Unit.REQUESTS, 1, 1),) * 17}, "buckets: 17"),
         ({"windows": (Window(Unit.REQUESTS, 1), Window(Unit.REQUESTS, 2**53))}, r"windows\[1\]\.limit"),
         ({"windows": (Window(Unit.TOKENS, WEIGHT_MAX + 1),)}, r"windows\[0\]\.limit"),
         ({"windows": (Window(Unit.TOKENS, True),)}, r"windows\[0\]\.limit"),

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.gateway.conftest import Stand, chat, message
-from tollkeeper.domain.policy import Policy, Unit, Window
+from tollkeeper.domain.policy import Policy, TokenBucket, Unit, Window
 
 
 def requests(limit: int, **what: object) -> Policy:
@@ -68,3 +68,14 @@ async def test_windows_of_any_length(stand: Stand, window_us: int) -> None:
     assert (first.status, second.status) == (200, 200)
     if window_us > 1_000_000:
         assert third.status == 429 and 3590 <= int(third.headers["retry-after"]) <= 3602
+
+
+async def test_token_bucket(stand: Stand) -> None:
+    """At most its burst at once; the headers tell what is left."""
+    stand.key(Policy(buckets=(TokenBucket(Unit.REQUESTS, 1, 2),)))
+    first = await stand.post(chat())
+    assert (first.headers["x-ratelimit-limit-requests"], first.headers["x-ratelimit-remaining-requests"]) == (
+        "2",
+        "1",
+    )
+    assert await statuses(stand, chat(), chat()) == [200, 429]

@@ -19,8 +19,9 @@ from tests.governance.limiter_trials import (
     window_moves,
 )
 from tests.governance.lua_redis import LuaClient, LuaRedis, word
-from tests.governance.test_twin import START_US, Pair, moves, policies, principal
+from tests.governance.test_twin import START_US, Pair, moves, policies_of, principal
 from tollkeeper.domain.admission import Checks, Demand, Grant, Reply, Status, checks_for
+from tollkeeper.domain.bucket import Bucket
 from tollkeeper.domain.entries import (
     Applied,
     CounterRef,
@@ -45,6 +46,7 @@ from tollkeeper.governance.limit_stores import LimitStore, MemoryLimits, RedisLi
 from tollkeeper.governance.redis_store import (
     ROOT_SLOT,
     RedisStore,
+    bucket_key,
     changed_key,
     charges_key,
     counter_key,
@@ -135,11 +137,9 @@ class CheckedLua(LuaRedis):
         return self.redis.peek(key) is not None
 
     def after_admit(self, keys: list[bytes], arguments: Sequence[Any], _: Any, reply: list[int]) -> None:
-        logs, slots, counters = map(int, struct.unpack_from("<3d", arguments[0], 56))
+        logs, buckets, slots, counters = map(int, struct.unpack_from("<4d", arguments[0], 56))
         assert reply[0] in (-4, -3, -2, -1, 0, 1)
-        filled = {-4: 2, -3: 2, -2: 2, -1: 2, 0: 8, 1: 2}[reply[0]] + (5 * logs + slots + 2 * counters) * (
-            reply[0] >= 0
-        )
+        filled = {0: 8}.get(reply[0], 2) + (5 * (logs + buckets) + slots + 2 * counters) * (reply[0] >= 0)
         named = list(zip(reply[filled::2], reply[filled + 1 :: 2], strict=True))
         assert not named or reply[0] == 1
         if reply[0] == 0:
@@ -147,7 +147,8 @@ class CheckedLua(LuaRedis):
             named.append((check, unit))
             assert never in (0, 1) and wait >= (0 if wait != -1 else -1) and not (never and wait != -1)
         for check, unit in named:
-            assert 1 <= check <= logs + slots + counters and (unit in (1, 2) if check <= logs else unit == 0)
+            assert 1 <= check <= logs + buckets + slots + counters
+            assert unit in (1, 2) if check <= logs + buckets else unit == 0
 
     def after_apply(self, _keys: list[bytes], _arguments: Sequence[Any], _: Any, reply: list[int]) -> None:
         assert len(reply) == 3 and reply[0] in (0, 1, 2, 3, 4) and (reply[2] > 0) == (reply[0] == 3)
@@ -229,7 +230,7 @@ def schedules(of: st.SearchStrategy[Move], least: int) -> st.SearchStrategy[list
 
 def admissions(least: int) -> st.SearchStrategy[Any]:
     """Policies of key, team and organisation, a schedule, and whether scripts ask Redis for the time."""
-    of = moves | extra_moves
+    of, policies = moves | extra_moves, policies_of(1, 7, 60, 6_000, 100_000)
     return st.tuples(policies, st.none() | policies, st.none() | policies, schedules(of, least), st.booleans())
 
 
@@ -487,6 +488,8 @@ class LuaPair(Pair):
         self.compare_used()
         for name, log in tree.logs.items():
             self.compare_log(log_key(root, name).encode(), log)
+        for name, bucket in tree.buckets.items():
+            compare_bucket(self.lua, bucket_key(root, name).encode(), bucket, self.now_us, expires=self.server_time)
         for name, leases in tree.slots.items():
             key = slot_key(root, name).encode()
             stored = {k.decode(): v for k, v in (redis.peek(key) or {}).items()}
@@ -500,7 +503,8 @@ class LuaPair(Pair):
         assert list(stored) == [a.encode() for a in self.tree.holds]
         for attempt, hold in self.tree.holds.items():
             slots = ",".join(s or ROOT_SLOT for s in hold.slots)
-            runs = struct.pack(f"<{2 * len(hold.runs)}d", *[number for run in hold.runs for number in run])
+            numbers = [number for part in (hold.runs, hold.buckets) for taken in part for number in taken]
+            runs = struct.pack(f"<{len(numbers)}d", *numbers)
             text = f"{hold.amount}\n{hold.producer}\n{','.join(hold.counters)}\n{slots}\n"
             assert stored[attempt.encode()] == text.encode() + runs
 
@@ -609,14 +613,25 @@ async def play_bucket(lua: LuaRedis, schedule: list[Move]) -> None:
     lua.begin(lambda: trial.now_us)
     for move in schedule:
         await trial.step(move)
-        twin, raw = memory[0]._buckets.get("tokenbucket:{x}"), lua.redis.peek(b"tokenbucket:{x}")
-        if raw is None or twin is None:
-            assert twin is None or twin.full_us <= trial.now_us
-            continue
-        micro, sixtieths, last_us, full_us = map(int, struct.unpack("<4d", raw))
-        assert 0 <= sixtieths < 60
-        assert (micro * 60 + sixtieths, last_us, full_us) == (twin.level, twin.last_us, twin.full_us)
-        assert 0 <= lua.redis.expires_ms[b"tokenbucket:{x}"] * 1000 + 999 - full_us < 2000
+        twin = memory[0]._buckets.get("tokenbucket:{x}")
+        if twin is None:
+            assert lua.redis.peek(b"tokenbucket:{x}") is None
+        else:
+            compare_bucket(lua, b"tokenbucket:{x}", twin, trial.now_us, expires=True)
+
+
+def compare_bucket(lua: LuaRedis, key: bytes, twin: Bucket, now_us: int, *, expires: bool) -> None:
+    """The stored fields are the twin's, and the key is there until the bucket is full."""
+    raw = lua.redis.peek(key)
+    if raw is None:
+        assert twin.full_us <= now_us
+        return
+    micro, sixtieths, last_us, full_us, generation, returned = map(int, struct.unpack("<6d", raw))
+    assert 0 <= sixtieths < 60
+    assert (micro * 60 + sixtieths, last_us, full_us) == (twin.level, twin.last_us, twin.full_us)
+    assert (generation, returned) == (twin.generation, twin.returned)
+    if expires:
+        assert 0 <= lua.redis.expires_ms[key] * 1000 + 999 - full_us < 2000
 
 
 async def play_replies(lua: LuaRedis, script: str) -> None:
@@ -647,7 +662,7 @@ async def play_limits_of_nothing(lua: LuaRedis) -> None:
 
     def admit(attempt: str, *limits: int) -> Any:
         moving = struct.pack("<7d", 0, 0, START_US + 1, 1, 1, 0, 1_500)
-        plan = struct.pack("<11d", 1, 1, 0, 60_000_000, 10_000, *limits, 1, 0)
+        plan = struct.pack("<12d", 1, 0, 1, 0, 60_000_000, 10_000, *limits, 1, 0)
         return lua.run("admit", ["m", "h", "log", "slots"], [moving + plan, attempt, "0\np\n\n.\n", "p", ""])
 
     state = [0, -1, 0, 0, 0, 0]
@@ -663,7 +678,7 @@ async def play_heavy_runs(lua: LuaRedis) -> None:
     now_us = START_US
     lua.begin(lambda: now_us)
     lua.redis.execute(b"HSET", b"m", b"run", b"r")
-    plan = struct.pack("<9d", 1, 0, 0, 1_000, 1, -1, -1, -1, -1)
+    plan = struct.pack("<10d", 1, 0, 0, 0, 1_000, 1, -1, -1, -1, -1)
     heavy = 2**40 - 1
     for number in range(1_200):
         now_us += 10

@@ -16,7 +16,7 @@ from tests.servers.redis import RedisServer
 from tollkeeper.domain.admission import Denial, Grant, LimitKind
 from tollkeeper.domain.entries import is_buried
 from tollkeeper.domain.errors import OutboxUnavailable, StoreUnavailable
-from tollkeeper.domain.policy import Policy
+from tollkeeper.domain.policy import Policy, TokenBucket, Unit
 from tollkeeper.domain.usage import Usage
 from tollkeeper.governance import outbox as outbox_module
 
@@ -342,4 +342,40 @@ async def test_killed_process_is_closed(tmp_path: Path, url: str | None, seed: i
     assert state[LimitKind.BUDGET].held == 0 and state[LimitKind.BUDGET].used == charged
     marks = (await parts.database.spend.load("org_crash")).marks
     assert [is_buried(mark) for mark in sorted(marks.values())[-2:]] == [True, True]
+    await parts.stop()
+
+
+async def test_token_buckets(tmp_path: Path, url: str | None, clock: Clock) -> None:
+    """A bucket refuses with its exact wait; what was not used comes back, an excess is a debt, a void gives all back;
+    limits show it and a reset fills it."""
+    who = one_key("org_b", Policy(buckets=(TokenBucket(Unit.TOKENS, 60, 100),)))
+    parts = await Parts.start(tmp_path, url, clock)
+
+    async def used() -> int:
+        assert await parts.ledger.flush(5)
+        (state,) = await parts.ledger.limits(who)
+        assert (state.kind, state.limit, state.rate, state.window_us) == (LimitKind.TOKENS, 100, 60, None)
+        return state.used
+
+    first = await parts.admit(who, "a.1", hold=1, tokens=90)
+    refused = await parts.admit(who, "b.1", hold=1, tokens=11)
+    never = await parts.admit(who, "c.1", hold=1, tokens=101)
+    assert isinstance(first, Grant) and isinstance(refused, Denial) and isinstance(never, Denial)
+    assert (refused.refusal.used, refused.refusal.asked, refused.refusal.never) == (90, 11, False)
+    assert refused.refusal.wait_us is not None and 0 < refused.refusal.wait_us <= 1_000_000
+    assert never.refusal.never and never.refusal.wait_us is None
+    parts.ledger.dispatched(first)
+    parts.ledger.settle(first, 1, Usage(10))
+    assert 8 <= await used() <= 10, "80 came back"
+    second = await parts.admit(who, "d.1", hold=1, tokens=20)
+    assert isinstance(second, Grant)
+    parts.ledger.void(second)
+    assert 8 <= await used() <= 10
+    third = await parts.admit(who, "e.1", hold=1, tokens=80)
+    assert isinstance(third, Grant)
+    parts.ledger.dispatched(third)
+    parts.ledger.settle(third, 1, Usage(180))
+    assert 186 <= await used() <= 190, "a debt"
+    await parts.ledger.reset_limits(who)
+    assert await used() == 0
     await parts.stop()

@@ -30,7 +30,7 @@ from tollkeeper.domain.entries import (
 )
 from tollkeeper.domain.errors import StoreUnavailable
 from tollkeeper.domain.periods import Period
-from tollkeeper.domain.policy import Budget, Policy, Principal, Scope, ScopeKind, Unit, Window
+from tollkeeper.domain.policy import Budget, Policy, Principal, Scope, ScopeKind, TokenBucket, Unit, Window
 from tollkeeper.domain.ports import SpendTotals
 from tollkeeper.domain.usage import Usage
 from tollkeeper.governance.memory import MemoryStore
@@ -63,13 +63,31 @@ windows = st.builds(
     st.sampled_from([False, False, True]),
     st.sampled_from([False, False, True]),
 )
-policies = st.builds(
-    Policy,
-    windows=st.lists(windows, max_size=4).map(tuple),
-    concurrency=st.none() | st.integers(1, 4),
-    concurrency_shadow=st.booleans(),
-    budgets=st.lists(st.builds(Budget, st.integers(0, 200), st.sampled_from(Period)), max_size=2).map(tuple),
-)
+
+
+def policies_of(*rates: int) -> st.SearchStrategy[Policy]:
+    """Policies whose buckets gain so much a minute."""
+    buckets = st.builds(
+        TokenBucket,
+        st.sampled_from(Unit),
+        st.sampled_from(rates),
+        st.sampled_from([1, 3, 15, 40]),
+        st.sampled_from([None, None, "gpt-*"]),
+        st.sampled_from([False, False, True]),
+        st.sampled_from([False, False, True]),
+    )
+    return st.builds(
+        Policy,
+        windows=st.lists(windows, max_size=4).map(tuple),
+        concurrency=st.none() | st.integers(1, 4),
+        concurrency_shadow=st.booleans(),
+        budgets=st.lists(st.builds(Budget, st.integers(0, 200), st.sampled_from(Period)), max_size=2).map(tuple),
+        buckets=st.lists(buckets, max_size=2).map(tuple),
+    )
+
+
+policies = policies_of(1, 2, 3)
+"""So slow that no bucket is full by Redis' own clock before the test's."""
 moves = st.one_of(
     st.tuples(
         st.just("wait"), st.sampled_from([0, 1, 37, 5_000, 10_000, 700_000, 6_000_000, 59_990_000, 60_000_000])
@@ -273,7 +291,8 @@ class Pair:
     async def on_reset(self) -> None:
         checks = checks_for(self.who, self.now_us)
         logs, slots = [c.name for c in checks.logs], [s.name for s in checks.slots]
-        await self.both(lambda store: store.reset(self.root, logs, slots))
+        buckets = [b.name for b in checks.buckets]
+        await self.both(lambda store: store.reset(self.root, logs, slots, buckets))
 
     async def on_seed(self, ahead: int, cost: int) -> None:
         marks = {"p_1": self.number + ahead, "p_9": 1}

@@ -16,7 +16,7 @@ from tollkeeper.domain.errors import InvalidInput
 from tollkeeper.domain.money import MoneyError, nano_from_usd
 from tollkeeper.domain.periods import Period
 from tollkeeper.domain.policy import UNLIMITED, Policy
-from tollkeeper.domain.policy_change import PolicyChange, changed, warn_from, window_from
+from tollkeeper.domain.policy_change import PolicyChange, bucket_from, changed, warn_from, window_from
 from tollkeeper.domain.words import time_us_from
 
 Usd = Annotated[str, Field(description='An amount in USD as a string, like "25.00".', examples=["25.00"])]
@@ -66,6 +66,12 @@ class LimitsChange(Request):
         "there were.",
         examples=[["requests=1000/1h", "tokens=2000000/1d,model=gpt-4o*,shadow"]],
     )
+    buckets: list[str] | None = Field(
+        None,
+        description="Token buckets: `requests=600/100` is 600 a minute, at most 100 at once; options as in "
+        "`windows`. Replaces those there were.",
+        examples=[["requests=600/100", "tokens=100000/20000,per-user"]],
+    )
     max_parallel_shadow: bool | None = Field(None, description="Only report requests above max_parallel.")
     log_bodies: Literal["off", "truncated", "full"] | None = Field(
         None, description="Request and response bodies in log records; null leaves it to the scope above."
@@ -86,7 +92,7 @@ class LimitsChange(Request):
     def applied(self, policy: Policy) -> Policy:
         """The policy with this change made. Raises InvalidInput."""
         models, windows, shadow = map(self.given, ("models", "windows", "max_parallel_shadow"))
-        bodies = self.given("log_bodies")
+        bodies, buckets = self.given("log_bodies"), self.given("buckets")
         policy = changed(
             policy,
             PolicyChange(
@@ -96,6 +102,7 @@ class LimitsChange(Request):
                 cost_cap_nano=_nano(self.given("cost_cap_usd"), "cost_cap_usd"),
                 models=tuple(models) if isinstance(models, list) else models,
                 windows=tuple(map(window_from, windows)) if isinstance(windows, list) else windows,
+                buckets=tuple(map(bucket_from, buckets)) if isinstance(buckets, list) else buckets,
                 max_parallel_shadow=False if shadow is None else shadow,
                 log_bodies=BodyLogging(bodies) if isinstance(bodies, str) else bodies,
             ),
@@ -215,6 +222,7 @@ class Limits(BaseModel):
     cost_cap_usd: Usd | None
     models: list[str] | None
     windows: list[str] = Field(description="All limits but rpm and tpm, as in requests.")
+    buckets: list[str] = Field(description="Token buckets, as in requests.")
     max_parallel_shadow: bool
     log_bodies: str | None = Field(description="Null: as the scope above says, at last `logs.bodies`.")
 
@@ -281,6 +289,7 @@ class LimitState(BaseModel):
     scope: str
     period: str | None
     window_s: float | None
+    rate: int | None = Field(description="Of a token bucket, a minute; its limit is its burst.")
     unit: str
     limit: str
     used: str

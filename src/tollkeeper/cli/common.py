@@ -95,6 +95,7 @@ def limits_text(limits: Words) -> str:
     """A policy in one line, in the words of the options: `60 rpm, 25.00 USD a month`."""
     parts = [f"{limits[name]:,} {name}" for name in ("rpm", "tpm") if limits[name] is not None]
     parts += limits["windows"]
+    parts += [f"bucket {bucket}" for bucket in limits["buckets"]]
     if limits["max_parallel"] is not None:
         parts.append(f"{limits['max_parallel']:,} parallel{' (shadow)' * limits['max_parallel_shadow']}")
     for kind, soft in (("budgets", ""), ("soft_budgets", " (soft)")):

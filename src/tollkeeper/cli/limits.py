@@ -33,7 +33,7 @@ def show(key: KeyArgument, config: ConfigOption = None, json: JsonOption = False
 
 @app.command()
 def reset(key: KeyArgument, config: ConfigOption = None, json: JsonOption = False) -> None:
-    """Empty the key's own windows and free its slots. Its team, its organisation and its spend stay as they are."""
+    """Empty the key's own windows, fill its buckets, free its slots. Its team, organisation and spend stay."""
     RemoteGateway(load(config)).call("POST", f"/admin/v1/limits/{quote(key, safe='')}/reset")
     if json:
         print_json({"key": key, "reset": True})
@@ -47,6 +47,8 @@ def _name(limit: Words) -> str:
     name = str(limit["limit_kind"])
     if limit["window_s"] is not None:
         name += f" in {limit['window_s']:g} s"
+    if limit["rate"] is not None:
+        name += f" at {limit['rate']} a minute"
     if limit["model"] is not None:
         name += f" of {limit['model']}"
     return f"{name} (shadow)" if limit["shadow"] else name

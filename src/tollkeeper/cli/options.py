@@ -17,8 +17,8 @@ from tollkeeper.domain.bodies import BodyLogging
 from tollkeeper.domain.errors import InvalidInput
 from tollkeeper.domain.money import MoneyError, nano_from_usd
 from tollkeeper.domain.periods import US_PER_S, Period
-from tollkeeper.domain.policy import Raise, Window
-from tollkeeper.domain.policy_change import PolicyChange, Thresholds, warn_from, window_from
+from tollkeeper.domain.policy import Raise
+from tollkeeper.domain.policy_change import PolicyChange, Thresholds, bucket_from, warn_from, window_from
 from tollkeeper.domain.words import month_from, time_us_from
 
 NONE: Final = "none"
@@ -63,6 +63,15 @@ Limits = Annotated[
         "repeated, and replaces those there were.",
     ),
 ]
+Buckets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--bucket",
+        metavar="BUCKET",
+        help="A token bucket, like requests=600/100: 600 a minute, at most 100 at once; tokens=…, and options as in "
+        "--limit. May be repeated, and replaces those there were.",
+    ),
+]
 LogBodies = Annotated[
     str | None,
     typer.Option(
@@ -93,6 +102,7 @@ def _policy_change(
     cost_cap: CostCap = None,
     model: Models = None,
     limit: Limits = None,
+    bucket: Buckets = None,
     max_parallel_shadow: MaxParallelShadow = None,
     log_bodies: LogBodies = None,
     soft_budget: SoftBudget = None,
@@ -109,7 +119,8 @@ def _policy_change(
         period=period,
         cost_cap_nano=_read(cost_cap, "--cost-cap", nano_from_usd),
         models=UNCHANGED if not model else None if model == [NONE] else tuple(model),
-        windows=_windows(limit),
+        windows=_several(limit, window_from, "--limit"),
+        buckets=_several(bucket, bucket_from, "--bucket"),
         max_parallel_shadow=UNCHANGED if max_parallel_shadow is None else max_parallel_shadow,
         log_bodies=_read(log_bodies, "--log-bodies", _body_logging),
         soft_budget_nano=_read(soft_budget, "--soft-budget", nano_from_usd),
@@ -159,15 +170,17 @@ def with_limits(command: Callable[..., None]) -> Callable[..., None]:
     return wrapper
 
 
-def _windows(limits: list[str] | None) -> tuple[Window, ...] | None | Unchanged:
-    if not limits:
+def _several(
+    texts: list[str] | None, read: Callable[[str], Value], hint: str
+) -> tuple[Value, ...] | None | Unchanged:
+    if not texts:
         return UNCHANGED
-    if limits == [NONE]:
+    if texts == [NONE]:
         return None
     try:
-        return tuple(window_from(text) for text in limits)
+        return tuple(read(text) for text in texts)
     except InvalidInput as error:
-        raise typer.BadParameter(str(error), param_hint="--limit") from None
+        raise typer.BadParameter(str(error), param_hint=hint) from None
 
 
 def expiry_us(text: str | None, now_us: int) -> int | None | Unchanged:

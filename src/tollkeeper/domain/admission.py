@@ -15,12 +15,14 @@ from urllib.parse import quote
 import msgspec
 
 from tollkeeper.domain.periods import Period, Span, span_at
-from tollkeeper.domain.policy import Policy, Principal, ScopeKind, Unit, Window, name_matches
+from tollkeeper.domain.policy import Policy, Principal, ScopeKind, TokenBucket, Unit, Window, name_matches
 
 TICKS_PER_WINDOW: Final = 6000
 """Stamps are rounded up to window/6000, which bounds a log to 6,000 runs and never over-admits."""
 SLOT_LEASE_US: Final = 30_000_000
 """A concurrency slot that no heartbeat has renewed for 30 s is free: its holder is dead."""
+PER_TOKEN: Final = 60_000_000
+"""A bucket's level is in sixtieths of micro-tokens: so many are a token."""
 WEIGHT_MAX: Final = 2**40 - 1
 """Largest sum of weights within one tick of a log: what its 5-byte fields hold."""
 
@@ -54,6 +56,19 @@ class LogCheck(msgspec.Struct, frozen=True):
     def tick_us(self) -> int:
         """Stamps are multiples of this."""
         return max(1, self.window_us // TICKS_PER_WINDOW)
+
+
+class BucketCheck(msgspec.Struct, frozen=True):
+    """A token bucket; `rate` is a minute's. One in shadow is taken from only where it would have admitted."""
+
+    name: str
+    scope: ScopeKind
+    unit: Unit
+    rate: int
+    burst: int
+    model: str | None = None
+    per_user: bool = False
+    shadow: bool = False
 
 
 class SlotCheck(msgspec.Struct, frozen=True):
@@ -96,6 +111,7 @@ class Checks(msgspec.Struct, frozen=True):
 
     warns: bool = False
     """Whether any counter has thresholds."""
+    buckets: tuple[BucketCheck, ...] = ()
 
 
 def checks_for(principal: Principal, now_us: int, model: str | None = None, user: str | None = None) -> Checks:
@@ -107,10 +123,12 @@ def checks_for(principal: Principal, now_us: int, model: str | None = None, user
     logs: list[LogCheck] = []
     slots: list[SlotCheck] = []
     counters: list[CounterCheck] = []
+    buckets: list[BucketCheck] = []
     for scope in principal.scopes:
         prefix = "" if scope.kind is ScopeKind.ORGANISATION else f"{scope.id}:"
         policy = scope.policy
         logs += _log_checks(policy, scope.kind, prefix, model, user)
+        buckets += _bucket_checks(policy, scope.kind, prefix, model, user)
         if policy.concurrency is not None:
             name = prefix.rstrip(":")
             slots.append(SlotCheck(name, scope.kind, policy.concurrency, policy.concurrency_shadow))
@@ -125,6 +143,7 @@ def checks_for(principal: Principal, now_us: int, model: str | None = None, user
         max([c.span.starts_us for c in counters] + [until for until in raised if until <= now_us]),
         min(ends + [until for until in raised if until > now_us]),
         any(c.thresholds for c in counters),
+        tuple(buckets),
     )
 
 
@@ -146,18 +165,12 @@ def _counter_checks(policy: Policy, scope: ScopeKind, prefix: str, now_us: int) 
 def _log_checks(policy: Policy, scope: ScopeKind, prefix: str, model: str | None, user: str | None) -> list[LogCheck]:
     shared: dict[tuple[int, str, bool], list[Window]] = {}
     for window in policy.windows:
-        if window.per_user and user is None:
-            continue
-        if window.model is not None and model is not None and not name_matches(model, (window.model,)):
+        if not _applies(window, model, user):
             continue
         shared.setdefault((window.window_us, window.model or "", window.per_user), []).append(window)
     checks = []
     for (window_us, pattern, per_user), windows in sorted(shared.items()):
-        name = f"{prefix}{window_us}"
-        if pattern:
-            name += f":m:{quote(pattern, safe='*')}"
-        if per_user:
-            name += f":u:{blake2b((user or '').encode('utf-8', 'replace'), digest_size=12).hexdigest()}"
+        name = f"{prefix}{window_us}{_suffix(pattern, user if per_user else None)}"
         checks.append(
             LogCheck(
                 name,
@@ -172,6 +185,40 @@ def _log_checks(policy: Policy, scope: ScopeKind, prefix: str, model: str | None
             )
         )
     return checks
+
+
+def _bucket_checks(
+    policy: Policy, scope: ScopeKind, prefix: str, model: str | None, user: str | None
+) -> Iterable[BucketCheck]:
+    """One for each bucket that applies; the same twice is one."""
+    for bucket in dict.fromkeys(policy.buckets):
+        if _applies(bucket, model, user):
+            name = f"{prefix}{bucket.unit.value}:{bucket.rate}:{bucket.burst}"
+            name += _suffix(bucket.model or "", user if bucket.per_user else None) + ":shadow" * bucket.shadow
+            yield BucketCheck(
+                name,
+                scope,
+                bucket.unit,
+                bucket.rate,
+                bucket.burst,
+                bucket.model,
+                bucket.per_user,
+                bucket.shadow,
+            )
+
+
+def _applies(limit: Window | TokenBucket, model: str | None, user: str | None) -> bool:
+    if limit.per_user and user is None:
+        return False
+    return limit.model is None or model is None or name_matches(model, (limit.model,))
+
+
+def _suffix(pattern: str, user: str | None) -> str:
+    """What tells the log or bucket of some models or of one end user from the scope's own."""
+    suffix = f":m:{quote(pattern, safe='*')}" if pattern else ""
+    if user is not None:
+        suffix += f":u:{blake2b(user.encode('utf-8', 'replace'), digest_size=12).hexdigest()}"
+    return suffix
 
 
 def _least(windows: list[Window], unit: Unit, *, shadow: bool) -> int | None:
@@ -217,6 +264,17 @@ class LogState(msgspec.Struct, frozen=True, gc=False):
     requests: int
     tokens: int
     empty_in_us: int
+
+
+class BucketState(msgspec.Struct, frozen=True, gc=False):
+    """A bucket after the decision, in the numbers of domain/bucket.py. The first four tell what it was when tokens
+    were taken for this request; `generation` 0: none were."""
+
+    generation: int
+    last_us: int
+    level: int
+    returned: int
+    full_in_us: int
 
 
 class CounterState(msgspec.Struct, frozen=True, gc=False):
@@ -265,12 +323,13 @@ class Reply(msgspec.Struct, frozen=True, gc=False):
     refusal: Refusal | None = None
     shadowed: tuple[Shadowed, ...] = ()
     degraded: str = ""
+    buckets: tuple[BucketState, ...] = ()
 
 
 class LimitState(msgspec.Struct, frozen=True, gc=False):
     """One limit as headers, the CLI and the API show it. `reset_us`: until it is wholly free again, if known.
 
-    `model`, `per_user` and `shadow` are as in `Window`.
+    `model`, `per_user` and `shadow` are as in `Window`. With a `rate` (a minute's) it is a bucket with that burst.
     """
 
     kind: LimitKind
@@ -284,6 +343,7 @@ class LimitState(msgspec.Struct, frozen=True, gc=False):
     model: str | None = None
     per_user: bool = False
     shadow: bool = False
+    rate: int | None = None
 
     @property
     def remaining(self) -> int:
@@ -296,6 +356,9 @@ def limit_states(checks: Checks, reply: Reply, *, with_shadow: bool = False) -> 
     states: list[LimitState] = []
     for log, state in zip(checks.logs, reply.logs, strict=True):
         states += _log_states(log, state, with_shadow)
+    for bucket, left in zip(checks.buckets, reply.buckets, strict=True):
+        if with_shadow or not bucket.shadow:
+            states.append(_bucket_state(bucket, left))
     for slot, in_flight in zip(checks.slots, reply.slots, strict=True):
         if slot.shadow and not with_shadow:
             continue
@@ -344,6 +407,20 @@ def _log_states(log: LogCheck, state: LogState, with_shadow: bool) -> list[Limit
                 )
             )
     return states
+
+
+def _bucket_state(bucket: BucketCheck, state: BucketState) -> LimitState:
+    return LimitState(
+        LimitKind(bucket.unit.value),
+        bucket.scope,
+        bucket.burst,
+        bucket.burst - state.level // PER_TOKEN,
+        state.full_in_us,
+        model=bucket.model,
+        per_user=bucket.per_user,
+        shadow=bucket.shadow,
+        rate=bucket.rate,
+    )
 
 
 class Grant(msgspec.Struct, frozen=True, gc=False):

@@ -5,7 +5,7 @@ and remembers the last number, the producer's *mark*; an entry at or below the m
 retries and restarts are harmless. `settlement_model.py` in the tests is the protocol in small.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from enum import StrEnum
 from hashlib import blake2b
 from typing import Final
@@ -13,6 +13,7 @@ from typing import Final
 import msgspec
 
 from tollkeeper.domain.admission import CounterCheck, Grant
+from tollkeeper.domain.policy import Unit
 from tollkeeper.domain.usage import Usage
 
 BURIED: Final = 2**52
@@ -92,6 +93,20 @@ class Origin(msgspec.Struct, frozen=True, array_like=True, gc=False):
     held: bool = False
 
 
+class BucketRef(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A bucket that an attempt has taken tokens from, what it was then (domain/bucket.py), and what to give back."""
+
+    name: str
+    unit: Unit
+    rate: int
+    burst: int
+    generation: int
+    last_us: int
+    level: int
+    returned: int
+    tokens: int = 0
+
+
 class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One numbered change. Everything it needs travels with it, so that keys may move and limits may change.
 
@@ -117,6 +132,7 @@ class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     fresh: bool = False
     dead: str = ""
     note: str = ""
+    buckets: tuple[BucketRef, ...] = ()
 
 
 class Dispatch(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -127,6 +143,7 @@ class Dispatch(msgspec.Struct, frozen=True, array_like=True, gc=False):
     counters: tuple[CounterRef, ...]
     runs: tuple[RunRef, ...]
     slots: tuple[str, ...]
+    buckets: tuple[BucketRef, ...] = ()
 
 
 def counter_ref(check: CounterCheck) -> CounterRef:
@@ -143,7 +160,28 @@ def dispatch_of(grant: Grant) -> Dispatch:
         tuple([counter_ref(c) for c in checks.counters]),
         tuple([RunRef(c.name, s.generation, s.index) for c, s in zip(checks.logs, reply.logs, strict=True)]),
         tuple([s.name for s in checks.slots]),
+        tuple(_bucket_refs(grant)) if checks.buckets else (),
     )
+
+
+def _bucket_refs(grant: Grant) -> Iterable[BucketRef]:
+    for check, state in zip(grant.checks.buckets, grant.reply.buckets, strict=True):
+        if state.generation:
+            yield BucketRef(
+                check.name,
+                check.unit,
+                check.rate,
+                check.burst,
+                state.generation,
+                state.last_us,
+                state.level,
+                state.returned,
+            )
+
+
+def _give_back(dispatch: Dispatch, requests: int, tokens: int) -> tuple[BucketRef, ...]:
+    given = {Unit.REQUESTS: requests, Unit.TOKENS: tokens}
+    return tuple([msgspec.structs.replace(b, tokens=given[b.unit]) for b in dispatch.buckets if given[b.unit]])
 
 
 def settle_entry(number: int, dispatch: Dispatch, cost_nano: int, usage: Usage, token_delta: int) -> Entry:
@@ -161,6 +199,7 @@ def settle_entry(number: int, dispatch: Dispatch, cost_nano: int, usage: Usage, 
         tuple([RunRef(r.name, r.generation, r.index, 0, token_delta) for r in dispatch.runs]) if token_delta else (),
         dispatch.slots,
         dispatch.hold_nano,
+        buckets=_give_back(dispatch, 0, -token_delta),
     )
 
 
@@ -191,6 +230,7 @@ def void_entry(number: int, dispatch: Dispatch, requests: int, tokens: int) -> E
         runs=tuple([RunRef(r.name, r.generation, r.index, -requests, -tokens) for r in dispatch.runs]),
         slots=dispatch.slots,
         hold_nano=dispatch.hold_nano,
+        buckets=_give_back(dispatch, requests, tokens),
     )
 
 

@@ -15,6 +15,7 @@ import msgspec
 
 from tollkeeper.domain.admission import (
     SLOT_LEASE_US,
+    BucketCheck,
     Checks,
     CounterCheck,
     CounterState,
@@ -27,8 +28,9 @@ from tollkeeper.domain.admission import (
     SlotCheck,
     Status,
 )
+from tollkeeper.domain.bucket import Bucket
 from tollkeeper.domain.entries import Entry
-from tollkeeper.domain.policy import COUNT_MAX
+from tollkeeper.domain.policy import COUNT_MAX, Unit
 from tollkeeper.domain.tree import Tree
 from tollkeeper.domain.windows import LogPush, RunLog
 
@@ -104,6 +106,7 @@ class Fallback:
         """How many attempts were admitted alone, ever."""
         self._fleet = Fleet()
         self._logs: dict[str, _SeenLog] = {}
+        self._buckets: set[str] = set()  # begun in this outage
         self._slots: dict[str, tuple[int, int]] = {}  # (when seen, in flight)
         self._counters: dict[str, tuple[int, CounterState]] = {}
         self._pushed: dict[str, dict[int, tuple[int, int]]] = {}  # log → index of run → weights the store has
@@ -125,6 +128,7 @@ class Fallback:
         self._counters = {n: k for n, k in self._counters.items() if now_us - k[0] <= HEADROOM_FRESH_US}
         self._pushed = {n: k for n, k in self._pushed.items() if n in self.tree.logs}
         self._told &= set(self._logs)
+        self._buckets.clear()
 
     def learn(self, seen: Iterable[tuple[Checks, Reply]]) -> None:
         """Keep the newest that the store told of each log, slot set and counter.
@@ -203,6 +207,7 @@ class Fallback:
         shares = msgspec.structs.replace(
             checks,
             logs=tuple([self._log_share(log, modes.limits) for log in checks.logs]),
+            buckets=tuple([self._bucket_share(b) for b in checks.buckets if modes.limits is OutageMode.BOUNDED]),
             slots=tuple([self._slot_share(slot, modes.limits) for slot in checks.slots]),
             counters=tuple(counters),
             warns=False,
@@ -216,6 +221,11 @@ class Fallback:
         return msgspec.structs.replace(
             log, requests_limit=requests, tokens_limit=tokens, requests_shadow=None, tokens_shadow=None
         )
+
+    def _bucket_share(self, bucket: BucketCheck) -> BucketCheck:
+        """Of burst and rate. It is empty at first: what was just used up is not there again."""
+        rate, burst = self._fleet.share(bucket.rate, bucket.name), self._fleet.share(bucket.burst, bucket.name)
+        return msgspec.structs.replace(bucket, rate=max(1, rate), burst=burst)
 
     def _slot_share(self, slot: SlotCheck, mode: OutageMode) -> SlotCheck:
         bounded = mode is OutageMode.BOUNDED and not slot.shadow
@@ -237,6 +247,12 @@ class Fallback:
         for whole, part in zip(checks.logs, shares.logs, strict=True):
             if part.name not in self.tree.logs:
                 self.tree.logs[part.name] = self._log_with_known(now_us, whole)
+        for bucket in shares.buckets:
+            if bucket.name not in self._buckets:
+                self._buckets.add(bucket.name)
+                empty = self.tree.buckets[bucket.name] = Bucket()
+                empty.at(now_us, bucket.rate, bucket.burst)
+                empty.set(now_us, bucket.rate, bucket.burst, 0, now_us)
         for slot, slot_share in zip(checks.slots, shares.slots, strict=True):
             seen_us, used = self._slots.get(slot.name, (0, 0))
             if slot.name not in self.tree.slots and seen_us + SLOT_LEASE_US > now_us:
@@ -319,7 +335,7 @@ PLANS_MAX: Final = 10_000
 
 def degraded_concerns(checks: Checks) -> str:
     """Which concerns a request has, as the header names them: `limits`, `budgets`, both or none."""
-    limits = checks.logs or checks.slots
+    limits = checks.logs or checks.buckets or checks.slots
     budgets = any(counter.budget_nano is not None for counter in checks.counters)
     return ", ".join([name for name, there in (("limits", limits), ("budgets", budgets)) if there])
 
@@ -332,6 +348,9 @@ def _for_now(refusal: Refusal, checks: Checks, demand: Demand) -> Refusal:
         for limit, asked in ((log.requests_limit, demand.requests), (log.tokens_limit, demand.tokens)):
             if limit is not None and asked > limit:
                 return refusal
+    for bucket in checks.buckets:
+        if (demand.tokens if bucket.unit is Unit.TOKENS else demand.requests) > bucket.burst:
+            return refusal
     return msgspec.structs.replace(refusal, never=False, wait_us=RETRY_US)
 
 

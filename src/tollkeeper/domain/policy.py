@@ -23,6 +23,7 @@ COUNT_MAX: Final = 2**53 - 1
 WINDOW_MAX_US: Final = 400 * 86_400 * US_PER_S
 """Longest window: more than a year. Twice its length still fits behind any stamp."""
 WINDOWS_MAX: Final = 16
+BUCKETS_MAX: Final = 16
 BUDGETS_MAX: Final = 16
 MODELS_MAX: Final = 1000
 MODEL_NAME_MAX: Final = 200
@@ -77,6 +78,20 @@ class Raise(msgspec.Struct, frozen=True):
     until_us: int
 
 
+class TokenBucket(msgspec.Struct, frozen=True):
+    """A bucket that holds `burst` units and gains `rate` a minute, evenly; full at first.
+
+    `model`, `per_user` and `shadow` are as in `Window`. Another rate or burst is another bucket, full again.
+    """
+
+    unit: Unit
+    rate: int
+    burst: int
+    model: str | None = None
+    per_user: bool = False
+    shadow: bool = False
+
+
 class Budget(msgspec.Struct, frozen=True, omit_defaults=True):
     """At most `limit_nano` nano-dollars spent and held in each period.
 
@@ -119,6 +134,12 @@ class Policy(msgspec.Struct, frozen=True, omit_defaults=True):
     models: tuple[str, ...] | None = None
     concurrency_shadow: bool = False
     log_bodies: BodyLogging | None = None
+    buckets: tuple[TokenBucket, ...] = ()
+
+    @property
+    def rates(self) -> tuple[Window | TokenBucket, ...]:
+        """What limits requests or tokens in time."""
+        return (*self.windows, *self.buckets)
 
 
 UNLIMITED: Final = Policy()
@@ -127,8 +148,20 @@ UNLIMITED: Final = Policy()
 def validate_policy(policy: Policy) -> None:
     """Raises InvalidInput naming the field, if a value is of no use or cannot be counted exactly."""
     from tollkeeper.domain.admission import WEIGHT_MAX  # admission is built on this module
+    from tollkeeper.domain.limits import BURST_MAX
 
     _at_most("windows", policy.windows, WINDOWS_MAX)
+    _at_most("buckets", policy.buckets, BUCKETS_MAX)
+    for index, bucket in enumerate(policy.buckets):
+        where = f"buckets[{index}]"
+        _within(f"{where}.rate", bucket.rate, 1, WEIGHT_MAX)
+        _within(f"{where}.burst", bucket.burst, 1, BURST_MAX // 2)
+        if bucket.burst * MINUTE_US > bucket.rate * WINDOW_MAX_US:
+            raise InvalidInput(
+                f"{where}: a burst of {bucket.burst} at {bucket.rate} a minute takes over a year to fill"
+            )
+        if bucket.model is not None:
+            _validate_models((bucket.model,), f"{where}.model")
     for index, window in enumerate(policy.windows):
         where = f"windows[{index}]"
         _within(f"{where}.window_us", window.window_us, 1, WINDOW_MAX_US)
@@ -232,14 +265,14 @@ class Principal(msgspec.Struct, frozen=True):
     @property
     def has_token_limit(self) -> bool:
         """Whether any scope refuses by tokens."""
-        return any(w.unit is Unit.TOKENS and not w.shadow for s in self.scopes for w in s.policy.windows)
+        return any(w.unit is Unit.TOKENS and not w.shadow for s in self.scopes for w in s.policy.rates)
 
     @property
     def limits_models(self) -> bool:
-        """Whether any window is for some models alone."""
-        return any(w.model is not None for s in self.scopes for w in s.policy.windows)
+        """Whether any window or bucket is for some models alone."""
+        return any(w.model is not None for s in self.scopes for w in s.policy.rates)
 
     @property
     def limits_users(self) -> bool:
-        """Whether any window is per end user."""
-        return any(w.per_user for s in self.scopes for w in s.policy.windows)
+        """Whether any window or bucket is per end user."""
+        return any(w.per_user for s in self.scopes for w in s.policy.rates)

@@ -18,9 +18,10 @@ from tollkeeper.domain.bodies import BodyLogging
 from tollkeeper.domain.errors import InvalidInput
 from tollkeeper.domain.money import NANO_MAX, MoneyError, nano_from_usd, usd
 from tollkeeper.domain.periods import US_PER_S, Period
-from tollkeeper.domain.policy import MINUTE_US, PERCENT_MAX, Budget, Policy, Raise, Unit, Window
+from tollkeeper.domain.policy import MINUTE_US, PERCENT_MAX, Budget, Policy, Raise, TokenBucket, Unit, Window
 
 _UNITS_US: Final = {"us": 1, "ms": 1000, "s": US_PER_S, "m": MINUTE_US, "h": 60 * MINUTE_US, "d": 1440 * MINUTE_US}
+_BUCKET: Final = re.compile(r"(requests|tokens)=(\d[\d_]{0,20})/(\d[\d_]{0,20})")
 _WINDOW: Final = re.compile(r"(requests|tokens)=(\d[\d_]{0,20})/(\d{1,9})?(us|ms|s|m|h|d)")
 PATTERNS_MAX: Final = 100
 """Model patterns of one policy."""
@@ -50,6 +51,7 @@ class PolicyChange(msgspec.Struct, frozen=True):
     models: tuple[str, ...] | None | Unchanged = UNCHANGED
     windows: tuple[Window, ...] | None | Unchanged = UNCHANGED
     """All windows but plain rpm and tpm."""
+    buckets: tuple[TokenBucket, ...] | None | Unchanged = UNCHANGED
     max_parallel_shadow: bool | Unchanged = UNCHANGED
     log_bodies: BodyLogging | None | Unchanged = UNCHANGED
     soft_budget_nano: int | None | Unchanged = UNCHANGED
@@ -73,8 +75,10 @@ def changed(policy: Policy, change: PolicyChange) -> Policy:
     if not isinstance(change.windows, Unchanged):
         windows = tuple(w for w in windows if w.is_plain_minute) + (change.windows or ())
     shadow = change.max_parallel_shadow
+    buckets = policy.buckets if isinstance(change.buckets, Unchanged) else change.buckets or ()
     return Policy(
         windows=windows,
+        buckets=buckets,
         concurrency=_kept(policy.concurrency, change.max_parallel),
         budgets=_budgets(policy.budgets, change),
         cost_cap_nano=_kept(policy.cost_cap_nano, change.cost_cap_nano),
@@ -97,6 +101,28 @@ def window_from(text: str) -> Window:
         raise InvalidInput(
             f"limit: {text!r} is not a limit; write it like requests=1000/1h or tokens=2000000/1d,shadow"
         )
+    length_us = int(match[3] or 1) * _UNITS_US[match[4]]
+    return Window(Unit(match[1]), int(match[2].replace("_", "")), length_us, *_options("limit", text, options))
+
+
+def bucket_from(text: str) -> TokenBucket:
+    """`requests=600/100`: 600 a minute, 100 at once; options as in `window_from`. Raises InvalidInput."""
+    head, *options = text.split(",")
+    match = _BUCKET.fullmatch(head.strip())
+    if match is None:
+        raise InvalidInput(
+            f"bucket: {text!r} is not a bucket; write it like requests=600/100 (600 a minute, at most 100 at once)"
+        )
+    rate, burst = (int(number.replace("_", "")) for number in (match[2], match[3]))
+    return TokenBucket(Unit(match[1]), rate, burst, *_options("bucket", text, options))
+
+
+def bucket_text(bucket: TokenBucket) -> str:
+    """The inverse of `bucket_from`."""
+    return ",".join([f"{bucket.unit.value}={bucket.rate}/{bucket.burst}", *_option_texts(bucket)])
+
+
+def _options(what: str, text: str, options: Sequence[str]) -> tuple[str | None, bool, bool]:
     model, per_user, shadow = None, False, False
     for option in map(str.strip, options):
         if option == "per-user":
@@ -107,18 +133,22 @@ def window_from(text: str) -> Window:
             model = option.removeprefix("model=")
         else:
             raise InvalidInput(
-                f"limit: {option!r} in {text!r} is not known; known are model=NAME, per-user and shadow"
+                f"{what}: {option!r} in {text!r} is not known; known are model=NAME, per-user and shadow"
             )
-    length_us = int(match[3] or 1) * _UNITS_US[match[4]]
-    return Window(Unit(match[1]), int(match[2].replace("_", "")), length_us, model, per_user, shadow)
+    return model, per_user, shadow
+
+
+def _option_texts(limit: Window | TokenBucket) -> list[str]:
+    model = [] if limit.model is None else [f"model={limit.model}"]
+    return model + ["per-user"] * limit.per_user + ["shadow"] * limit.shadow
 
 
 def window_text(window: Window) -> str:
     """The inverse of `window_from`."""
     name, length_us = next((n, u) for n, u in reversed(_UNITS_US.items()) if window.window_us % u == 0)
-    parts = [f"{window.unit.value}={window.limit}/{window.window_us // length_us}{name}"]
-    parts += [] if window.model is None else [f"model={window.model}"]
-    return ",".join(parts + ["per-user"] * window.per_user + ["shadow"] * window.shadow)
+    return ",".join(
+        [f"{window.unit.value}={window.limit}/{window.window_us // length_us}{name}", *_option_texts(window)]
+    )
 
 
 def _kept(value: int | None, change: int | None | Unchanged) -> int | None:

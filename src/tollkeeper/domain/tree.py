@@ -11,8 +11,13 @@ not know where it lives, what time it is, or how an answer travels.
 from collections.abc import Iterable, Mapping
 from typing import Final
 
+import msgspec
+
 from tollkeeper.domain.admission import (
+    PER_TOKEN,
     SLOT_LEASE_US,
+    BucketCheck,
+    BucketState,
     Checks,
     CounterCheck,
     CounterState,
@@ -25,6 +30,7 @@ from tollkeeper.domain.admission import (
     Shadowed,
     Status,
 )
+from tollkeeper.domain.bucket import Bucket, Taken, until
 from tollkeeper.domain.charges import QUARANTINED, UNCHARGED, Charge, charge_of
 from tollkeeper.domain.entries import (
     BURIED,
@@ -40,6 +46,7 @@ from tollkeeper.domain.entries import (
     included,
     is_buried,
 )
+from tollkeeper.domain.policy import Unit
 from tollkeeper.domain.ports import SpendTotals
 from tollkeeper.domain.recovery import Gate, Ready
 from tollkeeper.domain.windows import LogPush, RunLog
@@ -71,7 +78,7 @@ class Counter:
 class Hold:
     """Money set aside for an attempt in flight. It never charges and never expires by itself."""
 
-    __slots__ = ("amount", "counters", "producer", "runs", "slots")
+    __slots__ = ("amount", "buckets", "counters", "producer", "runs", "slots")
 
     def __init__(
         self,
@@ -80,7 +87,9 @@ class Hold:
         counters: tuple[str, ...],
         slots: tuple[str, ...],
         runs: tuple[tuple[int, int], ...],
+        buckets: tuple[Taken, ...] = (),
     ) -> None:
+        self.buckets = buckets
         self.amount, self.producer, self.counters, self.slots, self.runs = amount, producer, counters, slots, runs
 
 
@@ -105,6 +114,7 @@ class Tree:
         self.drops = 0
         self.holds: dict[str, Hold] = {}
         self.logs: dict[str, RunLog] = {}
+        self.buckets: dict[str, Bucket] = {}
         self.slots: dict[str, dict[str, int]] = {}
         self.counters: dict[str, Counter] = {}
         self.changed: dict[str, str] = {}
@@ -126,16 +136,16 @@ class Tree:
         self._advance(now_us, checks)
         earlier = self.holds.get(demand.attempt)
         if earlier is not None:
-            return self._reply(now_us, checks, earlier.runs)
+            return self._reply(now_us, checks, earlier)
         if not demand.attempt:
             return self._reply(now_us, checks)
         refusal = self._refusal(now_us, checks, demand)
         if refusal is not None:
             reply = self._reply(now_us, checks)
-            return Reply(Status.REFUSED, now_us, reply.logs, reply.slots, reply.counters, refusal)
-        shadowed = tuple(self._shadowed(checks, demand))
+            return msgspec.structs.replace(reply, status=Status.REFUSED, refusal=refusal)
+        shadowed = tuple(self._shadowed(now_us, checks, demand))
         reply = self._reply(now_us, checks, self._take(now_us, checks, demand))
-        return Reply(Status.ADMITTED, now_us, reply.logs, reply.slots, reply.counters, None, shadowed)
+        return msgspec.structs.replace(reply, shadowed=shadowed) if shadowed else reply
 
     def _closed_to(self, now_us: int, demand: Demand, server: str) -> Status | None:
         if self.run is None:
@@ -162,6 +172,8 @@ class Tree:
         refusals: list[Refusal] = []
         for check in checks.logs:
             refusals += self._log_refusals(now_us, check, demand)
+        for bucket in checks.buckets:
+            refusals += self._bucket_refusal(now_us, bucket, demand)
         for slot in checks.slots:
             in_flight = len(self.slots.get(slot.name, ()))
             if in_flight >= slot.limit and not slot.shadow:
@@ -184,7 +196,23 @@ class Tree:
                 wait = log.wait_us(now_us, unit, used + asked - limit) if log else 0
                 yield Refusal(kind, check.scope, limit, used, asked, wait)
 
-    def _shadowed(self, checks: Checks, demand: Demand) -> Iterable[Shadowed]:
+    def _bucket_refusal(self, now_us: int, check: BucketCheck, demand: Demand) -> Iterable[Refusal]:
+        level, last_us = self._bucket(check.name).at(now_us, check.rate, check.burst)
+        tokens = _weight(check, demand)
+        if tokens * PER_TOKEN <= level or check.shadow:
+            return
+        never = tokens > check.burst
+        wait_us = None if never else until(tokens * PER_TOKEN, level, check.rate, last_us - now_us)
+        used = check.burst - level // PER_TOKEN
+        yield Refusal(LimitKind(check.unit.value), check.scope, check.burst, used, tokens, wait_us, never)
+
+    def _bucket(self, name: str) -> Bucket:
+        bucket = self.buckets.get(name)
+        if bucket is None:
+            bucket = self.buckets[name] = Bucket()
+        return bucket
+
+    def _shadowed(self, now_us: int, checks: Checks, demand: Demand) -> Iterable[Shadowed]:
         """Limits in shadow that would have refused what is being admitted."""
         for check in checks.logs:
             log = self.logs.get(check.name)
@@ -193,6 +221,10 @@ class Tree:
                 yield Shadowed(LimitKind.REQUESTS, check.scope)
             if check.tokens_shadow is not None and tokens + demand.tokens > check.tokens_shadow:
                 yield Shadowed(LimitKind.TOKENS, check.scope)
+        for bucket in checks.buckets:
+            level, _ = self._bucket(bucket.name).at(now_us, bucket.rate, bucket.burst)
+            if bucket.shadow and _weight(bucket, demand) * PER_TOKEN > level:
+                yield Shadowed(LimitKind(bucket.unit.value), bucket.scope)
         for slot in checks.slots:
             if slot.shadow and len(self.slots.get(slot.name, ())) >= slot.limit:
                 yield Shadowed(LimitKind.CONCURRENCY, slot.scope)
@@ -210,13 +242,14 @@ class Tree:
                 LimitKind.BUDGET, check.scope, check.budget_nano, used, demand.hold_nano, wait, never, period
             )
 
-    def _take(self, now_us: int, checks: Checks, demand: Demand) -> tuple[tuple[int, int], ...]:
+    def _take(self, now_us: int, checks: Checks, demand: Demand) -> Hold:
         runs = []
         for check in checks.logs:
             log = self.logs.get(check.name)
             if log is None:
                 log = self.logs[check.name] = RunLog(check.window_us, check.tick_us, now_us)
             runs.append((log.generation, log.add(now_us, demand.requests, demand.tokens)))
+        taken = [self._take_tokens(now_us, check, demand) for check in checks.buckets]
         for slot in checks.slots:
             self.slots.setdefault(slot.name, {})[demand.attempt] = now_us + SLOT_LEASE_US
         for counter in checks.counters:
@@ -227,22 +260,43 @@ class Tree:
             tuple([c.name for c in checks.counters]),
             tuple([s.name for s in checks.slots]),
             tuple(runs),
+            tuple(taken),
         )
-        return hold.runs
+        return hold
 
-    def _reply(self, now_us: int, checks: Checks, runs: tuple[tuple[int, int], ...] = ()) -> Reply:
-        """The state of now. `runs` are those that hold the weight of the attempt, if it was admitted."""
+    def _take_tokens(self, now_us: int, check: BucketCheck, demand: Demand) -> Taken:
+        bucket, tokens = self._bucket(check.name), _weight(check, demand)
+        level, last_us = bucket.at(now_us, check.rate, check.burst)
+        if tokens * PER_TOKEN > level:  # it is in shadow
+            return 0, last_us, level, bucket.returned
+        level -= tokens * PER_TOKEN
+        if tokens:
+            bucket.set(now_us, check.rate, check.burst, level, last_us)
+        return bucket.generation, last_us, level, bucket.returned
+
+    def _reply(self, now_us: int, checks: Checks, hold: Hold | None = None) -> Reply:
+        """The state of now. `hold` tells which runs and buckets hold the weight of an attempt that was admitted."""
         logs: list[LogState] = []
+        if hold is not None and (len(hold.runs), len(hold.buckets)) != (len(checks.logs), len(checks.buckets)):
+            hold = None  # it was admitted by other checks
         for position, check in enumerate(checks.logs):
             log = self.logs.get(check.name)
-            generation, index = runs[position] if position < len(runs) else (log.generation if log else 0, -1)
+            generation, index = (log.generation if log else 0, -1) if hold is None else hold.runs[position]
             logs.append(log.state(now_us, generation, index) if log else LogState(generation, index, 0, 0, 0))
+        buckets = tuple([self._bucket_state(now_us, c, hold, n) for n, c in enumerate(checks.buckets)])
         counters = []
         for counter in checks.counters:
             state = self.counters.get(counter.name)
             counters.append(CounterState(state.cost, state.held) if state else CounterState(0, 0))
         slots = tuple([len(self.slots.get(s.name, ())) for s in checks.slots])
-        return Reply(Status.ADMITTED, now_us, tuple(logs), slots, tuple(counters))
+        return Reply(Status.ADMITTED, now_us, tuple(logs), slots, tuple(counters), buckets=buckets)
+
+    def _bucket_state(self, now_us: int, check: BucketCheck, hold: Hold | None, position: int) -> BucketState:
+        bucket = self._bucket(check.name)
+        level, last_us = bucket.at(now_us, check.rate, check.burst)
+        full_in_us = until(check.burst * PER_TOKEN, level, check.rate, last_us - now_us)
+        taken = (0, last_us, level, bucket.returned) if hold is None else hold.buckets[position]
+        return BucketState(*taken, full_in_us)
 
     def _counter(self, name: str, expires_us: int) -> Counter:
         counter = self.counters.get(name)
@@ -278,7 +332,7 @@ class Tree:
         elif entry.kind is EntryKind.USAGE:
             self._use(now_us, f"{producer}:{entry.number}", entry)
         else:
-            self._charge(entry)
+            self._charge(now_us, entry)
 
     def _absent(self, now_us: int, mark: int, entry: Entry) -> Applied | None:
         for ref in entry.counters:
@@ -338,7 +392,7 @@ class Tree:
         for slot in entry.slots:
             self.slots.get(slot, {}).pop(entry.attempt, None)
 
-    def _charge(self, entry: Entry) -> None:
+    def _charge(self, now_us: int, entry: Entry) -> None:
         hold = self.holds.pop(entry.attempt, None)
         for ref in entry.counters:
             counter = self._counter(ref.name, ref.expires_us)
@@ -351,6 +405,9 @@ class Tree:
             log = self.logs.get(run.name)
             if log is not None:
                 log.correct(run.generation, run.index, run.requests, run.tokens)
+        for b in entry.buckets:
+            taken = (b.generation, b.last_us, b.level, b.returned)
+            self._bucket(b.name).correct(now_us, b.rate, b.burst, taken, b.tokens)
         for slot in entry.slots:
             self.slots.get(slot, {}).pop(entry.attempt, None)
 
@@ -415,8 +472,10 @@ class Tree:
                 self.logs[push.name] = log
         return True
 
-    def reset(self, logs: Iterable[str], slots: Iterable[str]) -> None:
-        """Empty windows and free slots; money is untouched."""
+    def reset(self, logs: Iterable[str], slots: Iterable[str], buckets: Iterable[str] = ()) -> None:
+        """Empty windows, fill buckets and free slots; money is untouched."""
+        for name in buckets:
+            self.buckets.pop(name, None)
         for name in logs:
             if name in self.logs:
                 self.logs[name].clear()
@@ -545,18 +604,25 @@ class Tree:
                     self._counter(ref.name, ref.expires_us).held += dispatch.hold_nano
             runs = tuple([(r.generation, r.index) for r in dispatch.runs])
             names = tuple([ref.name for ref in dispatch.counters])
-            self.holds[dispatch.attempt] = Hold(dispatch.hold_nano, producer, names, dispatch.slots, runs)
+            taken = tuple([(b.generation, b.last_us, b.level, b.returned) for b in dispatch.buckets])
+            self.holds[dispatch.attempt] = Hold(dispatch.hold_nano, producer, names, dispatch.slots, runs, taken)
 
     def sweep(self, now_us: int) -> None:
         """Drop what has no more effect: the memory store's counterpart of key expiry."""
         for name in [n for n, log in self.logs.items() if log.last_us + 2 * log.window_us <= now_us]:
             del self.logs[name]
+        for name in [n for n, bucket in self.buckets.items() if bucket.full_us <= now_us]:
+            del self.buckets[name]
         for push_id in [i for i, until_us in self.pushed.items() if until_us <= now_us]:
             del self.pushed[push_id]
         for digest in [d for d, known in self.used.items() if known.until_us <= now_us]:
             del self.used[digest]
         for name in [n for n, c in self.counters.items() if 0 < c.expires_us <= now_us and n not in self.changed]:
             del self.counters[name]
+
+
+def _weight(check: BucketCheck, demand: Demand) -> int:
+    return demand.tokens if check.unit is Unit.TOKENS else demand.requests
 
 
 def _severity(refusal: Refusal) -> tuple[int, int]:

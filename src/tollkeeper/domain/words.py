@@ -12,7 +12,7 @@ from tollkeeper.domain.errors import InvalidInput
 from tollkeeper.domain.money import usd
 from tollkeeper.domain.periods import US_PER_S
 from tollkeeper.domain.policy import Policy, Unit
-from tollkeeper.domain.policy_change import per_minute, warn_texts, window_text
+from tollkeeper.domain.policy_change import bucket_text, per_minute, warn_texts, window_text
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -69,6 +69,7 @@ def policy_words(policy: Policy) -> Words:
         "models": None if policy.models is None else list(policy.models),
         "max_parallel_shadow": policy.concurrency_shadow,
         "log_bodies": None if policy.log_bodies is None else policy.log_bodies.value,
+        "buckets": [bucket_text(b) for b in policy.buckets],
         "windows": [window_text(w) for w in policy.windows if not w.is_plain_minute],
     }
 
@@ -134,6 +135,7 @@ def limit_words(state: LimitState) -> Words:
         "limit_kind": state.kind.value,
         "scope": state.scope.value,
         "period": None if state.period is None else state.period.value,
+        "rate": state.rate,
         "window_s": None if state.window_us is None else state.window_us / US_PER_S,
         "unit": "usd" if money else state.kind.value,
         "limit": str(amount(state.limit)),

@@ -6,6 +6,8 @@
 import time
 from typing import Final
 
+import msgspec
+
 from tollkeeper.domain.admission import LimitKind, LimitState, limit_states
 from tollkeeper.domain.policy import Principal
 from tollkeeper.domain.pricing import version_of
@@ -140,9 +142,7 @@ def _after(state: LimitState, money: int, tokens: int, hold_nano: int) -> LimitS
         used, held = state.used + tokens, 0
     else:
         return state
-    return LimitState(
-        state.kind, state.scope, state.limit, used, state.reset_us, state.window_us, state.period, max(0, held)
-    )
+    return msgspec.structs.replace(state, used=used, held=max(0, held))
 
 
 def record_of(exchange: Exchange) -> RequestRecord:

@@ -651,7 +651,8 @@ class Ledger:
         checks = self._checks_of(_Asked(principal, None, None), self._store.now_us())
         logs = [check.name for check in checks.logs if check.scope is ScopeKind.KEY]
         slots = [check.name for check in checks.slots if check.scope is ScopeKind.KEY]
-        await self._store.reset(checks.root, logs, slots)
+        buckets = [check.name for check in checks.buckets if check.scope is ScopeKind.KEY]
+        await self._store.reset(checks.root, logs, slots, buckets)
 
     # Recovery of a root
 

@@ -67,8 +67,8 @@ class MemoryStore:
         tree = self.tree(root)
         return None if tree.run is None else dict(tree.marks)
 
-    async def reset(self, root: str, logs: Sequence[str], slots: Sequence[str]) -> None:
-        self.tree(root).reset(logs, slots)
+    async def reset(self, root: str, logs: Sequence[str], slots: Sequence[str], buckets: Sequence[str] = ()) -> None:
+        self.tree(root).reset(logs, slots, buckets)
 
     async def seed(
         self, root: str, run: str, marks: Mapping[str, int], totals: Mapping[str, SeedTotals], *, lost: bool

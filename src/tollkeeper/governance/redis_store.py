@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from tollkeeper.domain.admission import (
     SLOT_LEASE_US,
+    BucketState,
     Checks,
     CounterState,
     Demand,
@@ -37,6 +38,7 @@ from tollkeeper.domain.entries import (
 )
 from tollkeeper.domain.errors import StoreUnavailable
 from tollkeeper.domain.periods import RETENTION_US
+from tollkeeper.domain.policy import Unit
 from tollkeeper.domain.ports import RootSnapshot, SpendTotals
 from tollkeeper.domain.recovery import Gate, Ready
 from tollkeeper.domain.tree import PUSH_REMEMBERED_US
@@ -87,6 +89,11 @@ def charges_key(root: str) -> str:
 def log_key(root: str, name: str) -> str:
     """`ratelimit:{root}[:<scope>]:<window µs>`: scripts/window.lua tells its form."""
     return f"ratelimit:{{{root}}}:{name}"
+
+
+def bucket_key(root: str, name: str) -> str:
+    """`tokenbucket:{root}[:<scope>]:<unit>:<rate>:<burst>`: scripts/refill.lua tells its form."""
+    return f"tokenbucket:{{{root}}}:{name}"
 
 
 def pushed_key(root: str) -> str:
@@ -235,6 +242,7 @@ class RedisStore:
             return self._charge_call(root, producer, entry, keys)
         keys += [counter_key(root, c.name) for c in entry.counters]
         keys += [log_key(root, r.name) for r in entry.runs]
+        keys += [bucket_key(root, b.name) for b in entry.buckets]
         keys += [slot_key(root, s) for s in entry.slots]
         numbers: list[int] = [
             self.time_us,
@@ -248,6 +256,7 @@ class RedisStore:
             entry.cached_tokens,
             len(entry.counters),
             len(entry.runs),
+            len(entry.buckets),
             len(entry.slots),
             len(counter_key(root, "")),
         ]
@@ -255,6 +264,8 @@ class RedisStore:
             numbers += (counter.ends_us, counter.expires_us)
         for run in entry.runs:
             numbers += (run.generation, run.index, run.requests, run.tokens)
+        for b in entry.buckets:
+            numbers += (b.rate, b.burst, b.generation, b.last_us, b.level, b.returned, b.tokens)
         return "apply", keys, [_doubles(numbers), producer, entry.attempt, entry.number]
 
     def _use_call(self, root: str, producer: str, entry: Entry) -> tuple[list[str], list[Any]]:
@@ -298,8 +309,9 @@ class RedisStore:
         flat = await self._call("HGETALL", marks_key(root))
         return _marks(flat)[1] if flat else None
 
-    async def reset(self, root: str, logs: Sequence[str], slots: Sequence[str]) -> None:
+    async def reset(self, root: str, logs: Sequence[str], slots: Sequence[str], buckets: Sequence[str] = ()) -> None:
         keys = [log_key(root, name) for name in logs] + [slot_key(root, name) for name in slots]
+        keys += [bucket_key(root, name) for name in buckets]
         if keys:
             await self._run("reset", keys, len(logs))
 
@@ -381,7 +393,10 @@ class RedisStore:
             keys = [marks_key(root), hold_key(root), *(counter_key(root, c.name) for c in dispatch.counters)]
             counters = ",".join([c.name for c in dispatch.counters])
             slots = ",".join([s or ROOT_SLOT for s in dispatch.slots])
-            runs = _doubles([number for r in dispatch.runs for number in (r.generation, r.index)])
+            taken = [number for r in dispatch.runs for number in (r.generation, r.index)]
+            for b in dispatch.buckets:
+                taken += (b.generation, b.last_us, b.level, b.returned)
+            runs = _doubles(taken)
             hold = f"{dispatch.hold_nano}\n{producer}\n{counters}\n{slots}\n".encode() + runs
             expiries = [c.expires_us for c in dispatch.counters]
             await self._run("reassert", keys, dispatch.attempt, dispatch.hold_nano, hold, *expiries)
@@ -482,15 +497,18 @@ class _Plan:
             marks_key(root),
             hold_key(root),
             *(log_key(root, c.name) for c in checks.logs),
+            *(bucket_key(root, c.name) for c in checks.buckets),
             *(slot_key(root, c.name) for c in checks.slots),
             *(counter_key(root, c.name) for c in checks.counters),
         )
         counters = ",".join([c.name for c in checks.counters])
         self.meta = f"{counters}\n{','.join([s.name or ROOT_SLOT for s in checks.slots])}\n"
-        numbers: list[int] = [len(checks.logs), len(checks.slots), len(checks.counters)]
+        numbers: list[int] = [len(checks.logs), len(checks.buckets), len(checks.slots), len(checks.counters)]
         for log in checks.logs:
             limits = (log.requests_limit, log.tokens_limit, log.requests_shadow, log.tokens_shadow)
             numbers += (log.window_us, log.tick_us, *(_or(limit, -1) for limit in limits))
+        for bucket in checks.buckets:
+            numbers += (_UNIT[bucket.unit], bucket.rate, bucket.burst, int(bucket.shadow))
         for slot in checks.slots:
             numbers += (slot.limit, int(slot.shadow))
         for counter in checks.counters:
@@ -499,6 +517,7 @@ class _Plan:
         self.numbers = _doubles(numbers)
 
 
+_UNIT: Final = {Unit.REQUESTS: 1, Unit.TOKENS: 2}
 _MOVING: Final = struct.Struct("<7d").pack
 
 
@@ -550,19 +569,27 @@ def _reply(checks: Checks, raw: Sequence[int]) -> Reply:
     for _ in checks.logs:
         logs.append(LogState(*raw[at : at + 5]))
         at += 5
+    buckets = []
+    for _ in checks.buckets:
+        buckets.append(BucketState(*raw[at : at + 5]))
+        at += 5
     slots = tuple(raw[at : at + len(checks.slots)])
     at += len(slots)
     end = at + 2 * len(checks.counters)
     counters = tuple([CounterState(raw[i], raw[i + 1]) for i in range(at, end, 2)])
     shadowed = tuple([_shadowed(checks, raw[i] - 1, raw[i + 1]) for i in range(end, len(raw), 2)])
     answer = Status.ADMITTED if status else Status.REFUSED
-    return Reply(answer, now_us, tuple(logs), slots, counters, refusal, shadowed)
+    return Reply(answer, now_us, tuple(logs), slots, counters, refusal, shadowed, buckets=tuple(buckets))
 
 
 def _shadowed(checks: Checks, position: int, unit: int) -> Shadowed:
     if position < len(checks.logs):
         return Shadowed(LimitKind.REQUESTS if unit == 1 else LimitKind.TOKENS, checks.logs[position].scope)
-    return Shadowed(LimitKind.CONCURRENCY, checks.slots[position - len(checks.logs)].scope)
+    position -= len(checks.logs)
+    if position < len(checks.buckets):
+        bucket = checks.buckets[position]
+        return Shadowed(LimitKind(bucket.unit.value), bucket.scope)
+    return Shadowed(LimitKind.CONCURRENCY, checks.slots[position - len(checks.buckets)].scope)
 
 
 def _refusal(checks: Checks, raw: Sequence[int]) -> Refusal:
@@ -574,6 +601,11 @@ def _refusal(checks: Checks, raw: Sequence[int]) -> Refusal:
         kind, limit = (LimitKind.REQUESTS, log.requests_limit) if unit == 1 else (LimitKind.TOKENS, log.tokens_limit)
         return Refusal(kind, log.scope, _or(limit, 0), used, asked, wait_us, bool(never))
     position -= len(checks.logs)
+    if position < len(checks.buckets):
+        bucket = checks.buckets[position]
+        kind = LimitKind(bucket.unit.value)
+        return Refusal(kind, bucket.scope, bucket.burst, used, asked, wait_us, bool(never))
+    position -= len(checks.buckets)
     if position < len(checks.slots):
         slot = checks.slots[position]
         return Refusal(LimitKind.CONCURRENCY, slot.scope, slot.limit, used, asked, wait_us)

@@ -117,8 +117,8 @@ class Store(Protocol):
         """Every root this store knows, some perhaps twice."""
         ...
 
-    async def reset(self, root: str, logs: Sequence[str], slots: Sequence[str]) -> None:
-        """Empty windows and free slots."""
+    async def reset(self, root: str, logs: Sequence[str], slots: Sequence[str], buckets: Sequence[str] = ()) -> None:
+        """Empty windows, fill buckets and free slots."""
         ...
 
     async def seed(

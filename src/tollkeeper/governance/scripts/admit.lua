@@ -1,9 +1,10 @@
 -- Decide over all limits and budgets of one request at once: the twin of Tree.admit in domain/tree.py.
 --
--- KEYS  1 marks:{root}  2 hold:{root}  then one per log, one per slot set, one per counter
+-- KEYS  1 marks:{root}  2 hold:{root}  then one per log, one per bucket, one per slot set, one per counter
 -- ARGV  1 doubles: now (µs, 0: TIME), valid_from, valid_until (µs), requests, tokens, hold (nano-dollars), lease (µs),
---           number of logs, slot sets, counters; then
+--           number of logs, buckets, slot sets, counters; then
 --           per log: window (µs), tick (µs), request limit, token limit, both in shadow (-1: none)
+--           per bucket: unit (1|2), rate (a minute), burst, in shadow (0|1)
 --           per slot set: limit, in shadow (0|1)
 --           per counter: budget (nano-dollars, -1: none), end of its period, its expiry (µs, 0: never)
 --       2 attempt ('' asks for the state only)
@@ -13,9 +14,10 @@
 -- Reply {status, now, …}. status 1 admitted, 0 refused, -1 late, -2 cold, -3 recovering: another producer has to send
 --       again first, or nobody has asked since the server's life began (gate.lua), -4 the producer is buried (marks.lua).
 --       A refusal goes on with
---       {check, unit, used, asked, wait (µs, -1: never), never (0|1)}: check counts logs, slots, counters from 1; unit 1
+--       {check, unit, used, asked, wait (µs, -1: never), never (0|1)}: check counts logs, buckets, slots, counters from 1; unit 1
 --       requests, 2 tokens. Then, refused or admitted, per log {generation, run index (-1: none), requests, tokens,
---       µs until empty}, per slot set {in flight}, per counter {spent, held}. Last, if admitted now, {check, unit} for each
+--       µs until empty}, per bucket {generation (0: nothing taken), last refill (µs), level, tokens returned, µs until full}
+--       as domain/bucket.py tells, per slot set {in flight}, per counter {spent, held}. Last, if admitted now, {check, unit} for each
 --       limit in shadow that would have refused.
 --
 -- It is one straight run of blocks: functions that share variables take Lua longer to make than Redis to obey a command.
@@ -23,12 +25,13 @@
 -- include: window.lua
 -- include: sliding.lua
 -- include: counter.lua
+-- include: refill.lua
 -- How a limit refuses: for a known time, until a slot is free, until its budget is raised, for ever.
 local WAIT, BUSY, SPENT, NEVER = 0, 1, 2, 3
 local BURIED = 4503599627370496
 local plan, attempt = ARGV[1], ARGV[2]
-local given, valid_from, valid_until, requests, tokens, hold, lease, log_count, slot_count, counter_count, at =
-  read('<dddddddddd', plan)
+local given, valid_from, valid_until, requests, tokens, hold, lease, log_count, bucket_count, slot_count, counter_count, at =
+  read('<ddddddddddd', plan)
 local now = clock(given)
 if now < valid_from or now >= valid_until then
   return {-1, now}
@@ -45,8 +48,10 @@ if server ~= '' and (server ~= tree[2] or tree[3] and now < tonumber(tree[3])) t
   return {-3, now}
 end
 
-local slot_base, counter_base = 2 + log_count, 2 + log_count + slot_count
-local logs, in_flight, costs, helds = {}, {}, {}, {}
+local bucket_base = 2 + log_count
+local slot_base = bucket_base + bucket_count
+local counter_base = slot_base + slot_count
+local logs, buckets, in_flight, costs, helds = {}, {}, {}, {}, {}
 local expiries -- of counters that are not there
 local refusals, shadowed -- lists of {severity, wait, check, unit, used, asked} and of check, unit; nil: none
 
@@ -74,6 +79,26 @@ for i = 1, log_count do
     end
   end
 end
+for i = 1, bucket_count do
+  local u, rate, burst, shadow
+  u, rate, burst, shadow, at = read('<dddd', plan, at)
+  local bucket, asked = bucket_open(KEYS[bucket_base + i], rate, burst, now), u == 2 and tokens or requests
+  buckets[i] = bucket
+  bucket.asked, bucket.generation_taken = asked, 0
+  if asked * PER_TOKEN > bucket.level then
+    if shadow == 0 then
+      local used = burst - math.floor(bucket.level / PER_TOKEN)
+      local severity = asked > burst and NEVER or WAIT
+      local wait = severity == WAIT and bucket_until(bucket, asked * PER_TOKEN, now) or 0
+      refusals = refusals or {}
+      refusals[#refusals + 1] = {severity, wait, log_count + i, u, used, asked}
+    else
+      bucket.asked = nil
+      shadowed = shadowed or {}
+      shadowed[#shadowed + 1], shadowed[#shadowed + 2] = log_count + i, u
+    end
+  end
+end
 for i = 1, slot_count do
   local limit, shadow
   limit, shadow, at = read('<dd', plan, at)
@@ -83,10 +108,10 @@ for i = 1, slot_count do
   if used >= limit then
     if shadow == 0 then
       refusals = refusals or {}
-      refusals[#refusals + 1] = {BUSY, 0, log_count + i, 0, used, 1}
+      refusals[#refusals + 1] = {BUSY, 0, log_count + bucket_count + i, 0, used, 1}
     else
       shadowed = shadowed or {}
-      shadowed[#shadowed + 1], shadowed[#shadowed + 2] = log_count + i, 0
+      shadowed[#shadowed + 1], shadowed[#shadowed + 2] = log_count + bucket_count + i, 0
     end
   end
 end
@@ -105,7 +130,7 @@ for i = 1, counter_count do
     local severity = hold > budget and NEVER or ends == 0 and SPENT or WAIT
     refusals = refusals or {}
     refusals[#refusals + 1] =
-      {severity, severity == WAIT and ends - now or 0, log_count + slot_count + i, 0, cost + held, hold}
+      {severity, severity == WAIT and ends - now or 0, counter_base - 2 + i, 0, cost + held, hold}
   end
 end
 
@@ -130,6 +155,14 @@ if attempt ~= '' then
     for i = 1, log_count do
       held = held .. pack('<dd', logs[i][GENERATION], logs[i][INDEX])
     end
+    for i = 1, bucket_count do
+      local bucket = buckets[i]
+      local generation, left = 0, bucket.level
+      if bucket.asked then
+        generation, left = bucket.generation, left - bucket.asked * PER_TOKEN
+      end
+      held = held .. pack('<dddd', generation, bucket.last, left, bucket.returned)
+    end
     admitted = call('HSETNX', KEYS[2], attempt, held) == 1
     earlier = not admitted and call('HGET', KEYS[2], attempt)
   end
@@ -145,6 +178,13 @@ for i = 1, log_count do
   end
 end
 if admitted then
+  for i = 1, bucket_count do
+    local bucket = buckets[i]
+    if bucket.asked then
+      bucket_add(bucket, -bucket.asked, now)
+      bucket.generation_taken = bucket.generation
+    end
+  end
   for i = 1, slot_count do
     call('ZADD', KEYS[slot_base + i], now + lease, attempt)
     call('PEXPIRE', KEYS[slot_base + i], math.ceil(lease / 1000))
@@ -161,6 +201,7 @@ if admitted then
   end
 end
 
+local known = #runs == log_count * 16 + bucket_count * 32 and runs ~= ''
 -- The nils make room at once for what is appended.
 local answer, filled = {1, now, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil}, 2
 if refusal and attempt ~= '' and not earlier then
@@ -170,11 +211,21 @@ end
 for i = 1, log_count do
   local log = logs[i]
   local generation, index = log[EXPIRES] == 0 and 0 or log[GENERATION], admitted and log[INDEX] or -1
-  if i * 16 <= #runs then
+  if known then
     generation, index = read('<dd', runs, i * 16 - 15)
   end
   answer[filled + 1], answer[filled + 2], answer[filled + 3], answer[filled + 4] = generation, index, log[REQUESTS], log[TOKENS]
   answer[filled + 5] = log[TAIL] > log[HEAD] and log[LAST] + log[WINDOW] - now or 0
+  filled = filled + 5
+end
+for i = 1, bucket_count do
+  local bucket = buckets[i]
+  local generation, last, level, returned = bucket.generation_taken, bucket.last, bucket.level, bucket.returned
+  if known then
+    generation, last, level, returned = read('<dddd', runs, log_count * 16 + i * 32 - 31)
+  end
+  answer[filled + 1], answer[filled + 2], answer[filled + 3], answer[filled + 4] = generation, last, level, returned
+  answer[filled + 5] = bucket_until(bucket, bucket.full, now)
   filled = filled + 5
 end
 for i = 1, slot_count do

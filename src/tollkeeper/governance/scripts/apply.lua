@@ -1,10 +1,13 @@
 -- Apply one numbered entry, if it is the producer's next: the twin of Tree.apply in domain/tree.py.
 --
--- KEYS  1 marks:{root}  2 hold:{root}  3 changed:{root}  then one per counter, one per run, one per slot set
+-- KEYS  1 marks:{root}  2 hold:{root}  3 changed:{root}  then one per counter, one per run, one per bucket, one per
+--       slot set
 -- ARGV  1 doubles: now (µs, 0: TIME), number, charges (1, or 0 for a void), hold, cost (nano-dollars), requests, input,
---           output, cached (tokens), number of counters, runs, slot sets, length of the prefix of counter keys;
+--           output, cached (tokens), number of counters, runs, buckets, slot sets, length of the prefix of counter keys;
 --           then per counter: end of its period, its expiry (µs, 0: never);
---           per run: generation, index, requests and tokens to add
+--           per run: generation, index, requests and tokens to add;
+--           per bucket: rate (a minute), burst, generation, last refill (µs), level and tokens returned when tokens were
+--           taken (admit.lua), tokens to give back
 --       2 producer  3 attempt  4 number
 -- Reply {status, mark, counter}: 0 ok (now or before), 1 gap, 2 cold, 3 absent: `counter` (from 1) belongs to a period
 --       that has ended and is not here; it must be restored from the database first.
@@ -12,9 +15,10 @@
 -- include: window.lua
 -- include: correct.lua
 -- include: counter.lua
+-- include: refill.lua
 local plan, attempt = ARGV[1], ARGV[3]
-local given, entry, charges, hold, cost, requests, input, output, cached, counter_count, run_count, slot_count, prefix, at =
-  read('<ddddddddddddd', plan)
+local given, entry, charges, hold, cost, requests, input, output, cached, counter_count, run_count, bucket_count,
+  slot_count, prefix, at = read('<dddddddddddddd', plan)
 
 local tree = call('HMGET', KEYS[1], 'sync', ARGV[2])
 local sync, mark = tree[1], tonumber(tree[2] or 0)
@@ -73,8 +77,15 @@ for i = 1, run_count do
   generation, index, more_requests, more_tokens, at = read('<dddd', plan, at)
   log_correct(KEYS[3 + counter_count + i], generation, index, more_requests, more_tokens)
 end
+for i = 1, bucket_count do
+  local rate, burst, generation, last, level, returned, more
+  rate, burst, generation, last, level, returned, more, at = read('<ddddddd', plan, at)
+  local now = clock(given)
+  local bucket = bucket_open(KEYS[3 + counter_count + run_count + i], rate, burst, now)
+  bucket_correct(bucket, generation, last, level, returned, more, now)
+end
 for i = 1, slot_count do
-  call('ZREM', KEYS[3 + counter_count + run_count + i], attempt)
+  call('ZREM', KEYS[3 + counter_count + run_count + bucket_count + i], attempt)
 end
 call('HSET', KEYS[1], ARGV[2], ARGV[4])
 return {0, entry, 0}

@@ -1,5 +1,5 @@
 -- A hold is `amount LF producer LF counter names LF slot names LF runs`, names joined by commas; runs are two little-endian
--- doubles for each log: generation, index.
+-- doubles for each log (generation, index), then four for each bucket (admit.lua tells them in its reply).
 
 -- Calls visit(attempt, amount, producer, counters, slots) for every hold of the tree; names are iterators' texts.
 local function each_hold(key, visit)

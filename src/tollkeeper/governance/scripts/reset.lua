@@ -1,6 +1,6 @@
--- Empty windows and free slots; money is untouched. The twin of Tree.reset.
+-- Empty windows, fill buckets and free slots; money is untouched. The twin of Tree.reset.
 --
--- KEYS  logs, then slot sets
+-- KEYS  logs, then buckets and slot sets
 -- ARGV  number of logs
 -- Indexes of a log go on, so that late corrections of old runs find nothing. Reply the number of logs emptied.
 -- include: clock.lua
