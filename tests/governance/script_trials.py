@@ -199,7 +199,7 @@ extra_moves = st.one_of(
     st.tuples(st.just("orphan"), st.integers(0, 15), st.integers(0, 60)),
     st.tuples(st.just("bury"), st.sampled_from([1, 1, 1, 2])),
     st.tuples(st.just("edge"), st.sampled_from([-1, 0, 1]), st.sampled_from([-1, 0, 1, 2])),
-    st.tuples(st.just("past"), st.sampled_from([-1, 0, 1]), st.sampled_from([None, None, 0, 10**9])),
+    st.tuples(st.just("past"), st.sampled_from([-1, 0, 1]), st.sampled_from([None, None, 0, 10**12])),
     st.tuples(st.just("bring"), st.integers(0, 90)),
     st.tuples(st.just("lose"), st.integers(0, 50)),
     st.tuples(st.just("more"), st.integers(0, 50), st.integers(-1, 2)),
