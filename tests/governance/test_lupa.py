@@ -16,15 +16,17 @@ from tests.governance.script_trials import (
     play_window,
     windows,
 )
-from tollkeeper.domain.policy import Policy, Unit, Window
+from tollkeeper.domain.policy import Policy, TokenBucket, Unit, Window
 
 REQUESTS = Policy(windows=(Window(Unit.REQUESTS, 3),))
+BUCKET = Policy(buckets=(TokenBucket(Unit.REQUESTS, 1, 1),))
 Admission = tuple[Policy, Policy | None, Policy | None, list[Move], bool]
 
 
 @settings(max_examples=150, deadline=None)
 @given(admissions(0))
 @example((REQUESTS, None, None, [("admit", 0, 0), ("flood", 0, 2**40 - 1), ("admit", 1, 0)], False))
+@example((BUCKET, None, None, [("admit", 0, 0), ("void", 0), ("back", 1)], False))
 def test_admission_and_settlement(trial: Admission) -> None:
     """Any schedule of admissions, entries, losses, forged corrections, dead producers and clock moves."""
     play(None, lambda lua: play_admission(lua, trial))

@@ -49,9 +49,10 @@ class Bucket:
         return min(full, self.level + max(0, now_us - self.last_us) * rate), max(now_us, self.last_us)
 
     def set(self, now_us: int, rate: int, burst: int, level: int, last_us: int) -> None:
-        """Keep a level that was decided on."""
+        """Keep a level that was decided on; if it is full, it is forgotten at once."""
         self.level, self.last_us = level, last_us
-        self.full_us = now_us + until(burst * PER_TOKEN, level, rate, last_us - now_us)
+        full_in_us = until(burst * PER_TOKEN, level, rate, last_us - now_us)
+        self.full_us = now_us + full_in_us if full_in_us else 0
 
     def ask(self, now_us: int, rate: int, burst: int, cost: int) -> Answer:
         """Take `cost` tokens if they are there; 0 asks for the state only. A refusal changes nothing."""
