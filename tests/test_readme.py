@@ -1,6 +1,9 @@
 """What the README shows works as it stands."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,11 +13,13 @@ from tests.servers.redis import RedisServer, redis_server
 
 __all__ = ["redis_server"]
 README = Path(__file__).parent.parent / "README.md"
+EXAMPLES = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+OURS = ("TOLLKEEPER_", "REDIS_", "DATABASE_URL", "LOG_STORE_URL", "BILLING_")
 
 
 def test_limiter_example_runs(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """The example service answers, with its limits in headers."""
-    (example,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    example, _ = EXAMPLES
     redis_server.command("FLUSHALL")
     monkeypatch.setenv("REDIS_URL", redis_server.url)
     names: dict[str, object] = {}
@@ -24,6 +29,22 @@ def test_limiter_example_runs(redis_server: RedisServer, monkeypatch: pytest.Mon
     assert [answer.status_code for answer in answers] == [200] * 100 + [429]
     assert answers[0].json() == "999 left"
     assert int(answers[-1].headers["retry-after"]) <= 61
+
+
+@pytest.mark.parametrize("store", ["memory", "redis"])
+def test_billing_example_runs(store: str, redis_server: RedisServer, tmp_path: Path) -> None:
+    """As a program of its own: what it prints is exact, and a second run finds what the first one left."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
+    environ["TOLLKEEPER_DATA_DIR"] = str(tmp_path / "data")
+    if store == "redis":
+        redis_server.command("FLUSHALL")
+        environ["REDIS_URL"] = redis_server.url
+    _, example = EXAMPLES
+    for _ in range(2):
+        command = [sys.executable, "-c", example]
+        ran = subprocess.run(command, env=environ, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert ran.returncode == 0, ran.stderr
+        assert ran.stdout.splitlines()[-1] == "0.112300000 USD spent, 4.887700000 left"
 
 
 def test_files_it_points_to_exist() -> None:
