@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 CAMPAIGN_ARGS ?=
 
-.PHONY: help run test test-outage bench bench-peers campaign lint docs lock setup setup-dev servers clean
+.PHONY: help run test test-outage bench bench-peers campaign mutants lint docs lock setup setup-dev servers clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -25,6 +25,9 @@ test-outage: setup-dev servers ## The outage tests with an outage of 10 s, and t
 
 bench: setup-dev servers bench-peers ## Measure: one script per question, a table each
 	$(BIN)/python -m benchmarks
+
+mutants: setup-dev ## Try every mutant of the Lua scripts and write docs/mutants.md; takes an hour
+	$(BIN)/python -m tests.governance.mutants
 
 campaign: setup-dev servers ## Long trials under load and faults, fixed seeds: CAMPAIGN_ARGS="load --rounds 5 --seed 2"
 	nice $(BIN)/python -m tests.campaigns $(CAMPAIGN_ARGS)

@@ -32,11 +32,36 @@ _WALK = (
 )
 _NEAR = "Near or far, the same is written: only the number of reads and writes differs."
 
+_ORDER = "Only the order of these counts."
+
 ARGUMENTS: Final = (
+    Argument("admit.lua", "local WAIT, BUSY, SPENT, NEVER", "0", _ORDER, new=("(-1)",)),
+    Argument("admit.lua", "local WAIT, BUSY, SPENT, NEVER", "3", _ORDER, new=("4",)),
+    Argument("admit.lua", "local raw, cost, held = call('GETRANGE'", "'15'", _LONGER, new=("'16'",)),
+    Argument("correct.lua", "local back = (tail - index)", "-", _NEAR),
+    Argument("sliding.lua", "local NOTHING, CHANGES, EVERYTHING", "0", _ORDER, new=("(-1)",)),
+    Argument("sliding.lua", "local NOTHING, CHANGES, EVERYTHING", "2", _ORDER, new=("3",)),
+    Argument(
+        "sliding.lua",
+        "return {key, window, stamp, 0, NOTHING, now",
+        "0",
+        "Any offset will do, since it is taken off each stamp and added again.",
+        nth=(2,),
+    ),
+    Argument(
+        "sliding.lua",
+        "return {key, window, stamp, 0, NOTHING, now",
+        "0",
+        _OVERWRITTEN + "the first write sets `first`, and an empty log has no newest run.",
+        nth=(3, 8, 9, 10, 11),
+    ),
+    Argument(
+        "sliding.lua", "local log = {key, window, stamp, 0, NOTHING", "0", _OVERWRITTEN + "the next line sets it."
+    ),
+    Argument("snapshot.lua", "if #changed > 0 then", "0", "It has two elements for each counter.", new=("1",)),
     Argument("admit.lua", "refusals[#refusals + 1] = {NEVER, 0,", "0", _WAITLESS, new=("1",)),
     Argument("admit.lua", "refusals[#refusals + 1] = {BUSY, 0,", "0", _WAITLESS, nth=(1,)),
-    Argument("admit.lua", "{severity, severity == WAIT and ends - now or 0", "0", _WAITLESS, nth=(1,)),
-    Argument("admit.lua", "local answer, filled = {1, now, nil", "2", "A refusal sets it again.", new=("3",)),
+    Argument("admit.lua", "{severity, severity == WAIT and ends - now or 0", "0", _WAITLESS, nth=(1,), new=("(-1)",)),
     Argument("apply.lua", "if ends > 0 and ends <= clock", "0", _FIRST_US, new=("1",)),
     Argument("use.lua", "if not counters[i] and ends > 0", "0", _FIRST_US, new=("1",)),
     Argument("use.lua", "call('HDEL', KEYS[3], '')", "3", "It writes nothing: no field of either is empty."),
