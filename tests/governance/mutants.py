@@ -192,6 +192,7 @@ CROWDED: Final = [
     (_TOKENS, None, None, [("admit", 20, 0), ("push", 0, 1, 3, [])], True),
     (_TOKENS, None, None, [("push", 0, 0, 0, [(START_US % 10_000, 1, 0)]), ("state",)], True),
     (_TOKENS, None, None, [("push", 0, 0, 0, [])], True),
+    (_TOKENS, None, None, [("admit", 1, 9), ("settle", 0, 5, 5), ("rank", 5, 9, 4, True, (1, 1, False))], False),
     (
         _TOKENS,
         None,
@@ -220,7 +221,8 @@ CROWDED: Final = [
 ]
 """Refusals that end only when several runs have left; a run that is full; holds that are made again; weights that are
 just as large as the limit; refusals without a wait at once; corrections of runs that are not among the newest; a log
-that knows more of one unit and less of the other than was seen of it."""
+that knows more of one unit and less of the other than was seen of it; a charge that was counted under the number it
+had."""
 FULL_AGAIN: Final = [("ask", 2, 1), ("wait", 999_999), ("usage", 3), ("wait", 1), ("usage", 3)]
 """A bucket is forgotten in the very µs in which it is full, whatever it is asked for next."""
 
