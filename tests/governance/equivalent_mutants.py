@@ -78,6 +78,12 @@ ARGUMENTS: Final = (
     Argument("correct.lua", "if back > near then", ">", _NEAR, new=(">=",)),
     Argument("correct.lua", "if back <= near then", "<=", _NEAR, new=("<",)),
     Argument("counter.lua", "if expires > 0 then", "0", _FIRST_US, new=("1",)),
+    Argument(
+        "gate.lua",
+        "local run, until_us, waits = tree[1], tree[3] or '0'",
+        "'0'",
+        "A gate without an end waits for nobody, and then that is the reply.",
+    ),
     Argument("gate.lua", "for i = 4, #ARGV do", "4", "No producer is called like two packed doubles.", nth=(1,)),
     Argument("sliding.lua", "local CHUNK_RUNS = 64", "64", "How many runs are read at once changes no answer."),
     Argument("sliding.lua", "while index < log[TAIL] do", "<", _WALK, new=("<=",)),
