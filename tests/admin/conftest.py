@@ -11,7 +11,7 @@ import pytest
 
 from tollkeeper.admin import Readiness, create_admin
 from tollkeeper.domain.errors import DatabaseUnavailable
-from tollkeeper.governance import Ledger, MemoryStore, SyncWorker
+from tollkeeper.governance import Ledger, MemoryStore, StoreReader, SyncWorker
 from tollkeeper.logs.search import LogReader
 from tollkeeper.logs.sinks import LogStore, open_store
 from tollkeeper.observability.metrics import Metrics
@@ -52,6 +52,10 @@ class Control:
             spend=database.spend,
             governor=self.ledger,
             corrector=self.ledger,
+            account_reader=StoreReader(
+                store=self.ledger._store, spend=database.spend, ledger=self.ledger, sync=self.sync
+            ),
+            records_pending=lambda: 0,
             logs=LogReader(self.logs),
             sync=self.sync.sync_once,
             readiness=Readiness({"database": self.ping, "store": _ready}),

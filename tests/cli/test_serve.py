@@ -263,3 +263,32 @@ def test_redis_by_its_address(start: Start, own_redis: RedisServer) -> None:
     shell(running.commands()[0])
     assert own_redis.info("keyspace", "db2").startswith("keys=")
     assert running.stop() == 0
+
+
+def test_reconciliation_and_corrections(start: Start, process: Command) -> None:
+    """Store, database and logs agree after a clean stop; an adjustment makes a difference that is explained."""
+    demo = start("serve", "--demo", "--port", "0").wait_for("Ctrl-C stops")
+    shell(demo.commands()[0])
+    waiting = process("reconcile", "--json")
+    assert waiting.code == 1 and waiting.json["store_asked"], waiting.err
+    (row,) = waiting.json["accounts"]
+    assert not row["agrees"] and row["explained"], row
+    assert demo.stop(signal.SIGINT) == 0
+    settled = process("reconcile", "--json")
+    assert (settled.code, settled.json["agree"], settled.json["store_asked"]) == (0, True, False), settled.out
+    again = start("serve", "--demo", "--port", "0").wait_for("Ctrl-C stops")
+    refused = process("usage", "corrections", "adjust", "key", "demo", "--amount=-0.01", "--note", " ")
+    assert refused.code == 1 and "say why" in refused.err
+    issued = process("usage", "corrections", "adjust", "key", "demo", "--amount=0.01", "--note", "a bill", "--json")
+    assert issued.json["applied"], issued.err
+    shown = process("usage", "corrections", "show", issued.json["attempt"])
+    assert "a bill" in shown.out and "adjusted" in shown.out
+    (charge,) = process("usage", "corrections", "list", "--key", "demo", "--json").json["charges"]
+    assert (charge["attempt"], charge["cost_usd"]) == (issued.json["attempt"], "0.01")
+    differing = process("reconcile")
+    assert differing.code == 1 and "adjusted by an operator" in differing.out and "explained" in differing.out
+    back = process("usage", "corrections", "apply", issued.json["attempt"], "--cost", "0", "--note", "a mistake")
+    assert back.code == 0, back.err
+    agreed = process("reconcile")
+    assert agreed.code == 0 and "all agree" in agreed.err, agreed.out
+    assert again.stop(signal.SIGTERM) == 0, again.output

@@ -14,13 +14,13 @@ from starlette.exceptions import HTTPException
 
 from tollkeeper.admin import models
 from tollkeeper.admin.asgi import Application, Guard, Receive, Scope, Send, error_body
-from tollkeeper.admin.corrections import corrections
+from tollkeeper.admin.corrections import corrections, store_accounts
 from tollkeeper.admin.openapi import document, page
 from tollkeeper.admin.probes import Probes, Readiness
 from tollkeeper.domain.accounts import KeyChange, NewKey, one_named
 from tollkeeper.domain.errors import InvalidInput, NotFound, Unavailable
 from tollkeeper.domain.log_search import LogFilters
-from tollkeeper.domain.ports import Accounts, Corrector, Governor, LogReader, SpendLedger
+from tollkeeper.domain.ports import AccountReader, Accounts, Corrector, Governor, LogReader, SpendLedger
 from tollkeeper.domain.words import (
     Words,
     instant,
@@ -54,6 +54,8 @@ def create_admin(
     spend: SpendLedger,
     governor: Governor,
     corrector: Corrector,
+    account_reader: AccountReader,
+    records_pending: Callable[[], int],
     logs: LogReader,
     sync: Sync,
     readiness: Readiness,
@@ -69,6 +71,7 @@ def create_admin(
         _groups(accounts),
         _usage(accounts, spend, sync, now_us),
         corrections(accounts, spend, corrector, sync, now_us),
+        store_accounts(account_reader, records_pending),
         _logs(logs),
         _operations(accounts, governor, readiness, version, now_us),
     )

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Annotated, Literal
 
+import msgspec
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 
@@ -27,7 +28,7 @@ from tollkeeper.domain.entries import CounterRef
 from tollkeeper.domain.errors import InvalidInput, NotFound, Unavailable
 from tollkeeper.domain.money import nano_from_usd, usd
 from tollkeeper.domain.periods import Period, month_start_us
-from tollkeeper.domain.ports import Accounts, Corrector, SpendLedger
+from tollkeeper.domain.ports import AccountReader, Accounts, Corrector, SpendLedger
 from tollkeeper.domain.ports import ListedCharge as Row
 from tollkeeper.domain.words import Words, month_from
 
@@ -164,6 +165,37 @@ def corrections(
         await sync()
         totals = (await spend.load(root)).totals.get(counter.name)
         return totals.cost_nano if totals is not None else 0
+
+    return router
+
+
+class StoreAccount(BaseModel):
+    """A key's month in the fast store."""
+
+    key_id: str
+    year: int
+    month: int
+    spent_nano: int
+    held_nano: int
+
+
+class StoreAccounts(BaseModel):
+    """`unconfirmed`: entries in this gateway's outbox that the store has not confirmed; `records_pending`: its log
+    records that are not delivered."""
+
+    accounts: list[StoreAccount]
+    unconfirmed: int
+    records_pending: int
+
+
+def store_accounts(reader: AccountReader, records_pending: Callable[[], int]) -> APIRouter:
+    """What `tollkeeper reconcile` compares with the database and the logs."""
+    router = APIRouter(tags=["Corrections"])
+
+    @router.get("/accounts", response_model=StoreAccounts, summary="What the fast store says that keys spent")
+    async def accounts() -> Words:
+        found: Words = msgspec.to_builtins(await reader.accounts())
+        return found | {"records_pending": records_pending()}
 
     return router
 

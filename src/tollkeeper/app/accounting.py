@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 from tollkeeper.app.webhook import Webhook
 from tollkeeper.domain.errors import Unavailable
 from tollkeeper.domain.outage import OutageMode, OutageModes
-from tollkeeper.governance import Closer, Ledger, OrphanWatch, Store, SyncWorker, open_store
+from tollkeeper.governance import Closer, Ledger, OrphanWatch, Store, StoreReader, SyncWorker, open_store
 from tollkeeper.governance.alerts import BudgetWatch
 from tollkeeper.governance.webhooks import WebhookWorker
 from tollkeeper.observability.logging import logger
@@ -27,6 +27,7 @@ class Accounting:
     store: Store
     ledger: Ledger
     sync: SyncWorker
+    reader: StoreReader
     webhooks: WebhookWorker | None = None
 
     def __init__(self, settings: Settings, database: Database, metrics: Metrics, now_us: Callable[[], int]) -> None:
@@ -66,6 +67,7 @@ class Accounting:
             metrics=metrics,
             now_us=now_us,
         )
+        self.reader = StoreReader(store=store, spend=spend, ledger=ledger, sync=sync)
         parts.push_async_callback(self._last_sync)
         closer = Closer(spend=spend, ledger=ledger, sync=sync, metrics=metrics, now_us=now_us)
         parts.push_async_callback(closer.stop)

@@ -149,6 +149,8 @@ class Gateway:
             spend=database.spend,
             governor=ledger,
             corrector=ledger,
+            account_reader=accounting.reader,
+            records_pending=lambda: _undelivered(records),
             logs=LogReader(open_store(settings.logs_url, settings.logs.timeout_s)),
             sync=sync.sync_once,
             readiness=self._readiness,
@@ -168,6 +170,11 @@ def known_secrets(settings: Settings) -> list[str]:
     """Texts of the configuration that must never be in a log record."""
     keys = [key for key in provider_keys(settings).values() if key is not None]
     return [*keys, digest_key(settings).decode("utf-8", "replace"), admin_token(settings)]
+
+
+def _undelivered(records: LogPipeline) -> int:
+    stats = records.stats()
+    return max(stats.pending, stats.queue.size)
 
 
 def _probe(ping: Any) -> Probe:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from tollkeeper import __version__
-from tollkeeper.cli import configuration, groups, keys, limits, logs, prices, serve, usage, worker
+from tollkeeper.cli import configuration, groups, keys, limits, logs, prices, reconcile, serve, usage, worker
 from tollkeeper.domain.errors import TollkeeperError
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app.add_typer(groups.teams, name="teams")
 app.add_typer(groups.organisations, name="orgs")
 app.add_typer(usage.app, name="usage")
 app.add_typer(limits.app, name="limits")
+app.command("reconcile")(reconcile.reconcile_accounts)
 app.add_typer(logs.app, name="logs")
 app.add_typer(prices.app, name="prices")
 app.add_typer(configuration.app, name="config")

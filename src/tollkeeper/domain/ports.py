@@ -194,6 +194,33 @@ class ListedCharge(msgspec.Struct, frozen=True):
     updated_us: int
 
 
+class StoreAccount(msgspec.Struct, frozen=True):
+    """What the fast store says that a key spent in a month, and what is held."""
+
+    key_id: str
+    year: int
+    month: int
+    spent_nano: int
+    held_nano: int
+
+
+class StoreAccounts(msgspec.Struct, frozen=True):
+    """The fast store's side of a reconciliation; `unconfirmed` entries wait in this process's outbox, and
+    `records_pending` log records to be delivered."""
+
+    accounts: tuple[StoreAccount, ...]
+    unconfirmed: int
+    records_pending: int = 0
+
+
+class AccountReader(Protocol):
+    """Reads the fast store for a reconciliation."""
+
+    async def accounts(self) -> StoreAccounts:
+        """Every key and month that the store has. Raises `Unavailable`."""
+        ...
+
+
 class SpendLedger(Protocol):
     """The durable accounts: totals with the marks that make them comparable."""
 

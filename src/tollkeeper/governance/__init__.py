@@ -7,6 +7,7 @@ from tollkeeper.governance.ledger import Ledger
 from tollkeeper.governance.memory import MemoryStore
 from tollkeeper.governance.orphans import OrphanWatch
 from tollkeeper.governance.outage import Outage
+from tollkeeper.governance.reading import StoreReader
 from tollkeeper.governance.redis_store import RedisStore
 from tollkeeper.governance.store import Store
 from tollkeeper.governance.sync import SyncWorker
@@ -20,6 +21,7 @@ __all__ = [
     "Outage",
     "RedisStore",
     "Store",
+    "StoreReader",
     "SyncWorker",
     "open_store",
 ]
