@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final
 
-from tollkeeper.domain.errors import LogStoreUnavailable, Unavailable
+from tollkeeper.domain.errors import LogStoreUnavailable, StoreUnavailable, Unavailable
 from tollkeeper.domain.log_queue import Ask, Batch
 from tollkeeper.logs import objects
 from tollkeeper.logs.encoding import line_of
@@ -166,7 +166,8 @@ class Shipper:
         self.last_error = str(error) or type(error).__name__
         delay_s = min(BACKOFF_MAX_S, BACKOFF_MIN_S * 2 ** min(attempt - 1, 16)) * _random.uniform(0.5, 1.0)
         if isinstance(error, Unavailable):
-            _log.warning("log_store_away", error=self.last_error, attempt=attempt, retry_in_s=round(delay_s, 2))
+            event = "log_queue_away" if isinstance(error, StoreUnavailable) else "log_store_away"
+            _log.warning(event, error=self.last_error, attempt=attempt, retry_in_s=round(delay_s, 2))
         else:
             _log.error("log_shipper_fault", error=self.last_error, attempt=attempt, exc_info=error)
         if self._draining.is_set():
