@@ -223,6 +223,30 @@ CROWDED: Final = [
 just as large as the limit; refusals without a wait at once; corrections of runs that are not among the newest; a log
 that knows more of one unit and less of the other than was seen of it; a charge that was counted under the number it
 had."""
+_BUDGET: Final = Policy(budgets=(Budget(10**6, Period.MONTH), Budget(10**6, Period.TOTAL)), concurrency=9)
+_ORIGINS: Final = [None, *[(p, n, held) for p in (2, 9) for n in (0, 1, 2) for held in (False, True)]]
+SUCCESSION: Final = [
+    (_BUDGET, None, None, [("admit", 1, 9), *before, ("rank", 0, rank, 5, fresh, origin), *after], False)
+    for origin in _ORIGINS
+    for fresh in (True, False)
+    for rank, before, after in (
+        (2, [("close", 9, False)], [("rank", 0, 1, 7, True, None), ("rank", 0, 3, 8, True, None)]),
+        (0, [("close", 2, True)], [("snapshot", True), ("rank", 0, 4, 16, False, None), ("snapshot", True)]),
+        (1, [("close", 2, False), ("drop", 2), ("drop", 9)], [("held",), ("reassert",), ("close", 1, True)]),
+    )
+]
+"""What is issued for a dead producer, by where it got and how it was held; truths that come before and after."""
+WAITING: Final = [
+    (_BUDGET, None, None, [("gate", 7, grace, True), ("admit", 1, 9), *moves], True)
+    for grace in (0, 1, 700_000)
+    for moves in (
+        [("ready", 1, True), ("ready", 2, True), ("admit", 1, 9), ("ready", 3, True), ("admit", 1, 9)],
+        [("ready", 2, True), ("wait", grace), ("ready", 1, True), ("admit", 1, 9), ("ready", 3, True)],
+        [("ready", 3, True), ("gate", 2, 5, False), ("wait", 1), ("ready", 2, True), ("ready", 2, True)],
+        [("gate", 5, 9, False), ("ready", 2, True), ("ready", 1, False), ("gate", 0, 9, False), ("admit", 1, 9)],
+    )
+]
+"""Who is waited for after a loss, and when it is given up, to the µs."""
 FULL_AGAIN: Final = [("ask", 2, 1), ("wait", 999_999), ("usage", 3), ("wait", 1), ("usage", 3)]
 """A bucket is forgotten in the very µs in which it is full, whatever it is asked for next."""
 
@@ -233,7 +257,7 @@ def schedules() -> dict[str, list[Any]]:
     return {
         "window": [*EDGES, *fixed(windows(50), 150), RUSH, SLOW_RUSH],
         "bucket": [*fixed(buckets(50), 150), FULL_AGAIN],
-        "admission": [*CROWDED, *fixed(admissions(40), 300)],
+        "admission": [*CROWDED, *SUCCESSION, *WAITING, *fixed(admissions(40), 300)],
         "queue": fixed(queue_schedules, 200),
     }
 

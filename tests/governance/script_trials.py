@@ -461,6 +461,11 @@ class LuaPair(Pair):
         for number in range(1, entries + 1):
             counters = tuple(refs[:1]) if number % 2 else ()
             await self.apply(Entry(number, EntryKind.SETTLE, "x.1", 5, 1, 2, 3, number - 1, counters), producer)
+        for number in (2, 1, 1):
+            ranked = Entry(
+                number, EntryKind.PRESUME, f"s{number}.1", 4, 1, counters=tuple(refs[:1]), rank=1, fresh=True
+            )
+            await self.apply(ranked, f"r_{producer}")
         closer = f"c_{producer}"
         await self.apply(close_entry(1 + gap, producer), closer)
         await self.apply(close_entry(1, producer), closer)

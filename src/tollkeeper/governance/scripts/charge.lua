@@ -15,6 +15,8 @@
 -- include: holds.lua
 -- include: counter.lua
 -- include: marks.lua
+-- The record of an attempt that nothing is charged for.
+local UNCHARGED = '0\n0\n0\n0\n0\n0\n'
 local plan, producer, attempt, record, prefix = ARGV[1], ARGV[2], ARGV[3], ARGV[5], ARGV[6]
 local given, entry, rank, cost, requests, input, output, cached, fresh, counter_count, slot_count, origin_count, at =
   read('<dddddddddddd', plan)
@@ -34,14 +36,9 @@ local before = call('HGET', KEYS[4], attempt)
 if not before and fresh == 0 then
   return {4, mark, 0}
 end
-local had_rank, had = 0, {0, 0, 0, 0, 0}
-if before then
-  local numbers = {string.match(before, '^(%d+)\n(-?%d+)\n(-?%d+)\n(-?%d+)\n(-?%d+)\n(-?%d+)\n')}
-  had_rank = tonumber(numbers[1])
-  for i = 1, 5 do
-    had[i] = tonumber(numbers[1 + i])
-  end
-end
+local had_rank, had_cost, had_requests, had_input, had_output, had_cached =
+  string.match(before or UNCHARGED, '^(%d+)\n(-?%d+)\n(-?%d+)\n(-?%d+)\n(-?%d+)\n(-?%d+)\n')
+had_rank = tonumber(had_rank)
 
 local expiries, ends = {}, {}
 for i = 1, counter_count do
@@ -94,12 +91,12 @@ if rises then
   for i = 1, counter_count do
     local key = KEYS[4 + i]
     local raw = call('GET', key)
-    local spent, kept, had_requests, had_input, had_output, had_cached = 0, 0, 0, 0, 0, 0
+    local spent, kept, all_requests, all_input, all_output, all_cached = 0, 0, 0, 0, 0, 0
     if raw then
-      spent, kept, had_requests, had_input, had_output, had_cached = read(COUNTER, raw)
+      spent, kept, all_requests, all_input, all_output, all_cached = read(COUNTER, raw)
     end
-    local packed = pack(COUNTER, spent + cost - had[1], kept, had_requests + requests - had[2],
-      had_input + input - had[3], had_output + output - had[4], had_cached + cached - had[5])
+    local packed = pack(COUNTER, spent + cost - had_cost, kept, all_requests + requests - had_requests,
+      all_input + input - had_input, all_output + output - had_output, all_cached + cached - had_cached)
     if raw then
       call('SET', key, packed .. sync, 'KEEPTTL')
     else

@@ -8,18 +8,15 @@
 if redis.call('HGET', KEYS[1], 'run') ~= ARGV[1] then
   return 0
 end
-local cleared, dropped = 0, 0
+local cleared = 0
 for i = 2, #ARGV, 2 do
   local name = ARGV[i]
   if redis.call('HGET', KEYS[2], name) == ARGV[i + 1] then
     redis.call('HDEL', KEYS[2], name)
     cleared = cleared + 1
-    if string.sub(name, 1, 1) == '!' then
-      dropped = dropped + redis.call('HDEL', KEYS[3], string.sub(name, 2))
+    if string.sub(name, 1, 1) == '!' and redis.call('HDEL', KEYS[3], string.sub(name, 2)) == 1 then
+      redis.call('HINCRBY', KEYS[1], '.drops', '1')
     end
   end
-end
-if dropped > 0 then
-  redis.call('HINCRBY', KEYS[1], '.drops', string.format('%.0f', dropped))
 end
 return cleared
