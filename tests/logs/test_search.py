@@ -1,5 +1,6 @@
 """Pages of records: newest first, each record once, whatever was shipped when."""
 
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,17 @@ async def test_a_bound_on_reading_ends_a_page_and_nothing_is_missed(
     found, count = await pages(folder, LogFilters(), 1000)
     assert positions(found) == sorted(((r.time_us, r.request_id) for r in records), reverse=True)
     assert count > 5
+
+
+async def test_an_object_that_was_written_late_does_not_hide_younger_records(folder: LogStore) -> None:
+    """It may hold the youngest, so it is read first; what it holds is old."""
+    await ship(folder, make_record(1), make_record(2, time_us=NOON_US + 1), producer="late")
+    await ship(folder, make_record(3, time_us=NOON_US + 4 * HOUR_US), producer="in-time")
+    for path in Path(folder.url.removeprefix("file://")).rglob("*.jsonl.gz"):
+        written_us = NOON_US + (6 if "late" in path.name else 4) * HOUR_US
+        os.utime(path, ns=(written_us * 1000, written_us * 1000))
+    found, count = await pages(folder, LogFilters(), 1)
+    assert [record["tokens_input"] for record in found] == [3, 2, 1] and count == 3
 
 
 FILTERS: dict[str, tuple[LogFilters, set[int]]] = {
