@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from tests.governance.parts import Clock, Parts, budget, one_key
-from tests.servers.redis import RedisServer
+from tests.servers.proxy import Proxy
+from tests.servers.redis import RedisServer, wait_until
 from tollkeeper.domain.admission import Denial, Grant
-from tollkeeper.domain.errors import Recovering, Unavailable
+from tollkeeper.domain.errors import Recovering, StoreUnavailable, Unavailable
 from tollkeeper.domain.policy import Policy
 from tollkeeper.domain.usage import Usage
 
@@ -151,4 +152,37 @@ async def test_a_promoted_replica_is_not_trusted_before_all_have_sent_again(
     assert isinstance(decision, Denial), decision
     idle.ledger.settle(flying, 50, Usage())
     for parts in (busy, idle):
+        await parts.stop()
+
+
+@pytest.mark.parametrize("then", ["recovering", "away"])
+async def test_an_admission_that_ran_unheard_is_voided(
+    tmp_path: Path, own_redis: RedisServer, clock: Clock, then: str
+) -> None:
+    """Redis admits and its answer is lost; it dies, and what is asked again finds it recovering, or not at all. The
+    hold, which it has on its disk, does not stay for ever."""
+
+    def holds() -> bytes:
+        return own_redis.command("HLEN", "hold:{org_a}")
+
+    async with Proxy(own_redis.socket) as proxy:
+        parts = await Parts.start(tmp_path, proxy.url, clock)
+        await parts.spend(one_key("org_a", budget(1000)), "first.1", hold=10, cost=5)
+        assert await parts.ledger.flush(5)
+        await parts.database.spend.enrol_producer("p_dead", clock())
+        await asyncio.sleep(1.1)  # as long as the list of producers is taken as it was read
+        proxy.swallowing = True
+        asking = asyncio.create_task(parts.admit(one_key("org_a", budget(1000)), "unheard.1", hold=600))
+        await asyncio.to_thread(wait_until, lambda: holds() == b":1\r\n", "the hold")
+        own_redis.kill()
+        proxy.swallowing = False
+        proxy.cut()
+        if then == "recovering":
+            await asyncio.to_thread(own_redis.start)
+        with pytest.raises(Recovering if then == "recovering" else StoreUnavailable):
+            await asking
+        if then == "away":
+            await asyncio.to_thread(own_redis.start)
+        assert await parts.ledger.flush(10)
+        assert holds() == b":0\r\n"
         await parts.stop()

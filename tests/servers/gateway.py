@@ -20,26 +20,50 @@ DIGEST_KEY = "a-digest-key-for-tests-of-32-chars-"
 
 
 class Program:
-    """`tollkeeper …` on a free port; `stop` is the operator's SIGTERM and gives the exit status."""
+    """`tollkeeper …` on a free port; `stop` is the operator's SIGTERM and gives the exit status.
 
-    def __init__(self, folder: Path, arguments: list[str], environ: Mapping[str, str], ready_path: str) -> None:
+    `module` is what Python runs. It can be killed and launched again, on the same port.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        arguments: list[str],
+        environ: Mapping[str, str],
+        ready_path: str,
+        *,
+        module: str = "tollkeeper",
+        wait: bool = True,
+    ) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = folder / f"{arguments[0]}-{self.port}.log"
+        self._folder, self._arguments, self._module = folder, arguments, module
+        self._environ, self._ready_path = environ, ready_path
+        self.launch()
+        if wait:
+            self.wait_until_ready()
+
+    def launch(self, environ: Mapping[str, str] | None = None) -> None:
+        """Start the process and do not wait for it. `environ` comes on top, this time only."""
         base = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
-        with self.log.open("wb") as log:
+        with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tollkeeper", *arguments, "--port", str(self.port)],
-                cwd=folder,
-                env={**base, **environ},
+                [sys.executable, "-m", self._module, *self._arguments, "--port", str(self.port)],
+                cwd=self._folder,
+                env={**base, **self._environ, **(environ or {})},
                 stdout=log,
                 stderr=log,
             )
+
+    def wait_until_ready(self) -> None:
+        """RuntimeError, with the end of its log, if it does not get ready."""
         deadline = time.monotonic() + START_TIMEOUT_S
-        while not self._answers(ready_path):
+        while not self._answers(self._ready_path):
             if self.process.poll() is not None or time.monotonic() > deadline:
                 self.kill()
-                raise RuntimeError(f"tollkeeper {arguments[0]} did not start:\n{self.log.read_text()[-4000:]}")
+                name = f"tollkeeper {self._arguments[0]}"
+                raise RuntimeError(f"{name} did not start:\n{self.log.read_text()[-4000:]}")
             time.sleep(0.05)
 
     def _answers(self, path: str) -> bool:
@@ -66,7 +90,16 @@ class Program:
 class GatewayProcess(Program):
     """`tollkeeper serve` with its own data directory and both dialects at one upstream."""
 
-    def __init__(self, folder: Path, upstream: str, environ: Mapping[str, str], more: str = "") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        upstream: str,
+        environ: Mapping[str, str],
+        more: str = "",
+        *,
+        module: str = "tollkeeper",
+        wait: bool = True,
+    ) -> None:
         """`more`: further tables of the configuration."""
         folder.mkdir(parents=True, exist_ok=True)
         config = folder / "tollkeeper.toml"
@@ -80,7 +113,8 @@ class GatewayProcess(Program):
             "TOLLKEEPER_ADMIN_TOKEN": ADMIN_TOKEN,
             "TOLLKEEPER_DIGEST_KEY": DIGEST_KEY,
         }
-        super().__init__(folder, ["serve", "--config", str(config)], {**own, **environ}, "/readyz")
+        arguments = ["serve", "--config", str(config)]
+        super().__init__(folder, arguments, {**own, **environ}, "/readyz", module=module, wait=wait)
 
     def admin(self, method: str, path: str, body: object = None) -> dict[str, object]:
         """One call of the admin API."""

@@ -1,4 +1,4 @@
-"""A TCP proxy before a Redis of ours, to lose replies and to cut connections."""
+"""A TCP proxy before a server of ours on a unix socket, to lose replies and to cut connections."""
 
 import asyncio
 from contextlib import suppress
@@ -38,7 +38,11 @@ class Proxy:
         self._writers.clear()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        server_reader, server_writer = await asyncio.open_unix_connection(self._socket)
+        try:
+            server_reader, server_writer = await asyncio.open_unix_connection(self._socket)
+        except OSError:
+            writer.close()  # nobody is there
+            return
         self._writers += [writer, server_writer]
         self._tasks += [
             asyncio.ensure_future(self._pump(reader, server_writer, replies=False)),

@@ -144,6 +144,12 @@ class RedisServer:
         assert self.process is None
         shutil.rmtree(self.folder / "appendonlydir", ignore_errors=True)
 
+    def truncate(self, share: float) -> None:
+        """After `kill`: only this share of its append-only file is left. It starts with what it then reads."""
+        assert self.process is None
+        for path in (self.folder / "appendonlydir").glob("*.incr.aof"):
+            os.truncate(path, int(path.stat().st_size * share))
+
     def freeze(self) -> None:
         """SIGSTOP: it keeps its connections and answers nothing."""
         self._signal(signal.SIGSTOP)

@@ -312,7 +312,8 @@ class Reply(msgspec.Struct, frozen=True, gc=False):
     """The store's answer, in the order of the checks. `now_us` is the store's time of the decision.
 
     `shadowed` are the limits in shadow that would have refused what was admitted. `degraded` names the concerns that
-    one instance decided alone because the store is away: `limits`, `budgets`, both or none.
+    one instance decided alone because the store is away: `limits`, `budgets`, both or none. `unheard`: the same was
+    asked before and its answer was lost, so where this one decides nothing, the attempt may still be admitted.
     """
 
     status: Status
@@ -324,6 +325,7 @@ class Reply(msgspec.Struct, frozen=True, gc=False):
     shadowed: tuple[Shadowed, ...] = ()
     degraded: str = ""
     buckets: tuple[BucketState, ...] = ()
+    unheard: bool = False
 
 
 class LimitState(msgspec.Struct, frozen=True, gc=False):

@@ -83,9 +83,12 @@ class IdempotencyConflict(InvalidInput):
 class Unavailable(TollkeeperError):
     """A dependency did not answer in time or refused. Waiting may help."""
 
+    sent = False
+    """Whether what was asked may have been done all the same."""
+
 
 class StoreUnavailable(Unavailable):
-    """The fast store is away. `sent` tells whether the command may have run."""
+    """The fast store is away; `sent` unless the command certainly did not run."""
 
     def __init__(self, message: str, *, sent: bool = True) -> None:
         super().__init__(message)

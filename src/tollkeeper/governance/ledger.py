@@ -267,10 +267,14 @@ class Ledger:
             if self.outage.takes(root):
                 return self._admit_alone(asked, demand)
         self._outbox.reserve()
+        unheard: list[Checks] = []
         try:
-            checks, demand, reply = await self._decide(asked, demand)
+            checks, demand, reply = await self._decide(asked, demand, unheard)
         except BaseException as error:
-            self._abandon(asked, demand, sent=not isinstance(error, Unavailable) or getattr(error, "sent", False))
+            if unheard or not isinstance(error, Unavailable) or error.sent:
+                self._abandon(unheard[0] if unheard else self._checks_of(asked, self._store.now_us()), demand)
+            else:
+                self._outbox.release()
             if not isinstance(error, StoreUnavailable):
                 self._failed.inc()
                 raise
@@ -302,7 +306,8 @@ class Ledger:
         grant = self._live[demand.attempt] = Grant(demand, checks, reply)
         return grant
 
-    async def _decide(self, asked: "_Asked", demand: Demand) -> tuple[Checks, Demand, Reply]:
+    async def _decide(self, asked: "_Asked", demand: Demand, unheard: list[Checks]) -> tuple[Checks, Demand, Reply]:
+        """`unheard` gets the checks of asks that may have admitted the attempt without our hearing of it."""
         hint_us, asks = 0, 0
         until_us = self._store.now_us() + self._timeout_us
         while asks < ASKS_MAX:
@@ -315,7 +320,11 @@ class Ledger:
                 reply = await self._store.admit(checks, demand)
             except StoreUnavailable as error:
                 self.outage.failed(checks.root, error)
+                if error.sent:
+                    unheard.append(checks)
                 raise
+            if reply.unheard:
+                unheard.append(checks)
             if reply.status is Status.RECOVERING:
                 await self._opened(checks.root, until_us)
                 continue
@@ -328,6 +337,8 @@ class Ledger:
             if reply.status is Status.COLD:
                 await self.warm(checks.root)
             elif reply.status is Status.LATE:
+                if unheard and self._checks_of(asked, reply.now_us) is not unheard[0]:
+                    break  # it may be held for the period that is over: not to be asked for in another one
                 hint_us = reply.now_us
             else:
                 return checks, demand, reply
@@ -347,12 +358,9 @@ class Ledger:
         self._checks[key] = (principal, checks)
         return checks
 
-    def _abandon(self, asked: "_Asked", demand: Demand, *, sent: bool) -> None:
+    def _abandon(self, checks: Checks, demand: Demand) -> None:
         """An admission that was never answered may have been granted: void it, once it can no longer run."""
-        if not sent:
-            self._outbox.release()
-            return
-        grant = Grant(demand, self._checks_of(asked, self._store.now_us()), Reply(Status.ADMITTED, 0))
+        grant = Grant(demand, checks, Reply(Status.ADMITTED, 0))
         dispatch = Dispatch(
             demand.attempt,
             demand.hold_nano,
@@ -625,7 +633,9 @@ class Ledger:
 
     async def look(self, principal: Principal) -> tuple[Checks, Reply]:
         """All limits and counters of a principal as they are now; changes nothing. Raises `Unavailable`."""
-        checks, _, reply = await self._decide(_Asked(principal, None, None), Demand("", self.producer, 0, 0, 0, 0))
+        checks, _, reply = await self._decide(
+            _Asked(principal, None, None), Demand("", self.producer, 0, 0, 0, 0), []
+        )
         return checks, reply
 
     async def spent(self, root: str, scope: ScopeKind, name: str) -> CounterState:

@@ -198,6 +198,11 @@ class RedisClient:
         node = self._slots[key_slot(key.encode())] if self._slots else None
         return "" if node is None else node.name
 
+    @property
+    def misses(self) -> int:
+        """As `get_stats` tells: commands so far that got no answer at their first sending."""
+        return self._counters.misses
+
     def get_stats(self) -> RedisStats:
         """The counters and connections as they are now."""
         connections = [c for node in self._nodes.values() for c in node.connections]
@@ -345,21 +350,25 @@ class RedisClient:
         begun_s: float,
         idempotent: bool,
     ) -> Any:
-        """Repeat what may be repeated until the read timeout has passed since `begun_s`; fail at once when away."""
+        """Repeat what may be repeated until the read timeout has passed since `begun_s`; fail at once when away.
+
+        What was sent once may have run, whatever became of it later.
+        """
         until_s, delay_s = begun_s + self.settings.read_timeout_s, BACKOFF_MIN_S
         self._counters.misses += not isinstance(error, ReplyError)
+        sent = error.sent
         while True:
             if isinstance(error, ReplyError):
                 if error.code not in NOT_RUN:
                     raise error
             elif (error.sent and not idempotent) or not await self._ready(key, until_s - monotonic()):
-                raise error
+                raise _as_sent(error) if sent else error
             if monotonic() + delay_s >= until_s:
-                raise error
+                raise _as_sent(error) if sent else error
             try:
                 return await send(parts, key)
             except StoreUnavailable as later:
-                error = later
+                error, sent = later, sent or later.sent
             await asyncio.sleep(delay_s)
             delay_s = min(BACKOFF_MAX_S, 2 * delay_s)
 
@@ -571,3 +580,7 @@ class RedisClient:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _as_sent(error: StoreUnavailable) -> StoreUnavailable:
+    return error if error.sent else StoreUnavailable(str(error))

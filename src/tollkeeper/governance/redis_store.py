@@ -201,12 +201,15 @@ class RedisStore:
         )
         hold = f"{demand.hold_nano}\n{demand.producer}\n{plan.meta}"
         arguments = (moving + plan.numbers, demand.attempt, hold, demand.producer)
+        misses = self.client.misses
         if plan.has_budget and demand.attempt:
             raw = await self.client.run("admit", plan.keys, arguments, idempotent=True, with_life=True)
         else:
             raw = await self._run("admit", plan.keys, *arguments, "")
         if not self.time_us:
             self._learn_clock(raw[1])
+        if raw[0] < 0:
+            return Reply(_NO_DECISION[raw[0]], raw[1], unheard=self.client.misses != misses)
         return _reply(checks, raw)
 
     def _plan(self, checks: Checks) -> "_Plan":
@@ -561,8 +564,6 @@ def _marks(flat: Sequence[bytes]) -> tuple[str, dict[str, int]]:
 
 def _reply(checks: Checks, raw: Sequence[int]) -> Reply:
     status, now_us = raw[0], raw[1]
-    if status < 0:
-        return Reply(_NO_DECISION[status], now_us)
     refusal = None if status else _refusal(checks, raw)
     at = 2 if status else 8
     logs = []
