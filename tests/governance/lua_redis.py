@@ -463,6 +463,7 @@ class LuaClient:
     def __init__(self, lua: LuaRedis) -> None:
         self.lua = lua
         self.life = "memory"
+        self.misses = 0
 
     def life_of(self, _: str) -> str:
         return self.life
