@@ -181,7 +181,9 @@ if admitted then
   for i = 1, bucket_count do
     local bucket = buckets[i]
     if bucket.asked then
-      bucket_add(bucket, -bucket.asked, now)
+      if bucket.asked > 0 then
+        bucket_add(bucket, -bucket.asked, now)
+      end
       bucket.generation_taken = bucket.generation
     end
   end
