@@ -11,6 +11,7 @@ import pytest
 from tests.servers.postgres import PostgresServer, postgres
 from tests.servers.redis import RedisCluster, RedisServer, redis_cluster, redis_server
 from tollkeeper import BillingCache
+from tollkeeper.app.billing import wall_clock_us
 from tollkeeper.domain.accounts import KeyChange, NewKey
 from tollkeeper.domain.money import NANO_PER_USD
 from tollkeeper.domain.periods import Period
@@ -48,9 +49,10 @@ class Shop:
             data_dir=self.folder / disk,
             digest_key=DIGEST_KEY,
             **self.webhook,
-            now_us=lambda: self.now_us,
+            now_us=lambda: self.now_us or wall_clock_us(),
         )
         await cache.start()
+        cache._accounting.ledger._timeout_us = 10_000_000  # a busy machine is no outage
         self.open_ones.append(cache)
         self._set(cache)
         return cache
@@ -66,14 +68,16 @@ class Shop:
         if isinstance(store, RedisStore):
             store.time_us = self.now_us
 
+    def forget_all(self) -> None:
+        """Redis, if there is one, loses everything."""
+        if self.redis is not None:
+            for server in [self.redis] if isinstance(self.redis, RedisServer) else self.redis.servers:
+                server.command("FLUSHALL")
+
     def forget(self, cache: BillingCache) -> None:
         """The store loses everything."""
-        if isinstance(self.redis, RedisServer):
-            self.redis.command("FLUSHALL")
-        elif self.redis is not None:
-            for server in self.redis.servers:
-                server.command("FLUSHALL")
-        else:
+        self.forget_all()
+        if self.redis is None:
             store = cache._accounting.store
             assert isinstance(store, MemoryStore)
             store._trees.clear()
