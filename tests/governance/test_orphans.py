@@ -11,7 +11,7 @@ from tests.governance.parts import Clock, Parts, budget, one_key
 from tests.servers.redis import RedisServer
 from tollkeeper.domain.admission import Denial, Grant, LimitKind
 from tollkeeper.domain.charges import Charge
-from tollkeeper.domain.entries import is_buried
+from tollkeeper.domain.entries import Dispatch, Origin, is_buried
 from tollkeeper.domain.policy import Policy
 from tollkeeper.domain.usage import Usage
 
@@ -160,6 +160,30 @@ async def test_holds_of_a_closed_producer_that_are_there_again(
     assert await spent(peer) == (320, 0)
     await dead.database.close()
     await peer.stop()
+
+
+async def test_what_cannot_be_placed_is_listed(tmp_path: Path, own_redis: RedisServer, clock: Clock) -> None:
+    """A hold of an orphan that got further in a memory that was lost: nobody can tell if it settled. Nothing is
+    charged, it is counted and listed, and an operator can say what it cost."""
+    parts = await Parts.start(tmp_path, own_redis.url, clock)
+    dead = await Parts.start(tmp_path, own_redis.url, clock)
+    await dead.spend(WHO, "done.1", hold=50, cost=20)
+    assert await dead.ledger.flush(5)
+    (settled,) = dead.ledger._outbox.entries_above("org_a", 0)
+    parts.ledger.bury("org_a", dead.ledger.producer)
+    lost = Dispatch("lost.1", 300, settled.counters, (), ())
+    parts.ledger.presume_for("org_a", lost, Origin(dead.ledger.producer, 0, held=True))
+    assert await parts.ledger.flush(5)
+    assert await spent(parts) == (20, 0)
+    await parts.sync.sync_once()
+    (listed,) = await parts.database.spend.listed(status="quarantined")
+    assert (listed.attempt, listed.charge.cost_nano) == ("?lost.1", 300)
+    assert "tollkeeper_entries_quarantined_total 1" in parts.metrics.exposition().decode()
+    parts.ledger.correct("org_a", "lost.1", Charge(0, 250, 1, 0, 0, 0, listed.charge.known), "the provider's bill")
+    assert await parts.ledger.flush(5)
+    assert await spent(parts) == (270, 0)
+    for each in (dead, parts):
+        await each.stop()
 
 
 async def test_corrections(tmp_path: Path, own_redis: RedisServer, clock: Clock) -> None:

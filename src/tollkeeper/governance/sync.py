@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
+from tollkeeper.domain.charges import QUARANTINED
 from tollkeeper.domain.errors import DatabaseUnavailable, StoreUnavailable, Unavailable
 from tollkeeper.domain.ports import SpendLedger
 from tollkeeper.governance.ledger import Ledger
@@ -50,6 +51,9 @@ class SyncWorker:
         ).labels()
         self._behind = metrics.counter(
             "tollkeeper_sync_rejected_total", "Snapshots rejected because the database knew more."
+        ).labels()
+        self._quarantined = metrics.counter(
+            "tollkeeper_entries_quarantined_total", "Entries that could not be placed; they charged nothing."
         ).labels()
         metrics.gauge(
             "tollkeeper_sync_age_seconds", "Time since the last complete sync.", lambda: self.age_us() / 1e6
@@ -136,4 +140,7 @@ class SyncWorker:
             await self._store.drop_marks(root, gone)
         self._waiting.discard(root)
         self._written.inc(len(content.totals))
+        for attempt in [name for name in content.charges if name.startswith(QUARANTINED)]:
+            self._quarantined.inc()
+            self._log.error("entry_quarantined", root=root, attempt=attempt.removeprefix(QUARANTINED))
         return len(content.totals)

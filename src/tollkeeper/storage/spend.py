@@ -307,7 +307,7 @@ async def _save_charges(transaction: Transaction, snapshot: RootSnapshot, now_us
         {
             "root": snapshot.root,
             "attempt": attempt,
-            "rank": charge.rank,
+            "rank": 0 if attempt.startswith(QUARANTINED) else charge.rank,  # it charged nothing
             "key_id": _key_of(charge),
             "presumed_nano": charge.cost_nano if charge.rank == PRESUMED else before.get(attempt),
             "cost_nano": charge.cost_nano,
