@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -63,6 +64,21 @@ async def test_spend_reaches_database_exactly(parts: Parts) -> None:
     (row,) = await parts.database.spend.monthly_usage()
     assert (row.key_id, row.cost_nano, row.requests) == ("key_1", 510, 5)
     assert (row.input_tokens, row.output_tokens, row.cached_tokens) == (150, 60, 25)
+
+
+async def test_an_entry_that_is_late_in_the_store_is_synced_when_it_comes(parts: Parts) -> None:
+    """A sync that runs while an entry is on its way to the store is not the last one for it."""
+    who, late = one_key("org_a", budget(10**9)), list[tuple[Any, ...]]()
+    await parts.spend(who, "first.1", hold=1000, cost=100)
+    apply = parts.store.apply
+    parts.store.apply = lambda *call: late.append(call)  # type: ignore[method-assign]
+    await parts.spend(who, "late.1", hold=1000, cost=10)
+    await parts.sync.sync_once()
+    parts.store.apply = apply  # type: ignore[method-assign]
+    apply(*late.pop())
+    assert await parts.ledger.flush(5)
+    await parts.sync.sync_once()
+    assert await parts.spent("org_a") == {f"key_1:{month()}": 110}
 
 
 async def test_budget_counts_holds(parts: Parts) -> None:

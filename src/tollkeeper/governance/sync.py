@@ -138,7 +138,8 @@ class SyncWorker:
         gone = sorted(self._ledger.forgotten & content.marks.keys())
         if gone:
             await self._store.drop_marks(root, gone)
-        self._waiting.discard(root)
+        if not self._ledger.has_uncovered(root):  # else an entry of ours was still on its way to the store
+            self._waiting.discard(root)
         self._written.inc(len(content.totals))
         for attempt in [name for name in content.charges if name.startswith(QUARANTINED)]:
             self._quarantined.inc()
