@@ -85,6 +85,12 @@ ARGUMENTS: Final = (
         "A gate without an end waits for nobody, and then that is the reply.",
     ),
     Argument("gate.lua", "for i = 4, #ARGV do", "4", "No producer is called like two packed doubles.", nth=(1,)),
+    Argument(
+        "charge.lua",
+        "local reached = included(tonumber(there or 0))",
+        "0",
+        "What comes from a producer without a mark cannot be placed, however far it got.",
+    ),
     Argument("sliding.lua", "local CHUNK_RUNS = 64", "64", "How many runs are read at once changes no answer."),
     Argument("sliding.lua", "while index < log[TAIL] do", "<", _WALK, new=("<=",)),
     Argument("sliding.lua", "local count = math.min(CHUNK_RUNS", "math.min", _WALK),

@@ -225,7 +225,7 @@ that knows more of one unit and less of the other than was seen of it; a charge 
 had."""
 _BUDGET: Final = Policy(budgets=(Budget(10**6, Period.MONTH), Budget(10**6, Period.TOTAL)), concurrency=9)
 _ORIGINS: Final = [None, *[(p, n, held) for p in (2, 9) for n in (0, 1, 2) for held in (False, True)]]
-SUCCESSION: Final = [
+SUCCESSION = [
     (_BUDGET, None, None, [("admit", 1, 9), *before, ("rank", 0, rank, 5, fresh, origin), *after], False)
     for origin in _ORIGINS
     for fresh in (True, False)
@@ -234,6 +234,10 @@ SUCCESSION: Final = [
         (0, [("close", 2, True)], [("snapshot", True), ("rank", 0, 4, 16, False, None), ("snapshot", True)]),
         (1, [("close", 2, False), ("drop", 2), ("drop", 9)], [("held",), ("reassert",), ("close", 1, True)]),
     )
+]
+SUCCESSION += [
+    (_BUDGET, None, None, [("orphan", 1, 9), ("close", 2, False), ("rank", 3, 1, 9, True, (p, 0, True))], False)
+    for p in (2, 9)
 ]
 """What is issued for a dead producer, by where it got and how it was held; truths that come before and after."""
 WAITING: Final = [

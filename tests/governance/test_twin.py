@@ -237,7 +237,12 @@ class Pair:
         counters: tuple[CounterRef, ...] = ()
         slots: tuple[str, ...] = ()
         attempt = f"r{which}"
-        if self.grants and which < 3:
+        tree = self.memory.tree(self.root)
+        if which == 3 and tree.holds:  # whoever holds it
+            attempt, hold = next(iter(tree.holds.items()))
+            counters = tuple([CounterRef(n, 0, tree.counters[n].expires_us) for n in hold.counters])
+            slots = hold.slots
+        elif self.grants and which < 3:
             _, dispatch = self.grants[which % len(self.grants)]
             attempt, counters, slots = dispatch.attempt, dispatch.counters, dispatch.slots
         else:
