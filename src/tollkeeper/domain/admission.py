@@ -8,6 +8,7 @@ garbage collector (`gc=False`): frozen values cannot form cycles.
 
 from collections.abc import Iterable
 from enum import StrEnum
+from functools import cached_property
 from hashlib import blake2b
 from typing import Final
 from urllib.parse import quote
@@ -94,8 +95,11 @@ class CounterCheck(msgspec.Struct, frozen=True):
     thresholds: tuple[int, ...] = ()
 
 
-class Checks(msgspec.Struct, frozen=True):
-    """All that one request of a principal is checked against, valid while `valid_from_us <= now < valid_until_us`."""
+class Checks(msgspec.Struct, frozen=True, dict=True):
+    """All that one request of a principal is checked against, valid while `valid_from_us <= now < valid_until_us`.
+
+    Made once, asked many thousand times: what follows from it is kept.
+    """
 
     root: str
     logs: tuple[LogCheck, ...]
@@ -104,14 +108,31 @@ class Checks(msgspec.Struct, frozen=True):
     valid_from_us: int
     valid_until_us: int
 
-    @property
+    warns: bool = False
+    """Whether any counter has thresholds."""
+    buckets: tuple[BucketCheck, ...] = ()
+
+    @cached_property
     def has_budget(self) -> bool:
         """Whether any budget can refuse."""
         return any(counter.budget_nano is not None for counter in self.counters)
 
-    warns: bool = False
-    """Whether any counter has thresholds."""
-    buckets: tuple[BucketCheck, ...] = ()
+    @cached_property
+    def has_shadow(self) -> bool:
+        """Whether any limit is only reported."""
+        limits = [limit for log in self.logs for limit in (log.requests_shadow, log.tokens_shadow)]
+        flags = [bucket.shadow for bucket in self.buckets] + [slot.shadow for slot in self.slots]
+        return any(flags) or any(limit is not None for limit in limits)
+
+    @cached_property
+    def counter_names(self) -> tuple[str, ...]:
+        """What an attempt is charged to."""
+        return tuple([counter.name for counter in self.counters])
+
+    @cached_property
+    def slot_names(self) -> tuple[str, ...]:
+        """What an attempt in flight occupies; the root's own is empty."""
+        return tuple([slot.name for slot in self.slots])
 
 
 def checks_for(principal: Principal, now_us: int, model: str | None = None, user: str | None = None) -> Checks:

@@ -7,7 +7,7 @@ created without one has an organisation of its own that has no policy and is not
 import re
 from collections.abc import Sequence
 from enum import StrEnum
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Final
 
 import msgspec
@@ -231,7 +231,7 @@ class Scope(msgspec.Struct, frozen=True):
     policy: Policy = UNLIMITED
 
 
-class Principal(msgspec.Struct, frozen=True):
+class Principal(msgspec.Struct, frozen=True, dict=True):
     """Who a request belongs to: an active key with all scopes above it, as authenticated.
 
     `scopes` runs from the key outwards; an organisation of the key's own is left out. `root` is the
@@ -247,7 +247,9 @@ class Principal(msgspec.Struct, frozen=True):
     revoked_at_us: int | None = None
     revision: int = 0
 
-    @property
+    # What is asked at every request is kept.
+
+    @cached_property
     def has_budget(self) -> bool:
         """Whether a hard budget or cost cap stands anywhere above the request, so that its cost must be bounded."""
         return any(
@@ -262,17 +264,17 @@ class Principal(msgspec.Struct, frozen=True):
                 return scope.policy.log_bodies
         return None
 
-    @property
+    @cached_property
     def has_token_limit(self) -> bool:
         """Whether any scope refuses by tokens."""
         return any(w.unit is Unit.TOKENS and not w.shadow for s in self.scopes for w in s.policy.rates)
 
-    @property
+    @cached_property
     def limits_models(self) -> bool:
         """Whether any window or bucket is for some models alone."""
         return any(w.model is not None for s in self.scopes for w in s.policy.rates)
 
-    @property
+    @cached_property
     def limits_users(self) -> bool:
         """Whether any window or bucket is per end user."""
         return any(w.per_user for s in self.scopes for w in s.policy.rates)

@@ -75,22 +75,15 @@ class Counter:
         return SpendTotals(self.cost, self.requests, self.input, self.output, self.cached)
 
 
-class Hold:
+class Hold(msgspec.Struct, frozen=True, gc=False):
     """Money set aside for an attempt in flight. It never charges and never expires by itself."""
 
-    __slots__ = ("amount", "buckets", "counters", "producer", "runs", "slots")
-
-    def __init__(
-        self,
-        amount: int,
-        producer: str,
-        counters: tuple[str, ...],
-        slots: tuple[str, ...],
-        runs: tuple[tuple[int, int], ...],
-        buckets: tuple[Taken, ...] = (),
-    ) -> None:
-        self.buckets = buckets
-        self.amount, self.producer, self.counters, self.slots, self.runs = amount, producer, counters, slots, runs
+    amount: int
+    producer: str
+    counters: tuple[str, ...]
+    slots: tuple[str, ...]
+    runs: tuple[tuple[int, int], ...]
+    buckets: tuple[Taken, ...] = ()
 
 
 class Tree:
@@ -128,7 +121,7 @@ class Tree:
 
     def admit(self, now_us: int, checks: Checks, demand: Demand, server: str = "") -> Reply:
         """Decide. An empty attempt id asks for the state only. `server` is empty if no budget is checked."""
-        if not checks.valid_from_us <= now_us < min(checks.valid_until_us, demand.not_after_us):
+        if now_us < checks.valid_from_us or now_us >= checks.valid_until_us or now_us >= demand.not_after_us:
             return Reply(Status.LATE, now_us)
         closed = self._closed_to(now_us, demand, server)
         if closed is not None:
@@ -139,11 +132,11 @@ class Tree:
             return self._reply(now_us, checks, earlier)
         if not demand.attempt:
             return self._reply(now_us, checks)
-        refusal = self._refusal(now_us, checks, demand)
-        if refusal is not None:
+        refusals = self._refusals(now_us, checks, demand)
+        if refusals:
             reply = self._reply(now_us, checks)
-            return msgspec.structs.replace(reply, status=Status.REFUSED, refusal=refusal)
-        shadowed = tuple(self._shadowed(now_us, checks, demand))
+            return msgspec.structs.replace(reply, status=Status.REFUSED, refusal=max(refusals, key=_severity))
+        shadowed = tuple(self._shadowed(now_us, checks, demand)) if checks.has_shadow else ()
         reply = self._reply(now_us, checks, self._take(now_us, checks, demand))
         return msgspec.structs.replace(reply, shadowed=shadowed) if shadowed else reply
 
@@ -167,11 +160,19 @@ class Tree:
                 for attempt in [a for a, until in leases.items() if until <= now_us]:
                     del leases[attempt]
 
-    def _refusal(self, now_us: int, checks: Checks, demand: Demand) -> Refusal | None:
-        """The refusal with the longest wait: never, then no known time, then the latest; the first of equals."""
+    def _refusals(self, now_us: int, checks: Checks, demand: Demand) -> list[Refusal]:
+        """One from each limit that the demand does not fit. Most requests fit all: that is asked in line, and only
+        what does not fit is looked into."""
         refusals: list[Refusal] = []
         for check in checks.logs:
-            refusals += self._log_refusals(now_us, check, demand)
+            log = self.logs.get(check.name)
+            requests, tokens = (log.requests, log.tokens) if log else (0, 0)
+            limit = check.requests_limit
+            if limit is not None and requests + demand.requests > limit:
+                refusals.append(_log_refusal(now_us, check, log, 1, limit, requests, demand.requests))
+            limit = check.tokens_limit
+            if limit is not None and tokens + demand.tokens > limit:
+                refusals.append(_log_refusal(now_us, check, log, 2, limit, tokens, demand.tokens))
         for bucket in checks.buckets:
             refusals += self._bucket_refusal(now_us, bucket, demand)
         for slot in checks.slots:
@@ -179,22 +180,13 @@ class Tree:
             if in_flight >= slot.limit and not slot.shadow:
                 refusals.append(Refusal(LimitKind.CONCURRENCY, slot.scope, slot.limit, in_flight, 1, None))
         for counter in checks.counters:
-            refusals += self._budget_refusal(now_us, counter, demand)
-        return max(refusals, key=_severity, default=None)
-
-    def _log_refusals(self, now_us: int, check: LogCheck, demand: Demand) -> Iterable[Refusal]:
-        log = self.logs.get(check.name)
-        for kind, unit, limit, asked, used in (
-            (LimitKind.REQUESTS, 1, check.requests_limit, demand.requests, log.requests if log else 0),
-            (LimitKind.TOKENS, 2, check.tokens_limit, demand.tokens, log.tokens if log else 0),
-        ):
-            if limit is None or used + asked <= limit:
-                continue
-            if asked > limit:
-                yield Refusal(kind, check.scope, limit, used, asked, None, never=True)
-            else:
-                wait = log.wait_us(now_us, unit, used + asked - limit) if log else 0
-                yield Refusal(kind, check.scope, limit, used, asked, wait)
+            budget = counter.budget_nano
+            if budget is not None:
+                money = self.counters.get(counter.name)
+                used = money.cost + money.held if money else 0
+                if used + demand.hold_nano > budget:
+                    refusals.append(_budget_refusal(now_us, counter, budget, used, demand.hold_nano))
+        return refusals
 
     def _bucket_refusal(self, now_us: int, check: BucketCheck, demand: Demand) -> Iterable[Refusal]:
         level, last_us = self._bucket(check.name).at(now_us, check.rate, check.burst)
@@ -229,19 +221,6 @@ class Tree:
             if slot.shadow and len(self.slots.get(slot.name, ())) >= slot.limit:
                 yield Shadowed(LimitKind.CONCURRENCY, slot.scope)
 
-    def _budget_refusal(self, now_us: int, check: CounterCheck, demand: Demand) -> Iterable[Refusal]:
-        if check.budget_nano is None:
-            return
-        counter = self.counters.get(check.name)
-        used = counter.cost + counter.held if counter else 0
-        if used + demand.hold_nano > check.budget_nano:
-            ends, period = check.span.ends_us, check.span.period
-            never = demand.hold_nano > check.budget_nano
-            wait = None if never or ends is None else ends - now_us
-            yield Refusal(
-                LimitKind.BUDGET, check.scope, check.budget_nano, used, demand.hold_nano, wait, never, period
-            )
-
     def _take(self, now_us: int, checks: Checks, demand: Demand) -> Hold:
         runs = []
         for check in checks.logs:
@@ -253,14 +232,12 @@ class Tree:
         for slot in checks.slots:
             self.slots.setdefault(slot.name, {})[demand.attempt] = now_us + SLOT_LEASE_US
         for counter in checks.counters:
-            self._counter(counter.name, counter.span.expires_us or 0).held += demand.hold_nano
+            money = self.counters.get(counter.name)
+            if money is None:
+                money = self._counter(counter.name, counter.span.expires_us or 0)
+            money.held += demand.hold_nano
         hold = self.holds[demand.attempt] = Hold(
-            demand.hold_nano,
-            demand.producer,
-            tuple([c.name for c in checks.counters]),
-            tuple([s.name for s in checks.slots]),
-            tuple(runs),
-            tuple(taken),
+            demand.hold_nano, demand.producer, checks.counter_names, checks.slot_names, tuple(runs), tuple(taken)
         )
         return hold
 
@@ -276,20 +253,22 @@ class Tree:
 
     def _reply(self, now_us: int, checks: Checks, hold: Hold | None = None) -> Reply:
         """The state of now. `hold` tells which runs and buckets hold the weight of an attempt that was admitted."""
-        logs: list[LogState] = []
-        if hold is not None and (len(hold.runs), len(hold.buckets)) != (len(checks.logs), len(checks.buckets)):
+        if hold is not None and not (len(hold.runs) == len(checks.logs) and len(hold.buckets) == len(checks.buckets)):
             hold = None  # it was admitted by other checks
+        logs: list[LogState] = []
         for position, check in enumerate(checks.logs):
             log = self.logs.get(check.name)
             generation, index = (log.generation if log else 0, -1) if hold is None else hold.runs[position]
             logs.append(log.state(now_us, generation, index) if log else LogState(generation, index, 0, 0, 0))
-        buckets = tuple([self._bucket_state(now_us, c, hold, n) for n, c in enumerate(checks.buckets)])
+        buckets = [self._bucket_state(now_us, c, hold, n) for n, c in enumerate(checks.buckets)]
+        slots = [len(self.slots.get(s.name, ())) for s in checks.slots]
         counters = []
         for counter in checks.counters:
             state = self.counters.get(counter.name)
             counters.append(CounterState(state.cost, state.held) if state else CounterState(0, 0))
-        slots = tuple([len(self.slots.get(s.name, ())) for s in checks.slots])
-        return Reply(Status.ADMITTED, now_us, tuple(logs), slots, tuple(counters), buckets=buckets)
+        return Reply(
+            Status.ADMITTED, now_us, tuple(logs), tuple(slots), tuple(counters), None, (), "", tuple(buckets)
+        )
 
     def _bucket_state(self, now_us: int, check: BucketCheck, hold: Hold | None, position: int) -> BucketState:
         bucket = self._bucket(check.name)
@@ -625,7 +604,24 @@ def _weight(check: BucketCheck, demand: Demand) -> int:
     return demand.tokens if check.unit is Unit.TOKENS else demand.requests
 
 
+def _log_refusal(
+    now_us: int, check: LogCheck, log: RunLog | None, unit: int, limit: int, used: int, asked: int
+) -> Refusal:
+    """Of a window; `unit` as for `RunLog.wait_us`."""
+    kind = LimitKind.REQUESTS if unit == 1 else LimitKind.TOKENS
+    never = asked > limit
+    wait_us = None if never or log is None else log.wait_us(now_us, unit, used + asked - limit)
+    return Refusal(kind, check.scope, limit, used, asked, wait_us, never)
+
+
+def _budget_refusal(now_us: int, check: CounterCheck, budget: int, used: int, asked: int) -> Refusal:
+    ends, never = check.span.ends_us, asked > budget
+    wait_us = None if never or ends is None else ends - now_us
+    return Refusal(LimitKind.BUDGET, check.scope, budget, used, asked, wait_us, never, check.span.period)
+
+
 def _severity(refusal: Refusal) -> tuple[int, int]:
+    """The longest wait is told: never, then no known time, then the latest; the first of equals."""
     if refusal.never:
         return (3, 0)
     if refusal.wait_us is None:

@@ -59,21 +59,27 @@ class RunLog:
         is unknown but not negative, and the distances between runs were measured right. Without this a full window
         would stay frozen until the old time comes again.
         """
-        jumped = False
-        ceiling = self._stamp(now_us)
-        if self.runs and self.last_us > ceiling + CLOCK_JUMP_US:
-            back = self.last_us - ceiling
-            for run in self.runs:
-                run[0] -= back
-            self.last_us = ceiling
-            jumped = True
-        runs, horizon = self.runs, now_us - self.window_us
+        runs = self.runs
+        if not runs:
+            return False
+        jumped = self.last_us > now_us + CLOCK_JUMP_US and self._pull_back(self._stamp(now_us))
+        horizon = now_us - self.window_us
         while runs and runs[0][0] <= horizon:
             _, requests, tokens = runs.popleft()
             self.requests -= requests
             self.tokens -= tokens
             self.head += 1
         return jumped
+
+    def _pull_back(self, ceiling: int) -> bool:
+        """Move all stamps back, the newest to `ceiling`, if that is a jump's distance. True if it was."""
+        back = self.last_us - ceiling
+        if back <= CLOCK_JUMP_US:
+            return False
+        for run in self.runs:
+            run[0] -= back
+        self.last_us = ceiling
+        return True
 
     def wait_us(self, now_us: int, unit: int, excess: int) -> int:
         """Time until runs worth `excess` (unit 1: requests, 2: tokens) have left the window; call after `advance`."""
@@ -85,18 +91,18 @@ class RunLog:
 
     def add(self, now_us: int, requests: int, tokens: int) -> int:
         """Record weights (each at most 2^40 - 1) now; the run's index. A run is never worth more than 2^40 - 1."""
-        stamp = max(self._stamp(now_us), self.last_us if self.runs else 0)
-        if self.runs and self.last_us == stamp:
-            last = self.runs[-1]
+        runs, stamp = self.runs, self._stamp(now_us)
+        if runs and stamp <= self.last_us:
+            last = runs[-1]
             requests, tokens = min(requests, WEIGHT_MAX - last[1]), min(tokens, WEIGHT_MAX - last[2])
             last[1] += requests
             last[2] += tokens
         else:
-            self.runs.append([stamp, requests, tokens])
+            runs.append([stamp, requests, tokens])
             self.last_us = stamp
         self.requests += requests
         self.tokens += tokens
-        return self.head + len(self.runs) - 1
+        return self.head + len(runs) - 1
 
     def push(self, now_us: int, push: LogPush) -> None:
         """Add what is still in the window, whatever the limits; call after `advance`. No stamp is later than now."""
