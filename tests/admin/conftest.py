@@ -9,9 +9,11 @@ from typing import Any
 import msgspec
 import pytest
 
+from tests.logs.conftest import make_pipeline
 from tollkeeper.admin import Readiness, create_admin
 from tollkeeper.domain.errors import DatabaseUnavailable
 from tollkeeper.governance import Ledger, MemoryStore, StoreReader, SyncWorker
+from tollkeeper.logs.prover import LogProver
 from tollkeeper.logs.search import LogReader
 from tollkeeper.logs.sinks import LogStore, open_store
 from tollkeeper.observability.metrics import Metrics
@@ -41,6 +43,7 @@ class Control:
         self, database: Database, ledger: Ledger, sync: SyncWorker, metrics: Metrics, logs: LogStore
     ) -> None:
         self.logs = logs
+        self.pipeline = make_pipeline(logs)
         self.database, self.ledger, self.sync, self.metrics = database, ledger, sync, metrics
         self.database_away = False
         self.application = self.make(database)
@@ -57,6 +60,7 @@ class Control:
             ),
             records_pending=lambda: 0,
             logs=LogReader(self.logs),
+            log_accounts=LogProver(self.logs, self.pipeline.queues, self.pipeline.stats),
             sync=self.sync.sync_once,
             readiness=Readiness({"database": self.ping, "store": _ready}),
             metrics=self.metrics,

@@ -13,8 +13,8 @@ from tests.logs.overflow import overflow
 from tests.logs.shipper_process import Broken
 from tests.servers.redis import RedisServer
 from tests.servers.s3 import start_moto, start_rclone
+from tollkeeper.domain.log_account import count
 from tollkeeper.logs import shipper
-from tollkeeper.logs.verify import count
 from tollkeeper.observability.logging import configure
 
 QUESTION: Final = "Shippers, Redis and store are killed and fail at random: is each log record delivered once?"

@@ -28,12 +28,13 @@ from tests.logs.shipper_process import Broken, Death, Order
 from tests.servers.redis import RedisServer
 from tests.servers.s3 import S3Server, start_moto, start_rclone
 from tollkeeper.domain.errors import StoreUnavailable
+from tollkeeper.domain.log_account import VerifyReport
 from tollkeeper.domain.log_queue import Bounds
 from tollkeeper.governance.redis_client import RedisClient
 from tollkeeper.logs.pipeline import LogPipeline
 from tollkeeper.logs.queues import RedisQueue
 from tollkeeper.logs.sinks import LogStore, open_store
-from tollkeeper.logs.verify import VerifyReport, verify
+from tollkeeper.logs.verify import verify
 from tollkeeper.logs.worker import LogWorker
 from tollkeeper.observability.logging import configure
 from tollkeeper.observability.metrics import Metrics

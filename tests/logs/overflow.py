@@ -20,12 +20,13 @@ from tests.logs.conftest import make_pipeline, make_record
 from tests.logs.faulty_proxy import Fault, FaultyProxy
 from tests.servers.redis import RedisServer
 from tests.servers.s3 import S3Server, start_moto
+from tollkeeper.domain.log_account import ProducerReport, count
 from tollkeeper.domain.log_queue import Bounds
 from tollkeeper.governance.redis_client import RedisClient
 from tollkeeper.logs import shipper
 from tollkeeper.logs.queues import RedisQueue
 from tollkeeper.logs.sinks import open_store
-from tollkeeper.logs.verify import ProducerReport, count, verify
+from tollkeeper.logs.verify import verify
 from tollkeeper.observability.logging import configure
 
 TICK_RECORDS = 50

@@ -7,8 +7,8 @@ import pytest
 from tests.logs.overflow import overflow
 from tests.servers.redis import RedisServer
 from tests.servers.s3 import S3Server
+from tollkeeper.domain.log_account import count
 from tollkeeper.logs import shipper
-from tollkeeper.logs.verify import count
 
 
 async def test_with_the_store_away_the_newest_are_kept_and_drops_counted_exactly(

@@ -5,10 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tollkeeper.domain.log_account import Found, account
 from tollkeeper.logs import objects
 from tollkeeper.logs.objects import Lines
 from tollkeeper.logs.sinks import LogStore
-from tollkeeper.logs.verify import Found, account, verify
+from tollkeeper.logs.verify import verify
 
 
 async def put(store: LogStore, producer: str, first: int, last: int, name: str = "") -> str:

@@ -18,16 +18,18 @@ from tollkeeper.admin.corrections import corrections, store_accounts
 from tollkeeper.admin.openapi import document, page
 from tollkeeper.admin.probes import Probes, Readiness
 from tollkeeper.domain.accounts import KeyChange, NewKey, one_named
-from tollkeeper.domain.errors import InvalidInput, NotFound, Unavailable
+from tollkeeper.domain.errors import Busy, InvalidInput, NotFound, Unavailable
 from tollkeeper.domain.log_search import LogFilters
-from tollkeeper.domain.ports import AccountReader, Accounts, Corrector, Governor, LogReader, SpendLedger
+from tollkeeper.domain.ports import AccountReader, Accounts, Corrector, Governor, LogAccounts, LogReader, SpendLedger
 from tollkeeper.domain.words import (
     Words,
     instant,
     key_words,
     limit_words,
+    log_stats_words,
     month_from,
     organisation_words,
+    proof_words,
     team_words,
     time_us_from,
     usage_words,
@@ -45,6 +47,8 @@ ERRORS: Final[dict[int | str, dict[str, Any]]] = {
 }
 DECLARED: Final = HTTPBearer(scheme_name="Bearer", auto_error=False)
 """For the document only: the guard before the framework has already compared the token."""
+RANGES_MAX: Final = 1000
+"""Ranges of numbers in an answer, of each producer and kind; `tollkeeper logs verify --json` has all."""
 DOCS_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 
@@ -57,6 +61,7 @@ def create_admin(
     account_reader: AccountReader,
     records_pending: Callable[[], int],
     logs: LogReader,
+    log_accounts: LogAccounts,
     sync: Sync,
     readiness: Readiness,
     metrics: Metrics,
@@ -72,7 +77,7 @@ def create_admin(
         _usage(accounts, spend, sync, now_us),
         corrections(accounts, spend, corrector, sync, now_us),
         store_accounts(account_reader, records_pending),
-        _logs(logs),
+        _logs(logs, log_accounts),
         _operations(accounts, governor, readiness, version, now_us),
     )
     for router in routers:
@@ -200,7 +205,7 @@ def _usage(accounts: Accounts, spend: SpendLedger, sync: Sync, now_us: Clock) ->
     return router
 
 
-def _logs(logs: LogReader) -> APIRouter:
+def _logs(logs: LogReader, accounts: LogAccounts) -> APIRouter:
     router = APIRouter(tags=["Logs"])
 
     @router.get("/logs", response_model=models.LogRecords, summary="Log records that were delivered, newest first")
@@ -234,6 +239,20 @@ def _logs(logs: LogReader) -> APIRouter:
         )
         page = await logs.search(filters, limit, cursor, bodies=bodies)
         return {"records": page.records, "next_cursor": page.next_cursor}
+
+    @router.get("/logs/stats", response_model=models.LogStats, summary="Log records on their way, counted")
+    async def stats() -> Words:
+        return log_stats_words(accounts.stats())
+
+    @router.get(
+        "/logs/verify",
+        response_model=models.LogProof,
+        responses={409: {"model": models.Error, "description": "Being verified for somebody else."}},
+        summary="Prove the logs complete: what became of every record's number",
+        description="Reads the queue and the whole store, one caller at a time, for at most two minutes.",
+    )
+    async def verify() -> Words:
+        return proof_words(await accounts.verify(), RANGES_MAX)
 
     return router
 
@@ -275,6 +294,9 @@ def _handle_errors(api: FastAPI) -> None:
     async def invalid(_: Request, error: Exception) -> Response:
         return JSONResponse(error_body("invalid_request", str(error), _param(str(error))), 400)
 
+    async def busy(_: Request, error: Exception) -> Response:
+        return JSONResponse(error_body("busy", str(error)), 409)
+
     async def unavailable(_: Request, error: Exception) -> Response:
         return JSONResponse(error_body("unavailable", str(error)), 503)
 
@@ -296,6 +318,7 @@ def _handle_errors(api: FastAPI) -> None:
 
     api.add_exception_handler(NotFound, not_found)
     api.add_exception_handler(InvalidInput, invalid)
+    api.add_exception_handler(Busy, busy)
     api.add_exception_handler(Unavailable, unavailable)
     api.add_exception_handler(HTTPException, http)
     api.add_exception_handler(RequestValidationError, malformed)

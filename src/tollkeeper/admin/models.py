@@ -339,6 +339,76 @@ class LogRecords(BaseModel):
     next_cursor: str | None = Field(description="Give it as `cursor` for the next page; null: there is none.")
 
 
+class LogQueueState(BaseModel):
+    """The queue, over all gateways if they share it; with Redis as it was a second ago."""
+
+    records: int = Field(description="Kept, leased ones included.")
+    bytes: int
+    records_max: int
+    bytes_max: int
+    fill: float = Field(description="0 to 1; above 0.8 warns.")
+    leased: int = Field(description="Records in batches that are being delivered.")
+    batches: int
+    delivered: int
+    taken: int = Field(description="Handed to a reader of the queue.")
+    dropped: int
+    lost: int
+    bodies_shed: int = Field(description="Records that lost their bodies because the queue was full.")
+    oldest_age_s: float
+
+
+class LogStats(BaseModel):
+    """The log records of this gateway process, and the queue."""
+
+    produced: int
+    delivered: int = Field(description="By this process, whoever produced them.")
+    dropped: int
+    pending: int = Field(description="In this process's memory, and without Redis in its queue.")
+    replaced: int = Field(description="Too large or not to be encoded: delivered cut short.")
+    failures: int = Field(description="Tries to deliver that failed.")
+    conflicts: int = Field(description="Objects that were there with other content.")
+    spooled_bytes: int = Field(description="On disk while Redis is away.")
+    last_delivered_at: Time | None
+    last_error: str | None
+    queue: LogQueueState
+
+
+class NumberCounts(BaseModel):
+    """How many numbers, by what became of them."""
+
+    gaps: int
+    doubles: int
+    dropped: int
+    taken: int
+    pending: int
+    retired: int
+
+
+class ProducerProof(BaseModel):
+    """The numbers 1 to `last` of one gateway's run. Ranges are [first, last], the first 1000 of each kind."""
+
+    records: int = Field(description="Found in the store.")
+    last: int
+    missing: int = Field(description="Numbers in gaps.")
+    counts: NumberCounts
+    gaps: list[tuple[int, int]] = Field(description="Lost.")
+    doubles: list[tuple[int, int]] = Field(description="Found more than once.")
+    dropped: list[tuple[int, int]]
+    taken: list[tuple[int, int]]
+    pending: list[tuple[int, int]]
+    retired: list[tuple[int, int]] = Field(description="Delivered, and deleted since by retention.")
+
+
+class LogProof(BaseModel):
+    """What became of every record. `complete`: none is lost or double, and every object can be read."""
+
+    complete: bool
+    objects: int
+    records: int
+    unreadable: list[str] = Field(description="Objects that are not whole, the first 1000.")
+    producers: dict[str, ProducerProof]
+
+
 class Synced(BaseModel):
     """The spend known to the store is in the database."""
 

@@ -23,6 +23,7 @@ from tollkeeper.gateway.server import DataPlane
 from tollkeeper.governance import Ledger, Outage, Store
 from tollkeeper.logs.bodies import BodyLog
 from tollkeeper.logs.pipeline import LogPipeline
+from tollkeeper.logs.prover import LogProver
 from tollkeeper.logs.redact import Redactor
 from tollkeeper.logs.search import LogReader
 from tollkeeper.logs.sinks import open_store
@@ -144,6 +145,7 @@ class Gateway:
                 "keys": _keys_probe(self._plane),
             }
         )
+        log_store = open_store(settings.logs_url, settings.logs.timeout_s)  # whoever reads does not hold up who ships
         self._admin = create_admin(
             accounts=self.accounts,
             spend=database.spend,
@@ -151,7 +153,8 @@ class Gateway:
             corrector=ledger,
             account_reader=accounting.reader,
             records_pending=lambda: _undelivered(records),
-            logs=LogReader(open_store(settings.logs_url, settings.logs.timeout_s)),
+            logs=LogReader(log_store),
+            log_accounts=LogProver(log_store, records.queues, records.stats),
             sync=sync.sync_once,
             readiness=self._readiness,
             metrics=metrics,

@@ -7,11 +7,12 @@ from contextlib import suppress
 from typing import Final
 
 from tollkeeper.domain.errors import ConfigurationError, StoreUnavailable
+from tollkeeper.domain.log_account import VerifyReport
 from tollkeeper.governance import redis_settings
 from tollkeeper.governance.redis_client import RedisClient
 from tollkeeper.logs.pipeline import queues_of
 from tollkeeper.logs.sinks import open_store
-from tollkeeper.logs.verify import VerifyReport, verify
+from tollkeeper.logs.verify import verify
 from tollkeeper.logs.worker import LogWorker
 from tollkeeper.observability.logging import logger
 from tollkeeper.observability.metrics import Metrics

@@ -14,15 +14,15 @@ import typer
 
 from tollkeeper.cli.common import ConfigOption, JsonOption, note, now_us, print_facts, print_json, print_table, run
 from tollkeeper.domain.errors import InvalidInput
+from tollkeeper.domain.log_account import NumberRange, ProducerReport, VerifyReport, count
 from tollkeeper.domain.log_search import PAGE_MAX, LogFilters
 from tollkeeper.domain.money import usd
 from tollkeeper.domain.periods import US_PER_S
-from tollkeeper.domain.words import instant, time_us_from
+from tollkeeper.domain.words import instant, proof_words, time_us_from
 from tollkeeper.logs.query import TIMEOUT_S, Interval, query
 from tollkeeper.logs.search import follow, search
 from tollkeeper.logs.sinks import LogStore, open_store
 from tollkeeper.logs.stats import named, summary
-from tollkeeper.logs.verify import NumberRange, ProducerReport, VerifyReport, count
 from tollkeeper.settings import duration_s, load
 
 app = typer.Typer(help="Request logs in the log store: stats, tail, query, verify.", no_args_is_help=True)
@@ -204,34 +204,11 @@ def verify_logs(config: ConfigOption = None, json: JsonOption = False) -> None:
     if why_not:
         note(f"the queue was not asked, and what waits there may count as lost: {why_not}")
     if json:
-        print_json(_words(report))
+        print_json(proof_words(report))
     else:
         _print(report)
     if not report.complete:
         raise typer.Exit(1)
-
-
-def _words(report: VerifyReport) -> dict[str, Any]:
-    return {
-        "complete": report.complete,
-        "objects": report.objects,
-        "records": report.records,
-        "unreadable": list(report.unreadable),
-        "producers": {
-            name: {
-                "records": found.records,
-                "last": found.last,
-                "missing": found.missing,
-                "gaps": [list(gap) for gap in found.gaps],
-                "doubles": [list(double) for double in found.doubles],
-                "dropped": [list(span) for span in found.dropped],
-                "taken": [list(span) for span in found.taken],
-                "pending": [list(span) for span in found.pending],
-                "retired": [list(span) for span in found.retired],
-            }
-            for name, found in report.producers.items()
-        },
-    }
 
 
 def _print(report: VerifyReport) -> None:

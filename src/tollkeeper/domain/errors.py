@@ -7,6 +7,7 @@ TollkeeperError
 │   ├── MoneyError          … an amount that cannot be taken (domain/money.py)
 │   ├── IdempotencyConflict … an idempotency key that stands for another amount
 │   └── NotFound            … named something that does not exist
+├── Busy                    work of which there is one at a time is under way for somebody else
 └── Unavailable             a part we depend on is away; says which
     ├── StoreUnavailable        the fast store (Redis)
     ├── Recovering              the fast store lost something that another gateway has yet to send again
@@ -78,6 +79,10 @@ class NotFound(InvalidInput):
 
 class IdempotencyConflict(InvalidInput):
     """This idempotency key was used for another amount. Nothing was charged."""
+
+
+class Busy(TollkeeperError):
+    """This is done for one caller at a time, and another one is first. Nothing was done."""
 
 
 class Unavailable(TollkeeperError):

@@ -11,6 +11,7 @@ from tollkeeper.domain.alerts import Alert
 from tollkeeper.domain.bodies import CapturedBodies
 from tollkeeper.domain.charges import Charge
 from tollkeeper.domain.entries import Used
+from tollkeeper.domain.log_account import PipelineStats, VerifyReport
 from tollkeeper.domain.log_search import LogFilters, LogPage
 from tollkeeper.domain.policy import Policy, Principal, Scope
 from tollkeeper.domain.record import RequestRecord
@@ -80,6 +81,18 @@ class LogReader(Protocol):
         self, filters: LogFilters, limit: int, cursor: str | None = None, *, bodies: bool = False
     ) -> LogPage:
         """A page from `cursor` on. Raises `InvalidInput`, `LogStoreUnavailable`."""
+        ...
+
+
+class LogAccounts(Protocol):
+    """Where log records are: counted now, and proven by their numbers."""
+
+    def stats(self) -> PipelineStats:
+        """This process's account, and the queue."""
+        ...
+
+    async def verify(self) -> VerifyReport:
+        """Account for every record of every producer. Raises `Busy`, `LogStoreUnavailable`, `StoreUnavailable`."""
         ...
 
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 from tollkeeper.domain.accounts import Key, MonthlyUsage, Organisation, Team
 from tollkeeper.domain.admission import LimitKind, LimitState
 from tollkeeper.domain.errors import InvalidInput
+from tollkeeper.domain.log_account import NumberRange, PipelineStats, ProducerReport, VerifyReport, count
 from tollkeeper.domain.money import usd
 from tollkeeper.domain.periods import US_PER_S
 from tollkeeper.domain.policy import Policy, Unit
@@ -146,4 +147,68 @@ def limit_words(state: LimitState) -> Words:
         "model": state.model,
         "per_user": state.per_user,
         "shadow": state.shadow,
+    }
+
+
+def proof_words(report: VerifyReport, ranges_max: int | None = None) -> Words:
+    """The proof, producer by producer: `<kind>` as ranges of numbers, `counts` how many numbers they are.
+
+    With `ranges_max` only so many ranges of a kind are named, the first ones.
+    """
+    return {
+        "complete": report.complete,
+        "objects": report.objects,
+        "records": report.records,
+        "unreadable": list(report.unreadable[:ranges_max]),
+        "producers": {name: _producer_words(found, ranges_max) for name, found in report.producers.items()},
+    }
+
+
+def _producer_words(found: ProducerReport, ranges_max: int | None) -> Words:
+    kinds: dict[str, tuple[NumberRange, ...]] = {
+        "gaps": found.gaps,
+        "doubles": found.doubles,
+        "dropped": found.dropped,
+        "taken": found.taken,
+        "pending": found.pending,
+        "retired": found.retired,
+    }
+    return {
+        "records": found.records,
+        "last": found.last,
+        "missing": found.missing,
+        "counts": {kind: count(ranges) for kind, ranges in kinds.items()},
+        **{kind: [list(span) for span in ranges[:ranges_max]] for kind, ranges in kinds.items()},
+    }
+
+
+def log_stats_words(stats: PipelineStats) -> Words:
+    """The account of this process's records, and the queue, which may be shared."""
+    queue = stats.queue
+    return {
+        "produced": stats.produced,
+        "delivered": stats.delivered,
+        "dropped": stats.dropped,
+        "pending": stats.pending,
+        "replaced": stats.replaced,
+        "failures": stats.failures,
+        "conflicts": stats.conflicts,
+        "spooled_bytes": stats.spooled_bytes,
+        "last_delivered_at": instant(stats.last_delivered_us),
+        "last_error": stats.last_error,
+        "queue": {
+            "records": queue.size,
+            "bytes": queue.bytes,
+            "records_max": stats.records_max,
+            "bytes_max": stats.bytes_max,
+            "fill": round(stats.fill, 4),
+            "leased": queue.leased,
+            "batches": queue.leases,
+            "delivered": queue.delivered,
+            "taken": queue.taken,
+            "dropped": queue.dropped,
+            "lost": queue.lost,
+            "bodies_shed": queue.shed,
+            "oldest_age_s": max(0, queue.now_us - queue.oldest_us) / US_PER_S if queue.oldest_us else 0.0,
+        },
     }

@@ -21,9 +21,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
 from tollkeeper.domain.errors import InvalidInput, Unavailable
+from tollkeeper.domain.log_account import PipelineStats, VerifyReport
 from tollkeeper.domain.log_queue import Bounds, Kept, QueueStats
 from tollkeeper.domain.ports import ScriptStore
 from tollkeeper.domain.record import RequestRecord
@@ -35,7 +34,7 @@ from tollkeeper.logs.retention import keep_retiring
 from tollkeeper.logs.shipper import Shipper
 from tollkeeper.logs.sinks import LogStore, open_store
 from tollkeeper.logs.spool import Spool
-from tollkeeper.logs.verify import VerifyReport, verify
+from tollkeeper.logs.verify import verify
 from tollkeeper.observability.logging import logger
 from tollkeeper.observability.metrics import Metrics
 from tollkeeper.settings import LogSettings
@@ -53,27 +52,6 @@ WATCH_INTERVAL_S: Final = 1.0
 
 _PRODUCER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _log = logger("logs")
-
-
-class PipelineStats(msgspec.Struct, frozen=True):
-    """The account of a pipeline, in records.
-
-    `produced` are this process's; `pending` are those in its memory and, without Redis, in its queue. `replaced`
-    counts records (among those) that stand in for one that could not be kept. `last_error` is None while deliveries
-    succeed. `queue` is the sum over all shards of the queue, with Redis as it was within the last second or two.
-    """
-
-    produced: int
-    delivered: int
-    dropped: int
-    pending: int
-    replaced: int
-    failures: int
-    conflicts: int
-    last_delivered_us: int | None
-    last_error: str | None
-    spooled_bytes: int
-    queue: QueueStats
 
 
 def queues_of(settings: LogSettings, run: str, client: ScriptStore | None) -> list[Queue]:
@@ -198,8 +176,7 @@ class LogPipeline:
         )
 
     def _fill(self) -> float:
-        queue, shards = self.stats().queue, len(self.queues)
-        return max(queue.size / self._bounds.records_max, queue.bytes / self._bounds.bytes_max) / shards
+        return self.stats().fill
 
     def _spooled(self) -> int:
         return 0 if self._spool is None else self._spool.bytes
@@ -346,6 +323,8 @@ class LogPipeline:
             last_delivered_us=self._shipper.last_delivered_us,
             last_error=self._shipper.last_error or self._producer.last_error,
             spooled_bytes=self._spooled(),
+            records_max=self._bounds.records_max * len(self.queues),
+            bytes_max=self._bounds.bytes_max * len(self.queues),
             queue=queue,
         )
 

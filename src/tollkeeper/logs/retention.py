@@ -14,9 +14,10 @@ from typing import Final
 import msgspec
 
 from tollkeeper.domain.errors import LogStoreUnavailable
+from tollkeeper.domain.log_account import NumberRange, merged
 from tollkeeper.logs import objects
 from tollkeeper.logs.sinks import LogStore
-from tollkeeper.logs.verify import NumberRange, Retired, merged, runs_in
+from tollkeeper.logs.verify import Retired, runs_in
 from tollkeeper.observability.logging import logger
 
 INTERVAL_S: Final = 3600.0
