@@ -13,6 +13,8 @@ if [ "$#" -eq 0 ]; then
   command -v pg_ctl >/dev/null || compgen -G '/usr/lib/postgresql/*/bin/pg_ctl' >/dev/null || missing+=(postgresql)
   command -v wrk >/dev/null || missing+=(wrk)
   command -v jq >/dev/null || missing+=(jq)
+  # Prometheus itself and promtool, for the alert rules. Its package brings a service, which the policy below keeps stopped.
+  { command -v prometheus && command -v promtool; } >/dev/null || missing+=(prometheus)
 fi
 [ "${#missing[@]}" -eq 0 ] && exit 0
 
