@@ -1,23 +1,29 @@
-"""Write docs/ENV_VARIABLES.md and docs/SETTINGS.md from settings.py, and the schema of log records from record.py.
+"""Write docs/ENV_VARIABLES.md and docs/SETTINGS.md from settings.py, the schema of log records from record.py, and
+docs/METRICS.md from a gateway that is started for it.
 
 Types and defaults come from the running classes, the line of why from the docstring below each field. A test calls
 `pages` and fails when a page on disk differs, so the reference cannot go stale.
 """
 
 import ast
+import asyncio
 import inspect
 import json
 import sys
+import tempfile
 import textwrap
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 
 from tollkeeper import settings
+from tollkeeper.app.gateway import Gateway
 from tollkeeper.domain.record import SCHEMA_VERSION, RequestRecord
 from tollkeeper.logs import schema
+from tollkeeper.observability.metrics import CHILDREN_MAX, Declaration
 
 DOCS: Final = Path(__file__).resolve().parent.parent / "docs"
 HEAD: Final = (
@@ -216,8 +222,52 @@ def log_schema_json() -> str:
     return json.dumps(schema.json_schema(field_texts(RequestRecord)), indent=2) + "\n"
 
 
+async def _declared(folder: Path) -> list[Declaration]:
+    secrets = settings.SecretSettings(
+        admin_token="a" * 32, digest_key="d" * 32, webhook_url="http://127.0.0.1:9/", webhook_secret="w" * 32
+    )
+    gateway = Gateway(settings.Settings(data_dir=folder, secrets=secrets))
+    await gateway.start()
+    try:
+        return gateway.metrics.declared()
+    finally:
+        await gateway.stop()
+
+
+@cache
+def declared() -> tuple[Declaration, ...]:
+    """Every metric of a gateway, as one that is started declares them."""
+    with tempfile.TemporaryDirectory() as folder:
+        return tuple(asyncio.run(_declared(Path(folder))))
+
+
+def metrics_page() -> str:
+    """The text of docs/METRICS.md."""
+    lines = [
+        HEAD.replace("src/tollkeeper/settings.py", "the metrics that a started gateway declares"),
+        "# Metrics",
+        "",
+        "`GET /metrics` of each gateway, in Prometheus' text format and without a token. A gateway is one process",
+        "and one target: sum over `instance`. Numbers begin at 0 with the process. Money is in nano-dollars",
+        "(1e-9 USD).",
+        f"Labels are bounded: of a metric's values beyond {CHILDREN_MAX} the rest is counted as `other`; a `model`",
+        "without a known price is `other`, too. Keys, teams and organisations are no labels; `tollkeeper usage` and",
+        "the admin API tell what they spend.",
+        "",
+        "Beside these, `process_…` tells the process's CPU time, memory, open files and start, as the clients of",
+        "Prometheus do.",
+        "",
+        "| metric | type | labels | meaning |",
+        "|---|---|---|---|",
+    ]
+    for metric in declared():
+        labels = ", ".join(f"`{label}`" for label in metric.labels)
+        lines.append(f"| `{metric.name}` | {metric.kind} | {labels} | {metric.text} |")
+    return "\n".join(lines) + "\n"
+
+
 def pages() -> dict[Path, str]:
-    """Every page with the text it should have."""
+    """Every page with the text it should have, but for METRICS.md, for which a gateway must be started."""
     return {
         DOCS / "SETTINGS.md": settings_page(),
         DOCS / "ENV_VARIABLES.md": variables_page(),
@@ -228,6 +278,6 @@ def pages() -> dict[Path, str]:
 
 if __name__ == "__main__":
     DOCS.mkdir(exist_ok=True)
-    for page, text in pages().items():
+    for page, text in (pages() | {DOCS / "METRICS.md": metrics_page()}).items():
         page.write_text(text)
         print(f"wrote {page.name}", file=sys.stderr)

@@ -20,7 +20,8 @@ from tollkeeper.app.log_queue import LOG_SPOOL, open_log_client
 from tollkeeper.domain.errors import DatabaseUnavailable, OutboxUnavailable, StoreUnavailable
 from tollkeeper.domain.ports import Accounts
 from tollkeeper.gateway.server import DataPlane
-from tollkeeper.governance import Ledger, Outage, Store
+from tollkeeper.governance import Ledger, Outage, RedisStore, Store
+from tollkeeper.governance.redis_instruments import RedisInstruments
 from tollkeeper.logs.bodies import BodyLog
 from tollkeeper.logs.pipeline import LogPipeline
 from tollkeeper.logs.prover import LogProver
@@ -91,6 +92,7 @@ class Gateway:
 
     async def _build(self) -> None:
         settings, parts, metrics = self.settings, self._parts, self.metrics
+        metrics.gauges("tollkeeper_build_info", "1, for the running version.", ("version",), _versions)
         self.data_dir.create()
         if settings.embedded:
             self.data_dir.lock()
@@ -104,10 +106,15 @@ class Gateway:
         accounting = Accounting(settings, database, metrics, now_us)
         parts.push_async_callback(accounting.stop)
         await accounting.start()
+        redis = RedisInstruments(metrics)
         store, ledger, sync = accounting.store, accounting.ledger, accounting.sync
+
+        if isinstance(store, RedisStore):
+            redis.watch("accounts", store.client)
 
         log_client = await open_log_client(settings)
         if log_client is not None:
+            redis.watch("logs", log_client)
             parts.push_async_callback(log_client.stop)
         records = LogPipeline(
             settings=settings.logs,
@@ -162,6 +169,10 @@ class Gateway:
             version=__version__,
             now_us=now_us,
         )
+
+
+def _versions() -> list[tuple[tuple[str], int]]:
+    return [((__version__,), 1)]
 
 
 def provider_keys(settings: Settings) -> Mapping[str, str | None]:

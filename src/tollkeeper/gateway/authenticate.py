@@ -7,6 +7,7 @@ tells for how long. It knows nothing of HTTP bodies, limits or money.
 
 import asyncio
 import hmac
+import math
 import time
 from collections.abc import Callable
 from typing import Final
@@ -56,7 +57,11 @@ class KeyTable:
             "tollkeeper_key_polls_failed_total", "Polls of the key directory that failed."
         ).labels()
         metrics.gauge("tollkeeper_keys", "Keys in this process's table.", lambda: len(self._table))
-        metrics.gauge("tollkeeper_keys_stale_seconds", "Age of the table of keys.", lambda: self.stale_s() or 0.0)
+        metrics.gauge(
+            "tollkeeper_keys_stale_seconds",
+            "Time since the table of keys was known to be current; +Inf if it was never loaded.",
+            lambda: math.inf if (age_s := self.stale_s()) is None else age_s,
+        )
 
     def __repr__(self) -> str:
         return f"<KeyTable keys={len(self._table)} version={self._version} stale_s={self.stale_s()}>"

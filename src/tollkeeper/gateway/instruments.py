@@ -1,11 +1,32 @@
 """What the data plane counts, declared once and bound at start, so that a request only adds to plain integers."""
 
 from collections.abc import Callable
+from typing import Final
 
 from tollkeeper.domain.admission import LimitKind
 from tollkeeper.domain.errors import Fault
 from tollkeeper.domain.policy import ScopeKind
-from tollkeeper.observability.metrics import CounterChild, Family, HistogramChild, Metrics
+from tollkeeper.domain.record import RequestRecord
+from tollkeeper.observability.metrics import CHILDREN_MAX, CounterChild, Family, HistogramChild, Metrics
+
+UNPRICED: Final = "other"
+"""The label of models without a known price."""
+CHARGED: Final = (
+    ("tollkeeper_charged_requests_total", "Requests that were sent to a provider.", "provider", "model"),
+    ("tollkeeper_charged_nanodollars_total", "Charges of requests, in nano-dollars.", "provider", "model"),
+    (
+        "tollkeeper_presumed_nanodollars_total",
+        "Charges at the hold because the cost is not known, in nano-dollars.",
+        "provider",
+        "model",
+    ),
+    (
+        "tollkeeper_charged_tokens_total",
+        "Tokens of requests by kind: input, cached (input from the provider's cache, not counted as input), output.",
+        *("provider", "model", "kind"),
+    ),
+)
+TOKEN_KINDS: Final = ("input", "cached", "output")
 
 
 class Instruments:
@@ -35,6 +56,9 @@ class Instruments:
         self.total: HistogramChild = metrics.histogram(
             "tollkeeper_request_seconds", "From the request's arrival to the last byte of its answer."
         ).labels()
+        self.authentication: HistogramChild = metrics.histogram(
+            "tollkeeper_authentication_seconds", "From the request's arrival until its key was known."
+        ).labels()
         self.admission: HistogramChild = metrics.histogram(
             "tollkeeper_admission_seconds", "Waiting for the decision over limits and budgets."
         ).labels()
@@ -44,6 +68,12 @@ class Instruments:
         self.overhead: HistogramChild = metrics.histogram(
             "tollkeeper_gateway_overhead_seconds", "Time to the first byte, without that waited for the provider."
         ).labels()
+        self.dispatch: HistogramChild = metrics.histogram(
+            "tollkeeper_dispatch_seconds", "From the request's arrival until it was sent to a provider."
+        ).labels()
+        self.upstream: Family[HistogramChild] = metrics.histogram(
+            "tollkeeper_upstream_seconds", "Waiting for the head of a provider's answer, per request.", "provider"
+        )
         plain = metrics.counter
         self.presumed = plain("tollkeeper_presumed_total", "Holds charged because the cost is not known.").labels()
         self.voided = plain("tollkeeper_voids_total", "Admissions released unsent.").labels()
@@ -64,6 +94,8 @@ class Instruments:
         self.injected = plain("tollkeeper_injected_limits_total", "Output limits set by the gateway.").labels()
         metrics.gauge("tollkeeper_active_requests", "Requests being served.", lambda: self.active)
         metrics.gauge("tollkeeper_draining_requests", "Answers read on for clients gone.", lambda: self.draining)
+        self._charged = [metrics.counter(name, text, *labels) for name, text, *labels in CHARGED]
+        self._deployments: dict[tuple[str, str], list[CounterChild]] = {}
         self._by_status: dict[tuple[str, int], Callable[[], None]] = {}
 
     def count(self, endpoint: str, status: int) -> None:
@@ -74,6 +106,34 @@ class Instruments:
             label = f"{key[1]}xx" if key[1] else "hangup"
             inc = self._by_status[key] = self.requests.labels(endpoint, label).inc
         inc()
+
+    def recorded(self, record: RequestRecord, upstream_s: float) -> None:
+        """What a finished request was charged, and how long it waited for its provider."""
+        if record.queue_us is None:
+            return  # never sent anywhere
+        self.dispatch.observe(record.queue_us / 1e6)
+        self.upstream.labels(record.provider).observe(upstream_s)
+        # A name without a price may be anything a client writes.
+        deployment = (record.provider, UNPRICED if record.price_version is None else record.model)
+        children = self._deployments.get(deployment)
+        if children is None:
+            children = self._bind(*deployment)
+        requests, cost, presumed, unread, cached, output = children
+        requests.value += 1
+        cost.value += record.cost_nano
+        if record.presumed:
+            presumed.value += record.cost_nano
+        cached.value += record.tokens_cached
+        unread.value += max(0, record.tokens_input - record.tokens_cached)
+        output.value += record.tokens_output
+
+    def _bind(self, provider: str, model: str) -> list[CounterChild]:
+        requests, cost, presumed, tokens = self._charged
+        children = [family.labels(provider, model) for family in (requests, cost, presumed)]
+        children += [tokens.labels(provider, model, kind) for kind in TOKEN_KINDS]
+        if len(self._deployments) < CHILDREN_MAX:
+            self._deployments[provider, model] = children
+        return children
 
     def refused(self, kind: LimitKind, scope: ScopeKind) -> None:
         """One refusal."""

@@ -191,6 +191,7 @@ class DataPlane:
         client = exchange.client
         secret = secret_of(client.header(b"authorization"), client.header(b"x-api-key"))
         principal = exchange.principal = await self._keys.principal(secret, exchange.time_us)
+        self._instruments.authentication.observe(exchange.age_s)
         return principal
 
     async def _generate(self, exchange: Exchange, endpoint: Endpoint) -> None:
@@ -349,7 +350,9 @@ class DataPlane:
 
     def _record(self, exchange: Exchange) -> None:
         capture = exchange.capture
-        self._records.put(record_of(exchange), None if capture is None else capture.captured())
+        record = record_of(exchange)
+        self._instruments.recorded(record, exchange.upstream_s)
+        self._records.put(record, None if capture is None else capture.captured())
 
 
 def _open_upstreams(providers: Mapping[str, ProviderSettings]) -> dict[str, Upstream]:

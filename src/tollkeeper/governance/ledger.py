@@ -175,11 +175,15 @@ class Ledger:
         self._conflicts = metrics.counter(
             "tollkeeper_idempotency_conflicts_total", "Usage refused because its key stands for another amount."
         ).labels()
-        admissions = metrics.counter("tollkeeper_admissions_total", "Decisions of the store by result.", "result")
+        admissions = metrics.counter(
+            "tollkeeper_admissions_total", "Decisions by result: admitted, refused, unavailable.", "result"
+        )
         self._admitted, self._refused, self._failed = (
             admissions.labels(result) for result in ("admitted", "refused", "unavailable")
         )
-        entries = metrics.counter("tollkeeper_entries_total", "Numbered entries written, by kind.", "kind")
+        entries = metrics.counter(
+            "tollkeeper_entries_total", "Numbered entries written, by kind: settle, presume, void, …", "kind"
+        )
         kinds = [entries.labels(kind) for kind in ("settle", "presume", "void", "usage", "late", "correct")]
         self._settled, self._presumed, self._voided, self._used, self._late_settled, self._corrected = kinds
         self._renamed = metrics.counter(
@@ -199,7 +203,26 @@ class Ledger:
         metrics.gauge(
             "tollkeeper_entries_unacknowledged", "Entries the store has not confirmed.", lambda: self.unacknowledged
         )
+        metrics.gauge("tollkeeper_holds_nanodollars", "Money held by this process, in nano-dollars.", self._held_nano)
+        metrics.gauge("tollkeeper_entries_unsynced", "Entries that the database does not have yet.", self._unsynced)
+        metrics.gauge(
+            "tollkeeper_roots_recovering",
+            "Roots that are loaded or opened again after a loss; their budgets wait for it.",
+            lambda: sum(state.recovery is not None or state.opening is not None for state in self._roots.values()),
+        )
+        metrics.gauge("tollkeeper_producers_dead", "Dead producers that are not closed yet.", lambda: len(self.dead))
+        metrics.gauge(
+            "tollkeeper_outbox_failed",
+            "1 while the outbox takes nothing, so that no request is admitted.",
+            lambda: self._outbox.failure is not None,
+        )
         metrics.gauge("tollkeeper_outbox_bytes", "Bytes kept in the outbox.", lambda: self._outbox.bytes_kept)
+
+    def _held_nano(self) -> int:
+        return sum(grant.demand.hold_nano for grant in self._live.values())
+
+    def _unsynced(self) -> int:
+        return sum(self._outbox.uncovered_of(root) for root in self._outbox.numbers)
 
     @property
     def unacknowledged(self) -> int:

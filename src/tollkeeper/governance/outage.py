@@ -83,7 +83,9 @@ class Outage:
             "tollkeeper_store_breaker", "0: the store is asked, 1: it is probed, 2: away.", lambda: states[self.state]
         )
         metrics.gauge("tollkeeper_degraded_roots", "Roots decided without the store.", lambda: len(self._alone))
-        metrics.gauge("tollkeeper_degraded_seconds", "Time degraded since the start.", lambda: self.degraded_s)
+        metrics.counters(
+            "tollkeeper_degraded_seconds_total", "Time without the store.", (), lambda: [((), self.degraded_s)]
+        )
         metrics.gauge("tollkeeper_instances", "Live instances as last counted.", lambda: self.fleet.size)
 
     # State

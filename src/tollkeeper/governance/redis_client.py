@@ -203,6 +203,12 @@ class RedisClient:
         """As `get_stats` tells: commands so far that got no answer at their first sending."""
         return self._counters.misses
 
+    @property
+    def pipelines(self) -> tuple[Sequence[int], Sequence[int], int]:
+        """Writes by size: the most commands of each class but the last, writes in each class, commands in all."""
+        counts = self._counters.batches
+        return [2 ** (n + 1) - 1 for n in range(len(counts) - 1)], tuple(counts), self._counters.commands
+
     def get_stats(self) -> RedisStats:
         """The counters and connections as they are now."""
         connections = [c for node in self._nodes.values() for c in node.connections]

@@ -6,6 +6,7 @@ Flags are cleared after the commit and only if unchanged, so a worker may die at
 
 import asyncio
 from collections.abc import Callable
+from time import monotonic
 from typing import Final
 
 from tollkeeper.domain.charges import QUARANTINED
@@ -55,6 +56,8 @@ class SyncWorker:
         self._quarantined = metrics.counter(
             "tollkeeper_entries_quarantined_total", "Entries that could not be placed; they charged nothing."
         ).labels()
+        self._seconds = metrics.histogram("tollkeeper_sync_seconds", "Duration of complete syncs.").labels()
+        metrics.gauge("tollkeeper_sync_interval_seconds", "Pause between two syncs, as set.", lambda: interval_s)
         metrics.gauge(
             "tollkeeper_sync_age_seconds", "Time since the last complete sync.", lambda: self.age_us() / 1e6
         )
@@ -109,6 +112,7 @@ class SyncWorker:
             self._waiting |= self._ledger.touched
             self._ledger.touched.clear()
             written = 0
+            began_s = monotonic()
             try:
                 for root in tuple(self._waiting):
                     written += await self._sync_root(root)
@@ -116,6 +120,7 @@ class SyncWorker:
                 self._failed.inc()
                 raise
             self._ok.inc()
+            self._seconds.observe(monotonic() - began_s)
             self.last_success_us = self._now_us()
             return written
 

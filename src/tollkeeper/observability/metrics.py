@@ -1,14 +1,16 @@
 """Metrics, declared once in this file's registry and counted in plain integers.
 
 The data plane counts with `child.value += 1`-like calls on children bound at start; a collector turns the numbers
-into Prometheus samples when somebody asks. No locks: one event loop, one process.
+into Prometheus samples when somebody asks. No locks: one event loop, one process, one `/metrics`; several processes
+are several targets.
 """
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, Literal, TypeVar
 
-from prometheus_client import CollectorRegistry, generate_latest
+import msgspec
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -66,6 +68,25 @@ class HistogramChild:
 
 
 Child = TypeVar("Child", CounterChild, HistogramChild)
+Rows = Iterable[tuple[Sequence[str], float]]
+"""Label values and a number, one row a series."""
+
+
+class Sizes(msgspec.Struct, frozen=True):
+    """A histogram as somebody else keeps it: `counts` of the values up to each of `bounds`, then of those above."""
+
+    bounds: Sequence[float]
+    counts: Sequence[int]
+    sum: float
+
+
+class Declaration(msgspec.Struct, frozen=True, order=True):
+    """A metric as the reference tells it."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    labels: tuple[str, ...]
+    text: str
 
 
 class Family(Generic[Child]):
@@ -91,14 +112,17 @@ class Family(Generic[Child]):
 
 
 class Metrics:
-    """The registry of one process. Rooms declare what they count in their constructors."""
+    """The registry of one process. Rooms declare what they count in their constructors; a second declaration of a
+    counter or histogram gives the first one, of anything that is read replaces it."""
 
     def __init__(self) -> None:
         self._counters: dict[str, Family[CounterChild]] = {}
         self._histograms: dict[str, Family[HistogramChild]] = {}
-        self._gauges: dict[str, tuple[str, Callable[[], float]]] = {}
+        self._read: dict[str, tuple[Declaration, Callable[[], Rows]]] = {}
+        self._sizes: dict[str, tuple[Declaration, Callable[[], Iterable[tuple[Sequence[str], Sizes]]]]] = {}
         self._registry = CollectorRegistry()
         self._registry.register(_Reader(self))
+        ProcessCollector(registry=self._registry)
 
     def counter(self, name: str, text: str, *labels: str) -> Family[CounterChild]:
         """Declare a counter; `name` ends in `_total`. Declaring it again gives the same one."""
@@ -110,7 +134,28 @@ class Metrics:
 
     def gauge(self, name: str, text: str, read: Callable[[], float]) -> None:
         """Declare a value that is read when somebody asks."""
-        self._gauges[name] = (text, read)
+        self.gauges(name, text, (), lambda: [((), read())])
+
+    def gauges(self, name: str, text: str, labels: tuple[str, ...], read: Callable[[], Rows]) -> None:
+        """Declare values that are read when somebody asks, each with its labels."""
+        self._read[name] = (Declaration(name, "gauge", labels, text), read)
+
+    def counters(self, name: str, text: str, labels: tuple[str, ...], read: Callable[[], Rows]) -> None:
+        """Declare numbers that only grow and are counted elsewhere; `name` ends in `_total`."""
+        self._read[name] = (Declaration(name, "counter", labels, text), read)
+
+    def sizes(
+        self, name: str, text: str, labels: tuple[str, ...], read: Callable[[], Iterable[tuple[Sequence[str], Sizes]]]
+    ) -> None:
+        """Declare histograms that are counted elsewhere."""
+        self._sizes[name] = (Declaration(name, "histogram", labels, text), read)
+
+    def declared(self) -> list[Declaration]:
+        """All metrics of this registry by name; those of the process itself (`process_…`) are prometheus-client's."""
+        found = [Declaration(f.name, "counter", f.label_names, f.text) for f in self._counters.values()]
+        found += [Declaration(f.name, "histogram", f.label_names, f.text) for f in self._histograms.values()]
+        found += [declaration for declaration, _ in (*self._read.values(), *self._sizes.values())]
+        return sorted(found)
 
     def exposition(self) -> bytes:
         """All metrics in Prometheus' text format."""
@@ -119,27 +164,39 @@ class Metrics:
     def families(self) -> Iterable[Metric]:
         """All metrics as prometheus-client's families."""
         for counter in self._counters.values():
-            family = CounterMetricFamily(
-                counter.name.removesuffix("_total"), counter.text, labels=counter.label_names
-            )
-            for values, child in counter.children.items():
-                family.add_metric(values, child.value)
-            yield family
+            rows = [(values, child.value) for values, child in counter.children.items()]
+            yield _counter(counter.name, counter.text, counter.label_names, rows)
         for histogram in self._histograms.values():
             shape = HistogramMetricFamily(histogram.name, histogram.text, labels=histogram.label_names)
             for values, series in histogram.children.items():
-                shape.add_metric(values, _cumulative(series), series.sum)
+                shape.add_metric(values, _cumulative(series.buckets, series.counts), series.sum)
             yield shape
-        for name, (text, read) in self._gauges.items():
-            gauge = GaugeMetricFamily(name, text)
-            gauge.add_metric((), read())
+        for told, read in self._read.values():
+            if told.kind == "counter":
+                yield _counter(told.name, told.text, told.labels, read())
+                continue
+            gauge = GaugeMetricFamily(told.name, told.text, labels=told.labels)
+            for labels, value in read():
+                gauge.add_metric(labels, value)
             yield gauge
+        for told, sizes in self._sizes.values():
+            shape = HistogramMetricFamily(told.name, told.text, labels=told.labels)
+            for labels, kept in sizes():
+                shape.add_metric(labels, _cumulative(kept.bounds, kept.counts), kept.sum)
+            yield shape
 
 
-def _cumulative(series: HistogramChild) -> list[tuple[str, float]]:
+def _counter(name: str, text: str, labels: Sequence[str], rows: Rows) -> Metric:
+    family = CounterMetricFamily(name.removesuffix("_total"), text, labels=labels)
+    for values, value in rows:
+        family.add_metric(values, value)
+    return family
+
+
+def _cumulative(bounds: Sequence[float], counts: Sequence[int]) -> list[tuple[str, float]]:
     total = 0
     rows: list[tuple[str, float]] = []
-    for bound, count in zip((*series.buckets, "+Inf"), series.counts, strict=True):
+    for bound, count in zip((*bounds, "+Inf"), counts, strict=True):
         total += count
         rows.append((str(bound), total))
     return rows

@@ -1,0 +1,60 @@
+"""A whole gateway on a Redis of its own, with a simulated provider and a folder for logs, to be looked at."""
+
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from tests.servers.gateway import GatewayProcess, SimulatorProcess
+from tests.servers.redis import RedisServer, own_redis
+
+__all__ = ["own_redis"]
+
+BODY = {
+    "model": "gpt-4o-mini",
+    "max_tokens": 50,
+    "messages": [{"role": "user", "content": "[[sim input=9 output=50]]"}],
+}
+
+
+class Watched:
+    """`ask` sends a request and gives its status. Log records are shipped at once."""
+
+    def __init__(self, folder: Path, redis: RedisServer) -> None:
+        self.redis, self.logs = redis, folder / "logs"
+        self.simulator = SimulatorProcess(folder)
+        environ = {"REDIS_URL": redis.url, "LOG_STORE_URL": f"file://{self.logs}"}
+        self.gateway = GatewayProcess(folder / "gateway", self.simulator.url, environ, MORE)
+        self.secret = str(self.gateway.admin("POST", "/keys", {"name": "one", "limits": {"rpm": 1000}})["secret"])
+        self.poor = str(self.gateway.admin("POST", "/keys", {"name": "two", "limits": {"rpm": 1}})["secret"])
+
+    def ask(self, secret: str = "") -> int:
+        request = urllib.request.Request(
+            f"{self.gateway.url}/v1/chat/completions",
+            data=msgspec.json.encode(BODY),
+            headers={"Authorization": f"Bearer {secret or self.secret}", "Content-Type": "application/json"},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=20) as response:
+                response.read()
+                return int(response.status)
+        except urllib.error.HTTPError as error:
+            error.close()
+            return error.code
+
+    def close(self) -> None:
+        for program in (self.gateway, self.simulator):
+            program.kill()
+
+
+MORE = '[logs]\nflush_interval_s = "100ms"\n'
+
+
+@pytest.fixture
+def watched(tmp_path: Path, own_redis: RedisServer) -> Iterator[Watched]:
+    made = Watched(tmp_path, own_redis)
+    yield made
+    made.close()
