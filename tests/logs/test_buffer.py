@@ -12,6 +12,7 @@ from tests.servers.redis import RedisCluster, RedisServer
 from tollkeeper import InvalidInput, LogBuffer, RedisClient, StoreUnavailable
 from tollkeeper.domain.log_queue import Chunk
 from tollkeeper.logs.encoding import RECORD_BYTES_MAX
+from tollkeeper.observability.metrics import Metrics
 
 
 class Make:
@@ -74,11 +75,37 @@ async def test_overflow_drops_the_oldest_and_counts_them(make: Make) -> None:
         with capture_logs() as events:
             for i in range(25):
                 await buffer.enqueue(i)
+        assert buffer.fill == 1.0
         assert await buffer.dequeue() == list(range(15, 25))
         stats = await buffer.get_stats()
         assert (stats.dropped, stats.max_records) == (15, 10)
         assert [e["event"] for e in events] == ["log_buffer_filling"]
-        assert buffer.fill == 1.0
+
+
+async def test_a_buffer_that_fills_up_sets_a_metric_until_it_has_emptied(make: Make) -> None:
+    def value(buffer: LogBuffer, name: str) -> float:
+        lines = buffer.metrics.exposition().decode().splitlines()
+        return float(next(line for line in lines if line.startswith(f"tollkeeper_log_buffer_{name} ")).split()[1])
+
+    async with make(max_records=10) as buffer:
+        await buffer.enqueue_batch(list(range(8)))
+        assert [value(buffer, n) for n in ("fill_ratio", "depth", "filling", "filled_total")] == [0.8, 8, 0, 0]
+        await buffer.enqueue_batch(list(range(5)))
+        names = ("fill_ratio", "depth", "filling", "filled_total", "dropped_total")
+        assert [value(buffer, name) for name in names] == [1, 10, 1, 1, 3]
+        await buffer.dequeue(4)
+        await buffer.get_stats()
+        assert [value(buffer, name) for name in names] == [0.6, 6, 1, 1, 3]
+        await buffer.dequeue(1)
+        await buffer.get_stats()
+        assert [value(buffer, name) for name in names] == [0.5, 5, 0, 1, 3]
+
+
+async def test_buffers_may_count_in_metrics_that_are_given(make: Make) -> None:
+    metrics = Metrics()
+    async with make(max_records=1, metrics=metrics) as buffer:
+        await buffer.enqueue_batch([1, 2, 3])
+    assert b"tollkeeper_log_buffer_dropped_total 2.0" in metrics.exposition()
 
 
 async def test_bytes_are_bounded_too(make: Make) -> None:

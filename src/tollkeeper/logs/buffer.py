@@ -19,12 +19,13 @@ from typing import Any, Final, Self
 import msgspec
 
 from tollkeeper.domain.errors import InvalidInput, StoreUnavailable
-from tollkeeper.domain.log_queue import Ask, Batch, Bounds, Kept, Taken
+from tollkeeper.domain.log_queue import Ask, Batch, Bounds, Kept, QueueStats, Taken
 from tollkeeper.domain.ports import ScriptStore
 from tollkeeper.logs.encoding import RECORD_BYTES_MAX
 from tollkeeper.logs.producer import CHUNK_BYTES_MAX, CHUNK_RECORDS_MAX, Producer
 from tollkeeper.logs.queues import MemoryQueue, Queue, RedisQueue
 from tollkeeper.observability.logging import logger
+from tollkeeper.observability.metrics import Metrics
 
 BATCH: Final = 100
 """Records taken or leased at once unless told otherwise."""
@@ -84,6 +85,11 @@ class LogBuffer:
 
     A record is anything that msgspec encodes as JSON, up to 1 MiB; it comes back as JSON decodes it. It starts by
     itself; leave it as a context manager, or with `stop`. Methods raise StoreUnavailable when Redis is away.
+
+    `metrics` is what it counts, in Prometheus' format by `buffer.metrics.exposition()`: fill and depth of this
+    process's shard, whether it is above 0.8 (and how often it got there), and what this process's records pressed
+    out. In Redis they are as of this process's last record or `get_stats`. Give one `Metrics` to several buffers only
+    if they should count as one.
     """
 
     def __init__(
@@ -95,6 +101,7 @@ class LogBuffer:
         max_bytes: int = 256 * 2**20,
         shards: int = 1,
         producer: str | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
         if max_records < 1 or max_bytes < 1 or shards < 1:
             raise InvalidInput("max_records, max_bytes and shards must be 1 or more")
@@ -114,10 +121,38 @@ class LogBuffer:
         self._home = zlib.crc32(self.producer.encode()) % shards
         self._turn = 0
         self._fill = 0.0
+        self._depth = 0
         self._warned = False
         self._arrived = asyncio.Event()
         self._producer = Producer(self.producer, self._queues[self._home], None, on_kept=self._note_kept)
-        self._lease_shards: dict[str, int] = {}
+        self.metrics = metrics or Metrics()
+        self._declare(self.metrics)
+
+    def _declare(self, metrics: Metrics) -> None:
+        gauge, counter = metrics.gauge, metrics.counter
+        gauge("tollkeeper_log_buffer_fill_ratio", "Fill of the buffer; above 0.8 warns.", self._look)
+        gauge("tollkeeper_log_buffer_depth", "Records in the buffer.", lambda: self._depth)
+        gauge(
+            "tollkeeper_log_buffer_filling",
+            "1 from when the buffer is fuller than 0.8 until it is below 0.6.",
+            lambda: int(self._warned),
+        )
+        self._filled_total = counter(
+            "tollkeeper_log_buffer_filled_total", "How often the buffer became fuller than 0.8."
+        ).labels()
+        self._dropped_total = counter(
+            "tollkeeper_log_buffer_dropped_total", "Records dropped because the buffer was full."
+        ).labels()
+
+    def _look(self) -> float:
+        """The fill; in memory it is looked at now, since nobody else empties the buffer in its stead."""
+        home = self._queues[self._home]
+        if isinstance(home, MemoryQueue):
+            self._saw(home.now())
+        return self._fill
+
+    def _saw(self, queue: QueueStats) -> None:
+        self._note_fill(queue.size, queue.bytes)
 
     def __repr__(self) -> str:
         kind = "memory" if isinstance(self._queues[0], MemoryQueue) else f"{len(self._queues)} shards"
@@ -143,7 +178,8 @@ class LogBuffer:
 
     @property
     def fill(self) -> float:
-        """How full this process's shard was after its last record, 0 to 1; above 0.8 it logs a warning, once."""
+        """How full this process's shard was at its last record or `get_stats`, 0 to 1; above 0.8 it logs a warning,
+        once."""
         return self._fill
 
     async def enqueue(self, record: Any) -> None:
@@ -268,6 +304,7 @@ class LogBuffer:
     async def get_stats(self) -> LogBufferStats:
         """The buffer now."""
         shards = [await queue.stats() for queue in self._queues]
+        self._saw(shards[self._home])
         size, held = sum(s.size for s in shards), sum(s.bytes for s in shards)
         ages = [s.now_us - s.oldest_us for s in shards if s.oldest_us]
         return LogBufferStats(
@@ -292,12 +329,16 @@ class LogBuffer:
 
     def _note_kept(self, kept: Kept) -> None:
         self._arrived.set()
-        self._fill = max(kept.records / self._bounds.records_max, kept.bytes / self._bounds.bytes_max)
+        self._dropped_total.inc(kept.dropped)
+        self._note_fill(kept.records, kept.bytes)
+
+    def _note_fill(self, records: int, size: int) -> None:
+        self._depth = records
+        self._fill = max(records / self._bounds.records_max, size / self._bounds.bytes_max)
         if self._fill > WARN_FILL and not self._warned:
             self._warned = True
-            _log.warning(
-                "log_buffer_filling", producer=self.producer, records=kept.records, fill=round(self._fill, 3)
-            )
+            self._filled_total.inc()
+            _log.warning("log_buffer_filling", producer=self.producer, records=records, fill=round(self._fill, 3))
         elif self._fill < REARM_FILL:
             self._warned = False
 
