@@ -3,14 +3,26 @@ what was admitted that knows nothing of how."""
 
 from typing import Any
 
+import msgspec
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tollkeeper.domain.admission import Checks, CounterCheck, Demand, Grant, LogCheck, Reply, SlotCheck, Status
+from tollkeeper.domain.admission import (
+    PER_TOKEN,
+    BucketCheck,
+    Checks,
+    CounterCheck,
+    Demand,
+    Grant,
+    LogCheck,
+    Reply,
+    SlotCheck,
+    Status,
+)
 from tollkeeper.domain.entries import dispatch_of, settle_entry, void_entry
 from tollkeeper.domain.outage import PUSH_RUNS_MAX, RETRY_US, Fallback, Fleet, OutageMode, OutageModes
 from tollkeeper.domain.periods import Period, span_at
-from tollkeeper.domain.policy import ScopeKind
+from tollkeeper.domain.policy import ScopeKind, Unit
 from tollkeeper.domain.tree import Tree
 from tollkeeper.domain.usage import Usage
 
@@ -165,6 +177,103 @@ def test_exact_when_everybody_knows(size: int, limit: int, before: Any, during: 
     model = Model(size, limit)
     play(model, before, [("look",), ("away",)], during, [("back", lost)], after)
     assert model.most() <= limit + model.late
+
+
+class BucketModel(Model):
+    """The same with a token bucket, and when the outage lasted for anybody."""
+
+    def __init__(self, size: int, rate: int, burst: int) -> None:
+        super().__init__(size, 0)
+        self.checks = with_bucket(rate, burst)
+        self.began_us, self.ended_us = NOW_US, FOREVER_US
+
+    def on_away(self) -> None:
+        super().on_away()
+        self.began_us = self.now_us
+
+    def on_hand_over(self, instance: int) -> None:
+        super().on_hand_over(instance)
+        if not any(self.alone) and self.ended_us == FOREVER_US:
+            self.ended_us = self.now_us
+
+
+def with_bucket(rate: int, burst: int) -> Checks:
+    bucket = BucketCheck("key_1:requests", ScopeKind.KEY, Unit.REQUESTS, rate, burst)
+    return msgspec.structs.replace(checks_of(), buckets=(bucket,))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.integers(1, 4),
+    st.sampled_from([1, 3, 60, 600]),
+    st.integers(1, 20),
+    busy,
+    busy,
+    st.booleans(),
+    returning,
+)
+@example(1, 60, 4, [("ask", 0, 4)], [("ask", 0, 1), ("wait", 4_000_000), ("ask", 0, 4)], True, [("ask", 0, 4)])
+def test_the_bound_of_token_buckets(
+    size: int, rate: int, burst: int, before: Any, during: Any, lost: bool, after: Any
+) -> None:
+    """Alone all instances together let through no more than flows in from the outage's beginning on; and in any
+    interval, whatever the store remembers, no more than two bursts and what flows in, for the time that somebody was
+    alone twice. An instance gains at least one a minute."""
+    model = BucketModel(size, rate, burst)
+    play(model, before, [("away",)])
+    already = len(model.admitted)
+    play(model, during)
+    a_minute = max(rate, sum(max(1, Fleet(size, rank).share(rate, "key_1:requests")) for rank in range(size)))
+    for number, (time_us, _) in enumerate(model.admitted[already:], already + 1):
+        alone = sum(weight for _, weight in model.admitted[already:number])
+        assert alone * PER_TOKEN <= a_minute * (time_us - model.began_us)
+    play(model, [("back", lost)], after)
+    for first, (start_us, _) in enumerate(model.admitted):
+        weight = 0
+        for end_us, more in model.admitted[first:]:
+            weight += more
+            alone_us = max(0, min(end_us, model.ended_us) - max(start_us, model.began_us))
+            assert (weight - 2 * burst) * PER_TOKEN <= a_minute * (end_us - start_us + alone_us)
+
+
+def test_a_buckets_share_starts_empty_in_every_outage() -> None:
+    """What was just used up is not there again, in a second outage neither; the wait is told; what does not fit the
+    share may pass later, what does not fit the bucket never."""
+    checks = with_bucket(60, 4)
+    fallback = Fallback()
+    now_us = NOW_US
+    for _ in range(2):
+        fallback.begin(now_us, [], PAIR)
+        refused = fallback.admit(now_us, checks, demand("a1"), BOUNDED).reply.refusal
+        assert refused is not None and (refused.wait_us, refused.never) == (2_000_000, False)
+        now_us += 2_000_000
+        assert fallback.admit(now_us - 1, checks, demand("a2"), BOUNDED).reply.refusal is not None
+        assert fallback.admit(now_us, checks, demand(f"a{now_us}"), BOUNDED).reply.status is Status.ADMITTED
+        now_us += 60_000_000
+    above_share = fallback.admit(now_us, checks, demand("b", requests=3), BOUNDED).reply.refusal
+    above_burst = fallback.admit(now_us, checks, demand("c", requests=5), BOUNDED).reply.refusal
+    assert above_share is not None and (above_share.never, above_share.wait_us) == (False, RETRY_US)
+    assert above_burst is not None and above_burst.never
+
+
+def test_open_asks_no_bucket_and_closed_names_it() -> None:
+    """A bucket is a limit: *open* lets everything through and tells the store nothing, *closed* refuses."""
+    checks = with_bucket(1, 1)
+    fallback = alone(checks)
+    for number in range(9):
+        reply = fallback.admit(NOW_US, checks, demand(f"a{number}"), OutageModes(OutageMode.OPEN)).reply
+        assert (reply.status, reply.degraded, reply.buckets) == (Status.ADMITTED, "limits", ())
+    assert fallback.pushes() == []
+    closed = alone(checks).admit(NOW_US, checks, demand("a1"), OutageModes(limits=OutageMode.CLOSED)).closed
+    assert closed == "limits cannot be checked"
+
+
+def test_buckets_in_shadow_report_nothing() -> None:
+    """As other limits in shadow: an empty share is no reason for a report."""
+    checks = with_bucket(1, 1)
+    checks = msgspec.structs.replace(checks, buckets=(msgspec.structs.replace(checks.buckets[0], shadow=True),))
+    reply = alone(checks).admit(NOW_US, checks, demand("a1"), BOUNDED).reply
+    assert (reply.status, reply.shadowed) == (Status.ADMITTED, ())
 
 
 def test_shares_of_a_fleet_are_the_whole() -> None:

@@ -14,7 +14,7 @@ from tests.servers.redis import RedisCluster, RedisServer
 from tollkeeper.domain.admission import Denial, Grant, LimitKind
 from tollkeeper.domain.errors import StoreUnavailable
 from tollkeeper.domain.outage import OutageMode, OutageModes
-from tollkeeper.domain.policy import Policy, Principal, Unit, Window
+from tollkeeper.domain.policy import Policy, Principal, TokenBucket, Unit, Window
 from tollkeeper.domain.usage import Usage
 
 BOUNDED = OutageModes()
@@ -140,6 +140,41 @@ async def test_tokens_and_slots_are_shared(tmp_path: Path, own_redis: RedisServe
             first.ledger.settle(each, 1, USAGE)
         (grant,) = await burst(first, who, 1, "free", cost=1)
         assert grant.reply.slots == (1,)
+
+
+async def test_a_bucket_just_used_up_gives_nothing_more(tmp_path: Path, own_redis: RedisServer) -> None:
+    """Shares of a bucket start empty: alone nobody admits before something has flowed in. A Redis that comes back
+    empty has the whole burst again: that is the bound, and it is stated."""
+    who = one_key("org_a", Policy(buckets=(TokenBucket(Unit.REQUESTS, 1, 5),)))
+    async with ledgers(tmp_path, own_redis, 2, BOUNDED) as started:
+        assert len(await burst(started[0], who, 9, "fill", cost=1)) == 5
+        own_redis.kill()
+        for n, parts in enumerate(started):
+            denial = await parts.admit(who, f"more{n}.1", hold=1)
+            assert isinstance(denial, Denial) and denial.reply.degraded == "limits"
+            assert denial.refusal.kind is LimitKind.REQUESTS and not denial.refusal.never
+            assert denial.refusal.wait_us is not None and 0 < denial.refusal.wait_us <= 60_000_000
+            assert await burst(parts, who, 9, f"alone{n}", cost=1) == []
+        own_redis.forget()
+        own_redis.start()
+        await back(started)
+        after = [len(await burst(parts, who, 9, f"after{n}", cost=1)) for n, parts in enumerate(started)]
+        assert after == [5, 0]
+
+
+async def test_open_buckets_let_everything_through(tmp_path: Path, own_redis: RedisServer) -> None:
+    """Nothing is taken, nothing is told to Redis, and an end leaves the store's bucket as it is."""
+    who = one_key("org_a", Policy(buckets=(TokenBucket(Unit.REQUESTS, 1, 5),)))
+    async with ledgers(tmp_path, own_redis, 1, OPEN) as (parts,):
+        assert len(await burst(parts, who, 5, "fill", cost=1)) == 5
+        own_redis.kill()
+        assert len(await burst(parts, who, 20, "alone", cost=1)) == 20
+        (late,) = await burst(parts, who, 1, "late")
+        own_redis.forget()
+        own_redis.start()
+        await back([parts])
+        parts.ledger.settle(late, 1, USAGE)
+        assert len(await burst(parts, who, 9, "after", cost=1)) == 5
 
 
 async def test_budget_is_shared_and_spend_stays_exact(tmp_path: Path, own_redis: RedisServer) -> None:

@@ -191,7 +191,7 @@ class Fallback:
 
     def _plan(self, checks: Checks, modes: OutageModes) -> tuple[Checks, str | None]:
         """The checks cut down to shares, and why requests cannot be decided at all, if so."""
-        concerns = degraded_concerns(checks)
+        concerns, bounded = degraded_concerns(checks), modes.limits is OutageMode.BOUNDED
         for concern, mode in (("limits", modes.limits), ("budgets", modes.budgets)):
             if mode is OutageMode.CLOSED and concern in concerns:
                 return checks, f"{concern} cannot be checked"
@@ -207,7 +207,7 @@ class Fallback:
         shares = msgspec.structs.replace(
             checks,
             logs=tuple([self._log_share(log, modes.limits) for log in checks.logs]),
-            buckets=tuple([self._bucket_share(b) for b in checks.buckets if modes.limits is OutageMode.BOUNDED]),
+            buckets=tuple([self._bucket_share(b) for b in checks.buckets if bounded and not b.shadow]),
             slots=tuple([self._slot_share(slot, modes.limits) for slot in checks.slots]),
             counters=tuple(counters),
             warns=False,
