@@ -50,6 +50,21 @@ async def test_every_record_arrives_once_and_unchanged(store: LogStore) -> None:
     assert [record.number for record in arrived] == list(range(1, 101))
 
 
+@pytest.mark.parametrize("started", [True, False])
+async def test_a_burst_is_bounded_by_the_queue_alone(folder: LogStore, started: bool) -> None:
+    """20,000 records without giving way to the loop, 20 MB: more than waits in memory for a slow queue."""
+    pipeline = make_pipeline(folder)
+    if started:
+        await pipeline.start()
+        await asyncio.sleep(0)
+    for i in range(20_000):
+        pipeline.put(make_record(i, user="x" * 512))
+    stats = await pipeline.stop() if started else pipeline.stats()
+    assert (stats.produced, stats.dropped) == (20_000, 0)
+    await pipeline.start()
+    assert (await pipeline.stop()).delivered == 20_000
+
+
 async def test_a_record_is_shipped_once_it_is_old_enough_or_enough_wait(folder: LogStore) -> None:
     slow = make_pipeline(folder, "slow", flush_interval_s=3600.0, object_records_max=10)
     await slow.start()

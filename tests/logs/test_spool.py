@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -118,6 +119,45 @@ async def test_a_disk_that_cannot_be_written_drops_counts_and_tells(
     await until(lambda: producer.brought == 6)
     (gaps,) = [gaps for _, gaps in [await target.pending()]]
     assert [(g.kind, g.first, g.last) for g in gaps] == [("dropped", 1, 5)]
+    await producer.stop()
+
+
+class Slow(MemoryQueue):
+    """A queue whose answers are held back."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.answers: asyncio.Queue[bool] = asyncio.Queue()
+
+    async def put(self, chunk: Chunk) -> Kept:
+        if not await self.answers.get():
+            raise StoreUnavailable("away")
+        return await super().put(chunk)
+
+
+@pytest.mark.parametrize("arrives", [True, False])
+async def test_without_a_spool_the_oldest_that_wait_are_dropped_and_told_in_order(arrives: bool) -> None:
+    """Only they: neither the youngest, nor what is on its way."""
+    target = Slow("run", Bounds(), lambda: 1)
+    producer = Producer("p", target, None, pending_bytes_max=2 * 2**20)
+    await producer.start()
+
+    async def enqueue(record: bytes) -> None:
+        await producer.kept(producer.add(record))
+
+    first = asyncio.create_task(enqueue(b"first"))
+    await asyncio.sleep(0.01)
+    waiting = [asyncio.create_task(enqueue(bytes(2**18))) for _ in range(12)]
+    await asyncio.sleep(0.01)
+    assert producer.dropped == 4 and not first.done()
+    for answer in (arrives, *[True] * 4):
+        target.answers.put_nowait(answer)
+    outcomes = await asyncio.gather(first, *waiting, return_exceptions=True)
+    lost = [isinstance(outcome, StoreUnavailable) for outcome in outcomes]
+    assert lost == [not arrives, *[True] * 4, *[False] * 8]
+    runs, gaps = await target.pending()
+    assert [(g.kind, g.first, g.last) for g in gaps] == [("dropped", 2 if arrives else 1, 5)]
+    assert sum(b - a + 1 for _, a, b in runs) == (9 if arrives else 8)
     await producer.stop()
 
 

@@ -22,7 +22,7 @@ from tollkeeper.domain.errors import InvalidInput, StoreUnavailable
 from tollkeeper.domain.log_queue import Ask, Batch, Bounds, Kept, QueueStats, Taken
 from tollkeeper.domain.ports import ScriptStore
 from tollkeeper.logs.encoding import RECORD_BYTES_MAX
-from tollkeeper.logs.producer import CHUNK_BYTES_MAX, CHUNK_RECORDS_MAX, Producer
+from tollkeeper.logs.producer import CHUNK_BYTES_MAX, CHUNK_RECORDS_MAX, PENDING_BYTES_MAX, Producer
 from tollkeeper.logs.queues import MemoryQueue, Queue, RedisQueue
 from tollkeeper.observability.logging import logger
 from tollkeeper.observability.metrics import Metrics
@@ -124,7 +124,14 @@ class LogBuffer:
         self._depth = 0
         self._warned = False
         self._arrived = asyncio.Event()
-        self._producer = Producer(self.producer, self._queues[self._home], None, on_kept=self._note_kept)
+        self._producer = Producer(
+            self.producer,
+            self._queues[self._home],
+            None,
+            on_kept=self._note_kept,
+            # what the buffer has room for is not refused because it came at once
+            pending_bytes_max=max(PENDING_BYTES_MAX, self._bounds.bytes_max),
+        )
         self.metrics = metrics or Metrics()
         self._declare(self.metrics)
 

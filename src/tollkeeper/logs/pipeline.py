@@ -28,7 +28,7 @@ from tollkeeper.domain.ports import ScriptStore
 from tollkeeper.domain.record import RequestRecord
 from tollkeeper.logs import duck, encoding, parquet
 from tollkeeper.logs.encoding import RECORD_BYTES_MAX
-from tollkeeper.logs.producer import Producer, adopt
+from tollkeeper.logs.producer import PENDING_BYTES_MAX, Producer, adopt
 from tollkeeper.logs.queues import MemoryQueue, Queue, RedisQueue
 from tollkeeper.logs.retention import keep_retiring
 from tollkeeper.logs.shipper import Shipper
@@ -131,6 +131,7 @@ class LogPipeline:
             self._spool,
             on_kept=self._note_kept,
             on_dropped=self._dropped_total.inc,
+            pending_bytes_max=PENDING_BYTES_MAX if self._shared else max(PENDING_BYTES_MAX, self._bounds.bytes_max),
         )
         self._shipper = make_shipper(settings, self.queues, self._store, metrics, now_us)
         self._ships = settings.ship or not self._shared

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from tollkeeper.domain.errors import OutboxUnavailable, StoreUnavailable, Unavailable
+from tollkeeper.domain.log_account import merged
 from tollkeeper.domain.log_queue import Chunk, Gap, Kept
 from tollkeeper.logs.queues import Queue
 from tollkeeper.logs.spool import Spool, orphans
@@ -25,7 +26,7 @@ CHUNK_RECORDS_MAX: Final = 1000
 CHUNK_BYTES_MAX: Final = 2**20
 """A chunk is closed once it is this large (one record may be larger)."""
 PENDING_BYTES_MAX: Final = 16 * 2**20
-"""Records in memory while a chunk is on its way; above it they go to the spool."""
+"""Records in memory while a chunk is on its way; above it they go to the spool, or else the oldest are dropped."""
 PUT_TIMEOUT_S: Final = 0.5
 """Slower than this, the queue is away for us: what is in memory only, a crash would lose."""
 REPLAY_TIMEOUT_S: Final = 5.0
@@ -39,7 +40,8 @@ class Producer:
     """One producer. `add` is synchronous, never waits and never fails.
 
     `on_kept` is told what the queue holds after each chunk, `on_dropped` how many records were given up here:
-    because the spool is full, cannot be written, or is not there.
+    because the spool is full, cannot be written, or is not there. `pending_bytes_max` bounds what waits in memory
+    while a chunk is on its way, or before the start.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Producer:
         queue: Queue,
         spool: Spool | None,
         *,
+        pending_bytes_max: int = PENDING_BYTES_MAX,
         on_kept: Callable[[Kept], object] = lambda _: None,
         on_dropped: Callable[[int], object] = lambda _: None,
     ) -> None:
@@ -57,6 +60,7 @@ class Producer:
         """The last number that the queue or the spool has."""
         self.dropped = 0
         self._queue, self._spool = queue, spool
+        self._pending_bytes_max = pending_bytes_max
         self._on_kept, self._on_dropped = on_kept, on_dropped
         self._parts: list[bytes] = []
         self._bodies: list[bytes] = []
@@ -100,8 +104,8 @@ class Producer:
             self._body_bytes += len(body)
         if not self._scheduled:
             if self._loop is None:
-                if self._bytes > PENDING_BYTES_MAX:
-                    self._divert("it was not started")
+                if self._bytes > self._pending_bytes_max:
+                    self._relieve("it was not started")
                 return number
             self._scheduled = True
             self._idle.clear()
@@ -124,8 +128,8 @@ class Producer:
         self._scheduled = False
         if self._spooling:
             self._spill()
-        elif self._bytes > PENDING_BYTES_MAX:
-            self._divert("the queue is slower than records come")
+        elif self._bytes > self._pending_bytes_max:
+            self._relieve("the queue is slower than records come")
         self._wake.set()
 
     def _cut(self) -> Chunk:
@@ -258,9 +262,10 @@ class Producer:
             self._flying = None
         self.last_error = None
         self._on_kept(kept)
+        await asyncio.sleep(0)  # a queue in memory answers at once, and a burst of chunks must not stop the loop
 
     def _has(self, last: int) -> None:
-        self.brought = last
+        self.brought = max(self.brought, last)
         while self._waiters and self._waiters[0][0] <= last:
             _, future = self._waiters.popleft()
             if not future.done():
@@ -276,15 +281,18 @@ class Producer:
     def _drop(self, first: int, last: int, error: Exception) -> None:
         self.dropped += last - first + 1
         self._on_dropped(last - first + 1)
-        if self._gaps and self._gaps[-1][1] == first - 1:
-            self._gaps[-1] = (self._gaps[-1][0], last)
-        else:
-            self._gaps.append((first, last))
-        self.brought = last
-        while self._waiters and self._waiters[0][0] <= last:
-            _, future = self._waiters.popleft()
-            if not future.done():
+        self._add_gap(first, last)
+        self.brought = max(self.brought, last)
+        waiters, self._waiters = self._waiters, deque()
+        for number, future in waiters:
+            if not first <= number <= last:
+                self._waiters.append((number, future))  # what is on its way may still arrive
+            elif not future.done():
                 future.set_exception(StoreUnavailable(str(error)))
+
+    def _add_gap(self, first: int, last: int) -> None:
+        """What is on its way may be given up after younger records; gaps must be told in order all the same."""
+        self._gaps = deque(merged([*self._gaps, (first, last)]))
 
     async def _tell_gaps(self) -> None:
         """Numbers are told in order: a gap before the first chunk after it."""
@@ -294,13 +302,18 @@ class Producer:
             await self._queue.note(Gap("dropped", self.name, first, last))
             self._gaps.popleft()
 
-    def _divert(self, why: str) -> None:
-        """From now on to the spool, beginning with what is on its way: it may not have arrived. Without: dropped."""
-        if self._spool is None:
-            while self._parts:
-                chunk = self._cut()
-                self._drop(chunk.first, chunk.last, StoreUnavailable(why))
+    def _relieve(self, why: str) -> None:
+        """Too much waits in memory: to the spool, or, without one, the oldest are dropped until the rest fits."""
+        if self._spool is not None:
+            self._divert(why)
             return
+        while self._parts and self._bytes > self._pending_bytes_max:
+            chunk = self._cut()
+            self._drop(chunk.first, chunk.last, StoreUnavailable(why))
+
+    def _divert(self, why: str) -> None:
+        """From now on to the spool, beginning with what is on its way: it may not have arrived."""
+        assert self._spool is not None
         if not self._spooling:
             _log.warning("log_spool_begins", producer=self.name, why=why)
         self._spooling = True
@@ -327,10 +340,7 @@ class Producer:
             _log.error("log_spool_full", producer=self.name, first=first, last=last)
             self.dropped += last - first + 1
             self._on_dropped(last - first + 1)
-            if self._gaps and self._gaps[-1][1] == first - 1:
-                self._gaps[-1] = (self._gaps[-1][0], last)
-            else:
-                self._gaps.append((first, last))
+            self._add_gap(first, last)
 
     async def _replay(self) -> None:
         """Bring the oldest segment to the queue; with the last one the spool ends."""
