@@ -23,6 +23,7 @@ from tollkeeper import settings
 from tollkeeper.app.gateway import Gateway
 from tollkeeper.domain.record import SCHEMA_VERSION, RequestRecord
 from tollkeeper.logs import schema
+from tollkeeper.logs.buffer import LogBuffer
 from tollkeeper.observability.metrics import CHILDREN_MAX, Declaration
 
 DOCS: Final = Path(__file__).resolve().parent.parent / "docs"
@@ -241,6 +242,11 @@ def declared() -> tuple[Declaration, ...]:
         return tuple(asyncio.run(_declared(Path(folder))))
 
 
+def declared_by_buffers() -> list[Declaration]:
+    """Every metric of a LogBuffer of the library."""
+    return LogBuffer().metrics.declared()
+
+
 def metrics_page() -> str:
     """The text of docs/METRICS.md."""
     lines = [
@@ -260,10 +266,20 @@ def metrics_page() -> str:
         "| metric | type | labels | meaning |",
         "|---|---|---|---|",
     ]
-    for metric in declared():
-        labels = ", ".join(f"`{label}`" for label in metric.labels)
-        lines.append(f"| `{metric.name}` | {metric.kind} | {labels} | {metric.text} |")
+    lines += map(_metric_row, declared())
+    lines += ["", "## Of the library's `LogBuffer`", "", "In `buffer.metrics.exposition()`."]
+    lines += [
+        "",
+        "| metric | type | labels | meaning |",
+        "|---|---|---|---|",
+        *map(_metric_row, declared_by_buffers()),
+    ]
     return "\n".join(lines) + "\n"
+
+
+def _metric_row(metric: Declaration) -> str:
+    labels = ", ".join(f"`{label}`" for label in metric.labels)
+    return f"| `{metric.name}` | {metric.kind} | {labels} | {metric.text} |"
 
 
 def pages() -> dict[Path, str]:
