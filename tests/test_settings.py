@@ -363,7 +363,7 @@ def test_the_example_loads() -> None:
 
 def test_every_setting_says_why() -> None:
     """A setting that no sentence explains is not finished."""
-    sections = {"server", "store", "outage", "database", "logs", "billing", "alerts"} | {
+    sections = {"server", "store", "outage", "database", "logs", "routing", "billing", "alerts"} | {
         *("secrets", "providers", "models")
     }
     unexplained = {f"{p}.{f}" for p, kind in SECTIONS for f, text in field_texts(kind).items() if not text}

@@ -21,7 +21,7 @@ import msgspec
 
 from tollkeeper import settings
 from tollkeeper.app.gateway import Gateway
-from tollkeeper.domain.record import SCHEMA_VERSION, RequestRecord
+from tollkeeper.domain.record import SCHEMA_VERSION, AttemptRecord, RequestRecord
 from tollkeeper.logs import schema
 from tollkeeper.logs.buffer import LogBuffer
 from tollkeeper.observability.metrics import CHILDREN_MAX, Declaration
@@ -37,9 +37,11 @@ SECTIONS: Final[tuple[tuple[str, type[settings.Group]], ...]] = (
     ("outage", settings.OutageSettings),
     ("database", settings.DatabaseSettings),
     ("logs", settings.LogSettings),
+    ("routing", settings.RoutingSettings),
     ("billing", settings.BillingSettings),
     ("providers.<name>", settings.ProviderSettings),
     ("models.<name>", settings.ModelSettings),
+    ("[models.<name>.deployments]", settings.DeploymentSettings),
     ("[models.<name>.prices]", settings.PriceSettings),
     ("[models.<name>.prices.tiers]", settings.TierSettings),
     ("models.<name>.prices.service_tiers.<tier>", settings.ServedSettings),
@@ -85,6 +87,7 @@ def type_text(hint: Any, name: str) -> str:
         return "duration"
     return {
         int: "whole number",
+        float: "number",
         str: "string",
         bool: "`true` or `false`",
         Path: "path",
@@ -215,12 +218,16 @@ def log_schema_page() -> str:
     ]
     for name, text in texts.items():
         lines.append(f"| `{name}` | {words[name]} | `{columns[name]}` | {text} |")
+    lines += ["", "Each object of `attempt_list`:", "", "| field | JSON | meaning |", "|---|---|---|"]
+    words = schema.type_words(AttemptRecord)
+    for name, text in field_texts(AttemptRecord).items():
+        lines.append(f"| `{name}` | {words[name]} | {text} |")
     return "\n".join(lines) + "\n"
 
 
 def log_schema_json() -> str:
     """The text of docs/log-record.schema.json."""
-    return json.dumps(schema.json_schema(field_texts(RequestRecord)), indent=2) + "\n"
+    return json.dumps(schema.json_schema(field_texts(RequestRecord), field_texts(AttemptRecord)), indent=2) + "\n"
 
 
 async def _declared(folder: Path) -> list[Declaration]:

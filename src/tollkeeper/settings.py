@@ -26,6 +26,7 @@ from tollkeeper.domain.money import MoneyError, nano_from_usd
 
 Dialect = Literal["openai", "anthropic"]
 OutageMode = Literal["closed", "open", "bounded"]
+Strategy = Literal["weighted", "latency", "busy"]
 
 
 class Group(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -153,6 +154,36 @@ class LogSettings(Group, frozen=True):
     that is refused may ask very often."""
 
 
+class RoutingSettings(Group, frozen=True):
+    """What is tried after a provider failed, and which deployments get no requests for a while."""
+
+    attempts_max: int = 4
+    """Most attempts of one request, fallbacks included; 1: nothing is tried again."""
+    attempts_per_model_max: int = 2
+    """Most attempts at one model's deployments before its fallbacks have their turn."""
+    retry_ratio: float = 0.2
+    """Attempts after the first, per request, that a process may spend in the long run: retries must not multiply an
+    outage."""
+    retry_burst: int = 10
+    """Such attempts saved up."""
+    backoff_min_s: float = 0.25
+    """Longest pause before the second try at one deployment; a random part of it is waited. It doubles each time."""
+    backoff_max_s: float = 4.0
+    """The bound of that."""
+    retry_after_max_s: float = 10.0
+    """A provider that asks for a longer pause (`retry-after`) is not waited for."""
+    cooldown_failures: int = 5
+    """Failures in a row after which a deployment gets no requests while there are others."""
+    cooldown_failure_ratio: float = 0.5
+    """The same for this share of failures within `cooldown_window_s`."""
+    cooldown_requests_min: int = 20
+    """Requests that such a share needs."""
+    cooldown_window_s: float = 60.0
+    """Over which it is counted."""
+    cooldown_s: float = 30.0
+    """How long; then one request tries it."""
+
+
 class BillingSettings(Group, frozen=True):
     """The way of spend into the database."""
 
@@ -213,6 +244,8 @@ class ProviderSettings(Group, frozen=True):
     """Longest time of a whole exchange, streams included."""
     connections_max: int = 1000
     """Connections to this provider; requests above it wait within `connect_timeout_s`."""
+    retry_unanswered: bool = True
+    """Whether a request that was sent and got no answer is tried again. It may have run, so its hold is charged."""
     http_client: Literal["http1", "aiohttp"] = "http1"
     """Ours, or one that costs more and has met more servers, should a provider not get on with ours."""
 
@@ -286,6 +319,25 @@ class PriceSettings(AmountSettings, frozen=True):
     """By what the provider served a request as."""
 
 
+class DeploymentSettings(Group, frozen=True):
+    """One of several that serve a model's name. Its limits are counted by each process for itself."""
+
+    provider: str | None = None
+    """The provider; or name a `model`."""
+    upstream_model: str | None = None
+    """The name sent upstream; default: the model's own."""
+    model: str | None = None
+    """Another entry of [models.<name>]: its provider, upstream model, prices and limits count for this one."""
+    weight: int = 1
+    """Its share of the requests, beside the weights of the others; 0: none."""
+    requests_per_minute: int | None = None
+    """At most so many; above it others are tried, and if there are none the client gets a 429."""
+    tokens_per_minute: int | None = None
+    """The same for tokens, estimated before and corrected after a request."""
+    concurrency: int | None = None
+    """The same for requests in flight."""
+
+
 class ModelSettings(AmountSettings, frozen=True):
     """What is known of a model beyond, or instead of, the built-in price data. Prices in USD per million tokens."""
 
@@ -301,6 +353,12 @@ class ModelSettings(AmountSettings, frozen=True):
     """The provider's published maximum for one image."""
     prices: tuple[PriceSettings, ...] = ()
     """Prices that count for a time, with tiers, instead of those here."""
+    deployments: tuple[DeploymentSettings, ...] = ()
+    """Several that serve this name, instead of `provider` and `upstream_model`."""
+    strategy: Strategy = "weighted"
+    """Which of them: by weight at random, the one with the quickest first bytes, or with the fewest in flight."""
+    fallbacks: tuple[str, ...] = ()
+    """Names to try after this one has failed, in order, each with its own fallbacks; those that the key may use."""
 
 
 class SecretSettings(Group, frozen=True):
@@ -331,6 +389,7 @@ class Settings(Group, frozen=True):
     outage: OutageSettings = OutageSettings()
     database: DatabaseSettings = DatabaseSettings()
     logs: LogSettings = LogSettings()
+    routing: RoutingSettings = RoutingSettings()
     billing: BillingSettings = BillingSettings()
     alerts: AlertSettings = AlertSettings()
     secrets: SecretSettings = SecretSettings()
@@ -399,7 +458,7 @@ REDIS_SCHEMES: Final = (
 )
 MULTIPLIER: Final = re.compile(r"\d{1,3}(\.\d{1,9})?")
 MULTIPLIER_MAX: Final = 100
-MAY_BE_ZERO: Final = frozenset({"port", "redis_db", "min_idle_conns"})
+MAY_BE_ZERO: Final = frozenset({"port", "redis_db", "min_idle_conns", "retry_ratio", "retry_burst"})
 DEFAULT_FILE: Final = "tollkeeper.toml"
 LOGGED_BODY_BYTES_MAX: Final = 384 * 2**10
 ADMIN_TOKEN_MIN: Final = 16
@@ -632,6 +691,8 @@ def check(settings: Settings) -> None:
         _check_provider(name, provider)
     for name, model in settings.models.items():
         _check_model(name, model, settings)
+        _check_deployments(f"models.{name}", model, settings)
+    _check_routing(settings)
     _check_secrets(settings)
     _check_webhook(settings)
 
@@ -688,7 +749,7 @@ def _positive(where: str, value: object) -> None:
 
 
 def _check_positive(settings: Settings) -> None:
-    for group in ("server", "store", "database", "logs", "billing", "alerts"):
+    for group in ("server", "store", "database", "logs", "routing", "billing", "alerts"):
         section = getattr(settings, group)
         for field in section.__struct_fields__:
             if field not in MAY_BE_ZERO:
@@ -785,6 +846,62 @@ def _check_model(name: str, model: ModelSettings, settings: Settings) -> None:
     for number, price in enumerate(model.prices):
         _check_price(f"{where}.prices[{number}]", price)
     _check_overlaps(where, model.prices)
+
+
+def _check_deployments(where: str, model: ModelSettings, settings: Settings) -> None:
+    if not model.deployments:
+        return
+    if model.provider is not None or model.upstream_model is not None:
+        raise ConfigurationError(f"{where}: give deployments, or provider and upstream_model, not both")
+    for number, deployment in enumerate(model.deployments):
+        _check_deployment(f"{where}.deployments[{number}]", deployment, settings)
+    if not any(deployment.weight for deployment in model.deployments):
+        raise ConfigurationError(f"{where}.deployments: all weights are zero, so nothing would be served")
+    parts = [(d.model, d.provider, d.upstream_model) for d in model.deployments]
+    if len(set(parts)) < len(parts):
+        raise ConfigurationError(f"{where}.deployments: one stands there twice; give it a larger weight instead")
+
+
+def _check_deployment(where: str, deployment: DeploymentSettings, settings: Settings) -> None:
+    known = ", ".join(sorted(settings.providers)) or "none"
+    if (deployment.model is None) == (deployment.provider is None):
+        raise ConfigurationError(f"{where}: give a provider (with upstream_model), or a model, and not both")
+    if deployment.provider is not None and deployment.provider not in settings.providers:
+        raise ConfigurationError(f"{where}.provider: there is no provider {deployment.provider!r}; known: {known}")
+    if deployment.model is not None:
+        its = settings.models.get(deployment.model)
+        if its is None or its.provider is None:
+            raise ConfigurationError(
+                f"{where}.model: there is no [models.{deployment.model!r}] that names its provider; write one"
+            )
+        if deployment.upstream_model is not None:
+            raise ConfigurationError(f"{where}.upstream_model: belongs to [models.{deployment.model!r}]")
+    if deployment.weight < 0:
+        raise ConfigurationError(f"{where}.weight: {deployment.weight} must be zero or more")
+    for field in ("requests_per_minute", "tokens_per_minute", "concurrency"):
+        _positive(f"{where}.{field}", getattr(deployment, field))
+
+
+def _check_routing(settings: Settings) -> None:
+    routing = settings.routing
+    if not 0 <= routing.retry_ratio <= 1:
+        raise ConfigurationError(f"routing.retry_ratio: {routing.retry_ratio} must be from 0 to 1")
+    if routing.retry_burst < 0:
+        raise ConfigurationError(f"routing.retry_burst: {routing.retry_burst} must be zero or more")
+    if routing.cooldown_failure_ratio > 1:
+        raise ConfigurationError(f"routing.cooldown_failure_ratio: {routing.cooldown_failure_ratio} is above 1")
+    for name in settings.models:
+        _check_cycle((name,), settings)
+
+
+def _check_cycle(path: tuple[str, ...], settings: Settings) -> None:
+    """Follow the fallbacks of the last name of a path that has no cycle yet."""
+    model = settings.models.get(path[-1])
+    for name in () if model is None else model.fallbacks:
+        if name in path:
+            circle = " → ".join((*path[path.index(name) :], name))
+            raise ConfigurationError(f"models.{path[-1]}.fallbacks: {circle} goes round in a circle")
+        _check_cycle((*path, name), settings)
 
 
 def _check_price(where: str, price: PriceSettings) -> None:

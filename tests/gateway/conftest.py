@@ -28,7 +28,7 @@ from tollkeeper.domain.record import RequestRecord
 from tollkeeper.gateway.server import DataPlane
 from tollkeeper.governance import Ledger, MemoryStore
 from tollkeeper.observability.metrics import Metrics
-from tollkeeper.settings import ModelSettings, ProviderSettings, ServerSettings, Settings
+from tollkeeper.settings import ModelSettings, ProviderSettings, RoutingSettings, ServerSettings, Settings
 from tollkeeper.simulator import Simulator
 
 PROVIDER_KEY = "sk-provider-secret"
@@ -188,6 +188,7 @@ def settings_for(base_url: str) -> Settings:
         "total_timeout_s": 5.0,
     }
     return Settings(
+        routing=RoutingSettings(attempts_max=1),
         server=ServerSettings(body_bytes_max=200_000, body_timeout_s=0.5, drain_timeout_s=1.0),
         providers={
             "sim": ProviderSettings(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.logs.conftest import NOON_US, make_pipeline, make_record
 from tollkeeper.domain.errors import ConfigurationError
-from tollkeeper.domain.record import RequestRecord
+from tollkeeper.domain.record import AttemptRecord, RequestRecord
 from tollkeeper.logs import objects, parquet, schema
 from tollkeeper.logs.objects import Lines
 from tollkeeper.logs.sinks import LogStore
@@ -28,6 +28,10 @@ FULL: dict[str, Any] = {
     "cost_nano": 2**62,
     "request_body": '{"a": [1, null]}',
     "queue_us": 0,
+    "attempt_list": (
+        AttemptRecord(attempt="r.1", provider="p", model="m", upstream_model="u", result="unfinished", presumed=True),
+        AttemptRecord(attempt="r.2", provider="q", model="n", upstream_model="ü", result="answered", status=200),
+    ),
 }
 
 
@@ -68,10 +72,14 @@ def test_pyarrow_sees_the_published_columns_and_the_digest() -> None:
         "VARCHAR[]": pyarrow.list_(pyarrow.field("element", pyarrow.string())),
         "MAP(VARCHAR, VARCHAR)": pyarrow.map_(pyarrow.string(), pyarrow.string()),
     }
-    assert [(field.name, field.type) for field in file.schema_arrow] == [
-        (name, kinds[kind]) for name, kind in schema.columns().items()
-    ]
+    columns = schema.columns()
+    assert columns.pop("attempt_list").startswith("STRUCT(attempt VARCHAR, ")
+    fields = {field.name: field.type for field in file.schema_arrow}
+    attempt = fields.pop("attempt_list").value_type
+    assert [field.name for field in attempt] == list(AttemptRecord.__struct_fields__)
+    assert list(fields.items()) == [(name, kinds[kind]) for name, kind in columns.items()]
     (row,) = file.read().to_pylist()
+    assert [its["result"] for its in row["attempt_list"]] == ["unfinished", "answered"]
     assert row["cost_nano"] == 2**62 and row["metadata"] == [("b", "2"), ("a", "")] and row["tags"] == ["x", ""]
 
 

@@ -46,7 +46,7 @@ def show(
     at_us = now_us() if at is None else time_us_from(at, what="--at")
     route = _route(settings, model, provider)
     catalog = Catalog(settings)
-    info = catalog.info(route.provider, route.model, route.upstream_model, at_us)
+    info = catalog.info(route.provider, route.settings_of or route.model, route.upstream_model, at_us)
     if info.price is None:
         near = catalog.nearest(route.provider, route.model)
         advice = f"; most like it: {', '.join(near)}" if near else ""

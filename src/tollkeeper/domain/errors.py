@@ -52,6 +52,7 @@ class Fault(StrEnum):
     NEVER_FITS = "request_exceeds_limit"
     OVERLOADED = "overloaded"
     STORE_AWAY = "governance_unavailable"
+    DEPLOYMENTS_FULL = "deployments_at_limit"
     UPSTREAM_DOWN = "upstream_unreachable"
     UPSTREAM_TIMEOUT = "upstream_timeout"
     UPSTREAM_BROKEN = "upstream_invalid_response"

@@ -13,6 +13,41 @@ import msgspec
 SCHEMA_VERSION: Final = 1
 
 
+class AttemptRecord(msgspec.Struct, kw_only=True, omit_defaults=False, gc=False):
+    """One attempt of a request at a provider, with its own hold."""
+
+    attempt: str
+    """The name of its hold, `<request_id>.<n>`, by which corrections find it."""
+    provider: str
+    """The provider as configured."""
+    model: str
+    """The name it was admitted under: that of the request, or of a fallback."""
+    upstream_model: str
+    """The provider's name for it."""
+    result: str
+    """`answered`, `rate_limited`, `server_error`, `client_error`, `refused_us`, `upstream_…` or `unfinished`."""
+    status: int | None = None
+    """The provider's; null if there was none."""
+    started_us: int = 0
+    """After the request's arrival."""
+    first_byte_us: int | None = None
+    """When the head of its answer came, after the request's arrival."""
+    ended_us: int = 0
+    """After the request's arrival."""
+    tokens_input: int = 0
+    """Input tokens that it was charged for."""
+    tokens_output: int = 0
+    """The same of output."""
+    cost_nano: int = 0
+    """What it was charged."""
+    hold_nano: int = 0
+    """The upper bound of its cost that was held."""
+    presumed: bool = False
+    """Whether its cost could not be known, so that the hold was charged."""
+    upstream_request_id: str | None = None
+    """The provider's id of the request."""
+
+
 class RequestRecord(msgspec.Struct, kw_only=True, omit_defaults=False, gc=False):
     """One request of a known key: every admitted one, and those that were not if `logs.refusals` is set."""
 
@@ -103,11 +138,11 @@ class RequestRecord(msgspec.Struct, kw_only=True, omit_defaults=False, gc=False)
     service_tier: str | None = None
     """What the provider says the request was served as, if not its standard: `priority`, `flex`, `fast`, `batch`."""
     cost_nano: int = 0
-    """What was charged, in nano-dollars."""
+    """What was charged for all attempts together, in nano-dollars."""
     hold_nano: int = 0
-    """The upper bound of the cost that was held, in nano-dollars."""
+    """The upper bound of the cost that was held, the sum over all attempts, in nano-dollars."""
     presumed: bool = False
-    """Whether the true cost could not be known, so that the hold was charged."""
+    """Whether the true cost of an attempt could not be known, so that its hold was charged."""
     price_version: str | None = None
     """The price that counts for it: the price data's version and model or the entry of the configuration, the service
     tier, and above how many input tokens."""
@@ -121,6 +156,9 @@ class RequestRecord(msgspec.Struct, kw_only=True, omit_defaults=False, gc=False)
     """The request's `metadata`, and what the header `x-tollkeeper-metadata` (a JSON object) adds."""
     tags: tuple[str, ...] = ()
     """The header `x-tollkeeper-tags`, split at commas."""
+    attempt_list: tuple[AttemptRecord, ...] = ()
+    """Every attempt with its provider, model, result, times and cost, if there were several; a single one is this
+    record."""
     request_body: str | None = None
     """The request's body as JSON text, redacted, if the key's `log_bodies` or the setting `logs.bodies` says so."""
     response_body: str | None = None

@@ -4,6 +4,8 @@ Request ids are made here and never taken from a client, because attempts are se
 """
 
 import os
+from collections.abc import Iterator
+from itertools import count
 from typing import Final
 
 from tollkeeper.domain.admission import Denial, Grant
@@ -34,18 +36,23 @@ class RequestIds:
         return "req_" + self._block[start : self._used].hex()
 
 
+def attempt_ids(request_id: str) -> Iterator[str]:
+    """`<request>.1`, `<request>.2`, …: a name for each hold of a request."""
+    return map(f"{request_id}.{{}}".format, count(1))
+
+
 async def admit(
-    governor: Governor, principal: Principal, request_id: str, plan: Plan, user: str = ""
+    governor: Governor, principal: Principal, attempts: Iterator[str], plan: Plan, user: str = ""
 ) -> Grant | Denial:
     """The decision over all limits and budgets of a request, for the caller's end user if it names one.
 
     A refused request whose output limit is ours is asked once more, under a fresh attempt id, with the largest
     output that would pass. Raises `Unavailable`.
     """
-    for number in range(1, ATTEMPTS_MAX + 1):
+    for _ in range(ATTEMPTS_MAX):
         decision = await governor.admit(
             principal,
-            attempt=f"{request_id}.{number}",
+            attempt=next(attempts),
             tokens=plan.tokens,
             hold_nano=plan.hold_nano,
             model=plan.route.model,

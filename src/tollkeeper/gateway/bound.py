@@ -86,7 +86,7 @@ class Bounder:
 
         Raises RequestError: UNPRICED, UNBOUNDED, COST_CAP.
         """
-        info = self._catalog.info(route.provider, route.model, route.upstream_model, now_us)
+        info = self._catalog.info(route.provider, route.settings_of or route.model, route.upstream_model, now_us)
         self._check_price(info, route, principal)
         plan = Plan(call, route, info, self._estimator)
         output = info.output_default if call.max_output is None else call.max_output

@@ -50,6 +50,11 @@ class Capture:
             self._stream = False
             self._chunks = [self._kept(body, self._bytes_max + SLACK_BYTES, 1)]
 
+    def again(self) -> None:
+        """Another attempt follows: what the last one answered is not what the client gets."""
+        self._chunks, self._stream = [], False
+        self._cut[1] = False
+
     def streams(self) -> None:
         """The answer is a stream, of which `chunk` will tell."""
         self._stream = True

@@ -6,7 +6,8 @@ from typing import Final
 from tollkeeper.domain.admission import LimitKind
 from tollkeeper.domain.errors import Fault
 from tollkeeper.domain.policy import ScopeKind
-from tollkeeper.domain.record import RequestRecord
+from tollkeeper.domain.record import AttemptRecord, RequestRecord
+from tollkeeper.gateway.routing import Deployment
 from tollkeeper.observability.metrics import CHILDREN_MAX, CounterChild, Family, HistogramChild, Metrics
 
 UNPRICED: Final = "other"
@@ -53,6 +54,16 @@ class Instruments:
         self.upstream_errors: Family[CounterChild] = metrics.counter(
             "tollkeeper_upstream_errors_total", "Exchanges with a provider that failed.", "provider", "fault"
         )
+        self.attempts: Family[CounterChild] = metrics.counter(
+            "tollkeeper_upstream_attempts_total",
+            "Attempts at deployments by how they ended; model `other`: a name that the settings do not have.",
+            "provider",
+            "model",
+            "result",
+        )
+        self.unretried = metrics.counter(
+            "tollkeeper_retry_budget_exhausted_total", "Failures not tried again because the retry budget was spent."
+        ).labels()
         self.total: HistogramChild = metrics.histogram(
             "tollkeeper_request_seconds", "From the request's arrival to the last byte of its answer."
         ).labels()
@@ -114,18 +125,30 @@ class Instruments:
         self.dispatch.observe(record.queue_us / 1e6)
         self.upstream.labels(record.provider).observe(upstream_s)
         # A name without a price may be anything a client writes.
-        deployment = (record.provider, UNPRICED if record.price_version is None else record.model)
-        children = self._deployments.get(deployment)
-        if children is None:
-            children = self._bind(*deployment)
-        requests, cost, presumed, unread, cached, output = children
+        model = UNPRICED if record.price_version is None else record.model
+        requests, cost, presumed, unread, cached, output = self._children(record.provider, model)
         requests.value += 1
-        cost.value += record.cost_nano
-        if record.presumed:
-            presumed.value += record.cost_nano
+        if record.attempt_list:
+            self._charged_attempts(record.attempt_list)
+        else:
+            cost.value += record.cost_nano
+            if record.presumed:
+                presumed.value += record.cost_nano
         cached.value += record.tokens_cached
         unread.value += max(0, record.tokens_input - record.tokens_cached)
         output.value += record.tokens_output
+
+    def _charged_attempts(self, attempts: tuple[AttemptRecord, ...]) -> None:
+        """Each where it was charged; the request itself and its tokens count where it was answered."""
+        for attempt in attempts:
+            if attempt.cost_nano:
+                _, cost, presumed, *_ = self._children(attempt.provider, attempt.model)
+                cost.value += attempt.cost_nano
+                if attempt.presumed:
+                    presumed.value += attempt.cost_nano
+
+    def _children(self, provider: str, model: str) -> list[CounterChild]:
+        return self._deployments.get((provider, model)) or self._bind(provider, model)
 
     def _bind(self, provider: str, model: str) -> list[CounterChild]:
         requests, cost, presumed, tokens = self._charged
@@ -146,3 +169,8 @@ class Instruments:
     def upstream_failed(self, provider: str, fault: Fault) -> None:
         """One failed exchange."""
         self.upstream_errors.labels(provider, fault).inc()
+
+    def attempted(self, deployment: Deployment, result: str) -> None:
+        """One attempt is over."""
+        route = deployment.route
+        self.attempts.labels(route.provider, route.upstream_model if deployment.named else "other", result).inc()

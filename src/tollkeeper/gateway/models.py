@@ -65,6 +65,8 @@ def _listed(settings: Settings, catalog: Catalog, router: Router) -> Iterable[Li
                 bare = router.resolve(name, its.dialect).provider == provider
             except RequestError:
                 bare = False
+            if not bare and name in settings.models and settings.models[name].deployments:
+                continue
             shown = name if bare else f"{provider}/{name}"
             if shown not in seen:
                 seen.add(shown)

@@ -11,7 +11,7 @@ import msgspec
 from tollkeeper.domain.admission import LimitKind, LimitState, limit_states
 from tollkeeper.domain.policy import Principal
 from tollkeeper.domain.pricing import version_of
-from tollkeeper.domain.record import RequestRecord
+from tollkeeper.domain.record import AttemptRecord, RequestRecord
 from tollkeeper.domain.usage import NO_USAGE
 from tollkeeper.gateway.asgi import Client, Header
 from tollkeeper.gateway.bound import Plan
@@ -25,6 +25,58 @@ HUNG_UP: Final = 499
 """Status of a request whose client left before an answer began, as in nginx' logs."""
 MODEL_CHARS_MAX: Final = 256
 """Of a model's name that only the client knows."""
+
+
+class Try:
+    """One attempt of a request, as the record tells it. Times are seconds after the request's arrival."""
+
+    __slots__ = (
+        "_exchange",
+        "attempt",
+        "ended_s",
+        "first_byte_s",
+        "plan",
+        "result",
+        "sent",
+        "started_s",
+        "status",
+        "upstream_request_id",
+    )
+
+    def __init__(self, exchange: "Exchange", plan: Plan, attempt: Attempt) -> None:
+        self._exchange, self.plan, self.attempt = exchange, plan, attempt
+        self.started_s = self.ended_s = exchange.age_s
+        self.first_byte_s: float | None = None
+        self.status: int | None = None
+        self.result = ""
+        self.sent = True
+        self.upstream_request_id: str | None = None
+
+    def end(self, result: str) -> None:
+        """It is over; `result` is the metric's word for how."""
+        self.ended_s, self.result = self._exchange.age_s, result
+        self.upstream_request_id = self._exchange.upstream_request_id
+
+    def record(self) -> AttemptRecord:
+        """What the log says of it."""
+        route, usage = self.plan.route, self.attempt.usage
+        return AttemptRecord(
+            attempt=self.attempt.grant.demand.attempt,
+            provider=route.provider,
+            model=route.model,
+            upstream_model=route.upstream_model,
+            result=self.result,
+            status=self.status,
+            started_us=int(self.started_s * 1e6),
+            first_byte_us=_us(self.first_byte_s),
+            ended_us=int(self.ended_s * 1e6),
+            tokens_input=usage.input_tokens,
+            tokens_output=usage.output_tokens,
+            cost_nano=self.attempt.cost_nano,
+            hold_nano=self.attempt.grant.demand.hold_nano,
+            presumed=self.attempt.presumed,
+            upstream_request_id=self.upstream_request_id,
+        )
 
 
 class Exchange:
@@ -49,6 +101,7 @@ class Exchange:
         "request_id",
         "status",
         "time_us",
+        "tries",
         "upstream_request_id",
         "upstream_s",
         "user",
@@ -65,6 +118,7 @@ class Exchange:
         self.plan: Plan | None = None
         self.attempt: Attempt | None = None
         self.attempts = 0
+        self.tries: list[Try] = []
         self.status = 0
         self.error: str | None = None
         self.refused_by: str | None = None
@@ -78,6 +132,17 @@ class Exchange:
     def age_s(self) -> float:
         """Since the request arrived."""
         return time.perf_counter() - self.arrived
+
+    @property
+    def cost_nano(self) -> int:
+        """Of all attempts so far."""
+        return sum([tried.attempt.cost_nano for tried in self.tries])
+
+    def begin(self, plan: Plan, attempt: Attempt) -> None:
+        """An attempt was admitted; the one before has come to its end."""
+        self.plan, self.attempt = plan, attempt
+        self.upstream_request_id = None
+        self.tries.append(Try(self, plan, attempt))
 
     def mark_first_byte(self) -> None:
         """The first byte of the answer's body is out."""
@@ -194,15 +259,16 @@ def record_of(exchange: Exchange) -> RequestRecord:
         web_searches=usage.web_searches,
         file_searches=usage.file_searches,
         service_tier=usage.service_tier or None,
-        cost_nano=0 if attempt is None else attempt.cost_nano,
-        hold_nano=0 if attempt is None else attempt.grant.demand.hold_nano,
-        presumed=attempt is not None and attempt.presumed,
+        cost_nano=exchange.cost_nano,
+        hold_nano=sum([tried.attempt.grant.demand.hold_nano for tried in exchange.tries]),
+        presumed=any(tried.attempt.presumed for tried in exchange.tries),
         cost_source=None if attempt is None else attempt.cost_source,
         price_version=None if plan is None or plan.info.price is None else version_of(plan.info.price, usage),
         upstream_request_id=exchange.upstream_request_id,
         user=exchange.user,
         metadata=metadata_of(client, call),
         tags=tags_of(client),
+        attempt_list=tuple([tried.record() for tried in exchange.tries]) if len(exchange.tries) > 1 else (),
     )
 
 

@@ -1,20 +1,23 @@
-"""Which provider serves a model name, under which name there, and whether a key may use it.
+"""Which deployments serve a model name, which names are tried after it, and whether a key may use it.
 
 Routes are decided from the settings alone: a model's own entry first, then a `provider/` prefix, then the first
-provider of the endpoint's dialect whose patterns match. It knows nothing of prices, keys' secrets or HTTP.
+provider of the endpoint's dialect whose patterns match. It knows nothing of prices, keys' secrets or HTTP, nor of how
+the deployments are doing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 import msgspec
 
-from tollkeeper.domain.errors import Fault, RequestError
+from tollkeeper.domain.errors import ConfigurationError, Fault, RequestError
 from tollkeeper.domain.policy import Principal, name_matches
-from tollkeeper.settings import ModelSettings, ProviderSettings, Settings
+from tollkeeper.settings import DeploymentSettings, ModelSettings, ProviderSettings, Settings, Strategy
 
 MODEL_CHARS_MAX: Final = 256
 ROUTES_MAX: Final = 4096
+POOLS_MAX: Final = 16
+"""A model and its fallbacks, theirs included."""
 CHAT_PATHS: Final[Mapping[str, str]] = {"openai": "/v1/chat/completions", "anthropic": "/v1/messages"}
 """Where each dialect's conversations go, for the advice in an error."""
 
@@ -25,6 +28,27 @@ class Route(msgspec.Struct, frozen=True):
     model: str
     provider: str
     upstream_model: str
+    settings_of: str | None = None
+    """The entry of [models.<name>] with its prices and limits; None: that of `model`."""
+
+
+class Deployment(msgspec.Struct, frozen=True):
+    """One place that serves a model. `named`: the settings name it, so that it may be a metric's label."""
+
+    route: Route
+    weight: int = 1
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    concurrency: int | None = None
+    named: bool = False
+
+
+class Pool(msgspec.Struct, frozen=True):
+    """What serves one name in one dialect: at least one deployment with a weight."""
+
+    name: str
+    deployments: tuple[Deployment, ...]
+    strategy: Strategy = "weighted"
 
 
 def model_allowed(principal: Principal, *names: str) -> bool:
@@ -47,25 +71,110 @@ def check_allowed(principal: Principal, *names: str) -> None:
 
 
 class Router:
-    """Resolves model names by the settings."""
+    """Resolves model names by the settings. Raises ConfigurationError for fallbacks that cannot be reached."""
 
     def __init__(self, settings: Settings) -> None:
         self._providers: Mapping[str, ProviderSettings] = settings.providers
         self._models: Mapping[str, ModelSettings] = settings.models
-        self._routes: dict[tuple[str, str], Route] = {}
+        self._pools: dict[tuple[str, str], tuple[Pool, ...]] = {}
+        for name, model in settings.models.items():
+            if model.fallbacks and settings.providers:
+                self._check_fallbacks(name, model)
 
     def resolve(self, name: str, dialect: str) -> Route:
-        """The route of a name asked for in a dialect.
+        """The first route of a name asked for in a dialect. Raises as `pools`."""
+        return self.pools(name, dialect)[0].deployments[0].route
+
+    def pools(self, name: str, dialect: str) -> tuple[Pool, ...]:
+        """What serves a name asked for in a dialect, then its fallbacks in the order in which they are tried.
 
         Raises RequestError: UNKNOWN_MODEL with what to do, WRONG_DIALECT with the path to use.
         """
-        route = self._routes.get((name, dialect))
-        if route is None:
+        pools = self._pools.get((name, dialect))
+        if pools is None:
+            pools = (self._pool(name, dialect), *self._fallbacks(name, dialect))
+            if len(self._pools) >= ROUTES_MAX:
+                self._pools.clear()
+            self._pools[name, dialect] = pools
+        return pools
+
+    def named(self) -> Iterable[Deployment]:
+        """Every deployment that the settings name. Raises ConfigurationError if two give one different limits."""
+        plain = [
+            Deployment(Route(name, model.provider, model.upstream_model or name), named=True)
+            for name, model in self._models.items()
+            if model.provider is not None
+        ]
+        found: dict[tuple[str, str], tuple[str, Deployment]] = {}
+        for name, model in self._models.items():
+            for number, its in enumerate(model.deployments):
+                where, deployment = f"models.{name}.deployments[{number}]", self._deployment(name, its)
+                key = (deployment.route.provider, deployment.route.upstream_model)
+                other, known = found.setdefault(key, (where, deployment))
+                if _limits(known) != _limits(deployment):
+                    raise ConfigurationError(
+                        f"{where}: is the same deployment as {other}, with other limits; it has only one state, so "
+                        "write the same limits in both"
+                    )
+        return [*(deployment for _, deployment in found.values()), *plain]
+
+    def _pool(self, name: str, dialect: str) -> Pool:
+        model = self._models.get(name)
+        if model is None or not model.deployments:
             route = self._decide(name, dialect)
-            if len(self._routes) >= ROUTES_MAX:
-                self._routes.clear()
-            self._routes[name, dialect] = route
-        return route
+            return Pool(name, (Deployment(route, named=name in self._models),))
+        everything = [self._deployment(name, its) for its in model.deployments if its.weight]
+        spoken = [self._providers[deployment.route.provider].dialect for deployment in everything]
+        ours = tuple(d for d, its in zip(everything, spoken, strict=True) if its == dialect)
+        if not ours:
+            raise _wrong_dialect(name, spoken[0])
+        return Pool(name, ours, model.strategy)
+
+    def _deployment(self, name: str, its: DeploymentSettings) -> Deployment:
+        if its.model is None:
+            assert its.provider is not None
+            route = Route(name, its.provider, its.upstream_model or name)
+        else:
+            entry = self._models[its.model]
+            assert entry.provider is not None
+            route = Route(name, entry.provider, entry.upstream_model or its.model, its.model)
+        return Deployment(route, its.weight, *_limits(its), named=True)
+
+    def _fallbacks(self, name: str, dialect: str) -> list[Pool]:
+        """Depth first, each name once. Names that only another dialect serves are left out."""
+        found: dict[str, Pool] = {}
+        waiting = list(reversed(self._fallback_names(name)))
+        while waiting and len(found) < POOLS_MAX - 1:
+            following = waiting.pop()
+            if following in found or following == name:
+                continue
+            try:
+                found[following] = self._pool(following, dialect)
+            except RequestError:
+                continue
+            waiting += reversed(self._fallback_names(following))
+        return list(found.values())
+
+    def _fallback_names(self, name: str) -> tuple[str, ...]:
+        model = self._models.get(name)
+        return () if model is None else model.fallbacks
+
+    def _check_fallbacks(self, name: str, model: ModelSettings) -> None:
+        dialects = [dialect for dialect in CHAT_PATHS if self._serves(name, dialect)]
+        for following in model.fallbacks:
+            if not any(self._serves(following, dialect) for dialect in dialects):
+                spoken = " or ".join(dialects) or "any dialect, nor is it itself"
+                raise ConfigurationError(
+                    f"models.{name}.fallbacks: {following!r} is not served in {spoken}; name a model of the same "
+                    "dialect that a provider serves, or write 'provider/model'"
+                )
+
+    def _serves(self, name: str, dialect: str) -> bool:
+        try:
+            self._pool(name, dialect)
+        except RequestError:
+            return False
+        return True
 
     def _decide(self, name: str, dialect: str) -> Route:
         if not name or len(name) > MODEL_CHARS_MAX:
@@ -102,6 +211,10 @@ class Router:
         if not slash or not rest or prefix not in self._providers:
             return None
         model = self._models.get(rest)
+        for its in () if model is None else model.deployments:
+            deployment = self._deployment(rest, its)
+            if deployment.route.provider == prefix:
+                return deployment.route
         upstream = model.upstream_model if model is not None and model.provider in (None, prefix) else None
         return Route(rest, prefix, upstream or rest)
 
@@ -127,3 +240,7 @@ def _wrong_dialect(name: str, served: str) -> RequestError:
         f"The model '{name}' speaks the {served} dialect: send the request to {CHAT_PATHS[served]}, in that format.",
         param="model",
     )
+
+
+def _limits(of: Deployment | DeploymentSettings) -> tuple[int | None, int | None, int | None]:
+    return of.requests_per_minute, of.tokens_per_minute, of.concurrency

@@ -6,9 +6,7 @@ them and the one place where an exception becomes HTTP. It knows no wire format 
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from typing import Any, Final
 
 from tollkeeper.domain.admission import Denial, limit_states
@@ -16,8 +14,9 @@ from tollkeeper.domain.bodies import ByteBudget
 from tollkeeper.domain.errors import Fault, RequestError, Unavailable, UpstreamError
 from tollkeeper.domain.policy import Principal
 from tollkeeper.domain.ports import Governor, KeyDirectory, RecordSink
-from tollkeeper.gateway.admit import RequestIds, admit
+from tollkeeper.gateway.admit import RequestIds
 from tollkeeper.gateway.asgi import Client, Header, HttpError, Receive, Scope, Send
+from tollkeeper.gateway.attempts import Attempts
 from tollkeeper.gateway.authenticate import KeyTable, secret_of
 from tollkeeper.gateway.bound import Bounder
 from tollkeeper.gateway.capture import CAPTURED_BYTES_MAX, capturing
@@ -33,17 +32,15 @@ from tollkeeper.gateway.dialects import (
     refusal_fault,
     refusal_headers,
     refusal_message,
-    upstream_body,
 )
-from tollkeeper.gateway.dispatch import upstream_headers, upstream_path
+from tollkeeper.gateway.fleet import Fleet, breaker_rules
 from tollkeeper.gateway.http1_pool import Http1Upstream
 from tollkeeper.gateway.instruments import Instruments
 from tollkeeper.gateway.labels import end_user
 from tollkeeper.gateway.models import ModelList
 from tollkeeper.gateway.record import HUNG_UP, Exchange, record_of
 from tollkeeper.gateway.routing import Router, check_allowed
-from tollkeeper.gateway.settle import Attempt
-from tollkeeper.gateway.stream import JSON, answer, degraded_header, headers_of
+from tollkeeper.gateway.stream import JSON, degraded_header, headers_of
 from tollkeeper.gateway.upstream import Upstream
 from tollkeeper.observability.logging import logger
 from tollkeeper.observability.metrics import Metrics
@@ -79,17 +76,30 @@ class DataPlane:
         metrics: Metrics,
         now_us: Callable[[], int],
     ) -> None:
-        self._settings, self._provider_keys = settings, provider_keys
-        self._governor, self._records, self._now_us = governor, records, now_us
+        self._settings, self._records, self._now_us = settings, records, now_us
         self._keys = KeyTable(directory, digest_key, metrics)
         self._router = Router(settings)
         catalog = Catalog(settings)
-        self._bounder = Bounder(settings, catalog)
         self._models = ModelList(settings, catalog, self._router)
         self._instruments = Instruments(metrics)
+        fleet = Fleet(breaker_rules(settings.routing), self._router.named())
+        metrics.gauges(
+            "tollkeeper_deployment_cooldown",
+            "0: requests go there; 1: one request tries it; 2: it cools down.",
+            ("provider", "model"),
+            lambda: fleet.states(now_us()),
+        )
+        self._attempts = Attempts(
+            settings=settings,
+            provider_keys=provider_keys,
+            bounder=Bounder(settings, catalog),
+            fleet=fleet,
+            governor=governor,
+            instruments=self._instruments,
+            now_us=now_us,
+        )
         self._capture = capturing(settings.logs, ByteBudget(CAPTURED_BYTES_MAX))
         self._ids = RequestIds()
-        self._upstreams: dict[str, Upstream] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._idle = asyncio.Event()
         self._log = logger("gateway")
@@ -99,7 +109,7 @@ class DataPlane:
 
     async def start(self) -> None:
         """Load the keys and open the pools. A database that is away is no failure: see `health`."""
-        self._upstreams = _open_upstreams(self._settings.providers)
+        self._attempts.upstreams = _open_upstreams(self._settings.providers)
         await self._keys.start()
 
     async def stop(self) -> None:
@@ -113,7 +123,7 @@ class DataPlane:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._keys.stop()
-        for upstream in set(self._upstreams.values()):
+        for upstream in set(self._attempts.upstreams.values()):
             await upstream.close()
 
     def health(self) -> dict[str, Any]:
@@ -152,8 +162,6 @@ class DataPlane:
         except RequestError as error:
             await self._fail(exchange, error.fault, error.message, param=error.param)
         except UpstreamError as error:
-            plan = exchange.plan
-            self._instruments.upstream_failed("" if plan is None else plan.route.provider, error.fault)
             await self._fail(exchange, error.fault, str(error))
         except Unavailable as error:
             # The key table's words are meant for clients; those of other parts are for operators.
@@ -207,83 +215,11 @@ class DataPlane:
             capture.request(body)
         call = exchange.call = parse(endpoint, body)
         exchange.user = end_user(client, call)
-        route = self._router.resolve(call.model, endpoint.dialect)
-        check_allowed(principal, call.model, route.model)
-        plan = exchange.plan = self._bounder.plan(call, route, principal, exchange.time_us)
-        asked_at = time.perf_counter()
-        decision = await admit(self._governor, principal, exchange.request_id, plan, exchange.user or "")
-        exchange.admission_s = time.perf_counter() - asked_at
-        self._instruments.admission.observe(exchange.admission_s)
-        if isinstance(decision, Denial):
-            await self._refuse(exchange, decision)
-            return
-        exchange.attempt = Attempt(decision, self._governor, self._instruments)
-        for shadowed in decision.reply.shadowed:
-            self._instruments.shadowed(shadowed.kind, shadowed.scope)
-        if plan.injected is not None:
-            self._instruments.injected.inc()
-        await self._forward(exchange, endpoint)
-
-    async def _forward(self, exchange: Exchange, endpoint: Endpoint) -> None:
-        """Dispatch and pass the answer on, until the total deadline, or the drain's once the client has hung up."""
-        attempt, plan, client = exchange.attempt, exchange.plan, exchange.client
-        assert attempt is not None and plan is not None
-        route, call = plan.route, plan.call
-        body = upstream_body(call, model=route.upstream_model, output_limit=self._bounder.output_limit(plan))
-        headers = upstream_headers(
-            client,
-            endpoint,
-            key=self._provider_keys.get(route.provider),
-            request_id=exchange.request_id,
-            stream=call.stream,
-        )
-        provider = self._settings.providers[route.provider]
-        attempt.dispatch()
-        exchange.mark_dispatched()
-        drained = False
-        try:
-            async with asyncio.timeout(None) as deadline:
-                ends_at = asyncio.get_running_loop().time() + provider.connect_timeout_s + provider.total_timeout_s
-
-                def drain() -> None:
-                    nonlocal drained
-                    if deadline.expired():
-                        return
-                    drained = True
-                    self._instruments.draining += 1
-                    deadline.reschedule(asyncio.get_running_loop().time() + self._settings.server.drain_timeout_s)
-
-                client.watch(drain, partial(deadline.reschedule, ends_at))
-                try:
-                    await self._exchange_with(exchange, route.provider, upstream_path(endpoint), headers, body)
-                finally:
-                    client.unwatch()
-        except TimeoutError:
-            if not client.gone:
-                message = "The answer was not finished in time."
-                raise UpstreamError(Fault.UPSTREAM_TIMEOUT, message, sent=True) from None
-        finally:
-            if drained:
-                self._instruments.draining -= 1
-                self._instruments.drains.inc()
-
-    async def _exchange_with(
-        self, exchange: Exchange, provider: str, path: str, headers: Mapping[str, str], body: bytes
-    ) -> None:
-        assert exchange.attempt is not None
-        asked_at = time.perf_counter()
-        try:
-            response = await self._upstreams[provider].send(provider, path, headers, body)
-        except UpstreamError as error:
-            if not error.sent:
-                exchange.attempt.void()
-            raise
-        finally:
-            exchange.upstream_s += time.perf_counter() - asked_at
-        try:
-            await answer(exchange, response)
-        finally:
-            response.close()
+        pools = self._router.pools(call.model, endpoint.dialect)
+        check_allowed(principal, call.model, pools[0].deployments[0].route.model)
+        denial = await self._attempts.serve(exchange, endpoint, pools)
+        if denial is not None:
+            await self._refuse(exchange, denial)
 
     async def _refuse(self, exchange: Exchange, denial: Denial) -> None:
         refusal = denial.refusal

@@ -31,8 +31,25 @@ EVENTS: Final[Header] = (b"content-type", b"text/event-stream; charset=utf-8")
 NO_CACHE: Final[Header] = (b"cache-control", b"no-cache")
 
 
-async def answer(exchange: Exchange, response: UpstreamResponse) -> None:
-    """Pass a response on and charge for it.
+class Rejection(msgspec.Struct, frozen=True):
+    """A provider's error status: nothing is charged or passed on yet. `headers` are those that the client may see."""
+
+    status: int
+    body: bytes
+    told: Answer
+    headers: tuple[Header, ...]
+    should_retry: str | None
+
+    @property
+    def fault(self) -> Fault | None:
+        """Whose words the client gets instead of the provider's; None: the provider's."""
+        if self.status in (401, 403):
+            return Fault.UPSTREAM_REFUSED_US
+        return Fault.UPSTREAM_BROKEN if self.status < 400 else None
+
+
+async def answer(exchange: Exchange, response: UpstreamResponse) -> Rejection | None:
+    """Pass a response on and charge for it; an error status is only read.
 
     Raises UpstreamError if there is nothing to pass on, or no more of it; then what was dispatched and not yet
     charged is the caller's to presume.
@@ -42,42 +59,54 @@ async def answer(exchange: Exchange, response: UpstreamResponse) -> None:
     plan = exchange.plan
     assert plan is not None
     if not 200 <= response.status < 300:
-        await _pass_error(exchange, response)
-    elif plan.call.stream and response.headers.get("content-type", "").startswith("text/event-stream"):
+        return await _read_error(exchange, response)
+    if plan.call.stream and response.headers.get("content-type", "").startswith("text/event-stream"):
         await _pass_stream(exchange, response)
     else:
         await _pass_whole(exchange, response)
+    return None
 
 
-async def _pass_error(exchange: Exchange, response: UpstreamResponse) -> None:
-    """An error status costs nothing, unless its body tells usage; its body is the client's to read."""
-    status = response.status
+async def _read_error(exchange: Exchange, response: UpstreamResponse) -> Rejection:
     endpoint = exchange.endpoint
     assert endpoint is not None
     try:
         body = await _read(exchange, response, ERROR_BYTES_MAX)
     except UpstreamError:
         body = b""
-    told = read_answer(endpoint, body)
-    if told.usage is None:
+    passed = [(n, v) for n in PASSED_BACK if (v := response.headers.get(n)) is not None]
+    return Rejection(
+        response.status,
+        body,
+        read_answer(endpoint, body),
+        tuple((name.encode(), value.encode("ascii", "replace")) for name, value in passed),
+        response.headers.get("x-should-retry"),
+    )
+
+
+async def reject(exchange: Exchange, rejection: Rejection) -> None:
+    """Pass an error status on: it costs nothing, unless its body tells usage; its body is the client's to read.
+
+    Raises UpstreamError where the provider's words are not for the client.
+    """
+    endpoint, status, body = exchange.endpoint, rejection.status, rejection.body
+    assert endpoint is not None
+    if rejection.told.usage is None:
         exchange.charge_nothing()
     else:
-        exchange.charge(told)
-    if status in (401, 403):
+        exchange.charge(rejection.told)
+    if rejection.fault is Fault.UPSTREAM_REFUSED_US:
         message = "The provider refused the gateway's own credentials. An operator must look at the provider's key."
         raise UpstreamError(Fault.UPSTREAM_REFUSED_US, message, sent=True)
-    if status < 400:
+    if rejection.fault is not None:
         raise UpstreamError(Fault.UPSTREAM_BROKEN, f"The provider answered with status {status}.", sent=True)
     if not _is_json_object(body):
         message = f"The provider answered with status {status} and no readable error."
         body = error_body(endpoint.dialect, Fault.UPSTREAM_BROKEN, message, request_id=exchange.request_id)
-    passed = [
-        (n.encode(), v.encode("ascii", "replace")) for n in PASSED_BACK if (v := response.headers.get(n)) is not None
-    ]
     exchange.status, exchange.error = status, f"upstream_{status}"
     if exchange.capture is not None:
         exchange.capture.response(body)
-    await exchange.client.respond(status, [*headers_of(exchange), JSON, *passed], body)
+    await exchange.client.respond(status, [*headers_of(exchange), JSON, *rejection.headers], body)
 
 
 async def _pass_whole(exchange: Exchange, response: UpstreamResponse) -> None:
@@ -158,7 +187,7 @@ def headers_of(exchange: Exchange) -> list[Header]:
         return headers
     states = exchange.limits()
     headers += limit_headers(endpoint.dialect, states, attempt.grant.reply.now_us)
-    headers += money_headers(attempt.cost_nano if attempt.ended else None, states)
+    headers += money_headers(exchange.cost_nano if attempt.ended else None, states)
     if attempt.grant.reply.degraded:
         headers.append(degraded_header(attempt.grant.reply))
     shadowed = attempt.grant.reply.shadowed

@@ -11,6 +11,8 @@ counts. A name or value that is not understood is refused with a 400, so that no
 | `reasoning` | the part of `output` that is not shown |
 | `delay_ms`, `chunk_delay_ms` | time before the first byte; time between two chunks of a stream |
 | `status`, `retry_after` | answer with this error status (400 to 599) and this `retry-after` header (seconds) |
+| `times` | of all requests with this body, only the first so many get the directive's error, fault or delay |
+| `model` | only requests for this model get them |
 | `tool` | answer with a call of this tool, if the request offers tools |
 | `fault` | break the answer, see below |
 | `after` | break a stream after this many content chunks |
@@ -73,6 +75,12 @@ class Directive(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     fault: Fault | None = None
     after: _Output | None = None
     tool: str | None = None
+    times: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    model: str | None = None
+
+    def spent(self) -> "Directive":
+        """The same without its error, fault and delay."""
+        return msgspec.structs.replace(self, status=None, retry_after=None, fault=None, after=None, delay_ms=None)
 
 
 class BadDirective(msgspec.Struct, frozen=True):

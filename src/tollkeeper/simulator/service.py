@@ -92,6 +92,7 @@ class Service:
         self._models = None if models is None else tuple(models)
         self._now_us = now_us
         self._answers = 0
+        self._seen: dict[bytes, int] = {}
 
     def answer(self, request: Received) -> Reply:
         """The reply to a request."""
@@ -114,6 +115,9 @@ class Service:
         if isinstance(decided, Refusal):
             return self._error(decided, Caller(endpoint, "", "", _request_id(request), False))
         ask, plan = decided
+        if not self._applies(ask, request.body):
+            ask = msgspec.structs.replace(ask, directive=ask.directive.spent())
+            plan = plan_answer(ask)
         caller = Caller(endpoint, ask.model, ask.user, _request_id(request), ask.stream)
         if self._models is not None and ask.model not in self._models:
             return self._error(_dialect(endpoint).unknown_model(ask.model), caller)
@@ -125,6 +129,18 @@ class Service:
         if ask.directive.fault is Fault.BAD_JSON:
             body = body[: len(body) * 2 // 3]
         return self._reply(200, body, caller, ask, usage=plan.usage, events=events)
+
+    def _applies(self, ask: Ask, body: bytes) -> bool:
+        """Whether this request is one of those that the directive's error, fault and delay are for."""
+        directive = ask.directive
+        if directive.model is not None and directive.model != ask.model:
+            return False
+        if directive.times is None:
+            return True
+        if len(self._seen) >= _REMEMBERED_MAX:
+            self._seen.clear()
+        self._seen[body] = self._seen.get(body, 0) + 1
+        return self._seen[body] <= directive.times
 
     def _reply(
         self,

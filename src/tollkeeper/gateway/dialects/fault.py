@@ -39,6 +39,7 @@ STATUS: Final[Mapping[Fault, int]] = {
     Fault.NEVER_FITS: 400,
     Fault.OVERLOADED: 503,
     Fault.STORE_AWAY: 503,
+    Fault.DEPLOYMENTS_FULL: 429,
     Fault.UPSTREAM_DOWN: 502,
     Fault.UPSTREAM_TIMEOUT: 504,
     Fault.UPSTREAM_BROKEN: 502,

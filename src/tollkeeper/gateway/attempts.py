@@ -1,0 +1,339 @@
+"""Steps 2 to 6 of one request, as often as it takes: bound, admit, dispatch, answer; then retry or fall back.
+
+Each attempt has a hold of its own, `<request>.<n>`, and comes to its own end before the next one asks for admission:
+nothing sent, or an error status without usage that is followed by another attempt: void, so that the request counts
+once; sent and no answer: presumed. Nothing is tried again once a byte has gone to the client, or after it left. Where
+to go next is decided by `itinerary.py` and `retry.py`; this file acts. It knows no wire format and makes no HTTP of
+errors.
+"""
+
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+import msgspec
+
+from tollkeeper.domain.admission import Denial
+from tollkeeper.domain.errors import Fault, RequestError, UpstreamError
+from tollkeeper.domain.ports import Governor
+from tollkeeper.gateway.admit import admit, attempt_ids
+from tollkeeper.gateway.asgi import HttpError
+from tollkeeper.gateway.bound import Bounder
+from tollkeeper.gateway.dialects import Endpoint, upstream_body
+from tollkeeper.gateway.dispatch import upstream_headers, upstream_path
+from tollkeeper.gateway.fleet import Fleet, Turn
+from tollkeeper.gateway.instruments import Instruments
+from tollkeeper.gateway.itinerary import Itinerary, Stop
+from tollkeeper.gateway.patience import Patience
+from tollkeeper.gateway.record import Exchange, Try
+from tollkeeper.gateway.retry import (
+    REFUSED_US,
+    RetryBudget,
+    Verdict,
+    is_failure,
+    retry_after_us,
+    verdict_of_error,
+    verdict_of_status,
+)
+from tollkeeper.gateway.routing import Pool, model_allowed
+from tollkeeper.gateway.settle import Attempt
+from tollkeeper.gateway.stream import Rejection, answer, reject
+from tollkeeper.gateway.upstream import Upstream
+from tollkeeper.settings import Settings
+
+COOL_MAX_US: Final = 300_000_000
+"""A provider that asks for a longer pause is asked again after this."""
+TOO_LATE: Final = "The answer was not finished in time."
+FULL: Final = "Every deployment of this model is at the limit that its operator set. Try again later."
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """An attempt that gave the client nothing yet: the provider's refusal, or an exchange that broke."""
+
+    stop: Stop
+    verdict: Verdict
+    cause: Rejection | UpstreamError
+
+
+class Attempts:
+    """Carries requests out. `upstreams`: the HTTP client of each provider. `draw`: random numbers in [0, 1)."""
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        provider_keys: Mapping[str, str | None],
+        bounder: Bounder,
+        fleet: Fleet,
+        governor: Governor,
+        instruments: Instruments,
+        now_us: Callable[[], int],
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        self.settings, self.provider_keys, self.bounder, self.fleet = settings, provider_keys, bounder, fleet
+        self.governor, self.instruments, self.now_us, self.draw = governor, instruments, now_us, draw
+        self.upstreams: Mapping[str, Upstream] = {}
+        self.budget = RetryBudget(settings.routing.retry_ratio, settings.routing.retry_burst)
+
+    async def serve(self, exchange: Exchange, endpoint: Endpoint, pools: Sequence[Pool]) -> Denial | None:
+        """Answer the client; or the refusal to tell it.
+
+        Raises what becomes an error of the gateway's own: RequestError, UpstreamError, Unavailable.
+        """
+        provider = self.settings.providers[pools[0].deployments[0].route.provider]
+        patience = Patience(
+            exchange.client,
+            self.instruments,
+            total_s=provider.connect_timeout_s + provider.total_timeout_s,
+            drain_s=self.settings.server.drain_timeout_s,
+        )
+        try:
+            async with patience:
+                return await _Walk(self, exchange, endpoint, pools, patience).go()
+        except TimeoutError:
+            if exchange.client.gone:
+                return None
+            plan = exchange.plan
+            self.instruments.upstream_failed("" if plan is None else plan.route.provider, Fault.UPSTREAM_TIMEOUT)
+            raise UpstreamError(Fault.UPSTREAM_TIMEOUT, TOO_LATE, sent=True) from None
+
+
+class _Walk:
+    """One request on its way."""
+
+    __slots__ = (
+        "_denial",
+        "_endpoint",
+        "_exchange",
+        "_failure",
+        "_ids",
+        "_its",
+        "_paid",
+        "_patience",
+        "_unfit",
+        "_unfit_pool",
+        "_way",
+    )
+
+    def __init__(
+        self, its: Attempts, exchange: Exchange, endpoint: Endpoint, pools: Sequence[Pool], patience: Patience
+    ) -> None:
+        principal = exchange.principal
+        assert principal is not None
+        # A fallback is another model: a key that may not use it does not get it by way of a failure.
+        mine = [p for p in pools[1:] if model_allowed(principal, p.name, p.deployments[0].route.model)]
+        self._way = Itinerary([pools[0], *mine], its.fleet, its.settings.routing)
+        self._its, self._exchange, self._endpoint, self._patience = its, exchange, endpoint, patience
+        self._ids = attempt_ids(exchange.request_id)
+        self._failure: Failure | None = None
+        self._denial: Denial | None = None
+        self._unfit: RequestError | None = None
+        self._unfit_pool: Pool | None = None
+        self._paid = False
+
+    async def go(self) -> Denial | None:
+        """See `Attempts.serve`."""
+        client = self._exchange.client
+        while (stop := self._next()) is not None:
+            if self._failure is not None:
+                self._let_go()
+                if stop.pause_us:
+                    await self._patience.pause(stop.pause_us / 1e6)
+                if client.gone:
+                    return None
+            turn = await self._admitted(stop)
+            if turn is None:
+                if self._denial is not None and self._failure is None:
+                    return self._denial
+                continue
+            self._failure = await self._dispatched(stop, turn)
+            if self._failure is None:
+                return None
+        return await self._give_up()
+
+    def _next(self) -> Stop | None:
+        """Where to go, if anywhere and if a retry may be spent on it."""
+        its, failure = self._its, self._failure
+        if failure is None:
+            stop = self._way.next(its.now_us(), its.draw())
+            # A model whose bound cannot be had is refused; fallbacks are for providers that fail.
+            return stop if self._unfit is None or (stop is not None and stop.pool is self._unfit_pool) else None
+        client = self._exchange.client
+        if failure.verdict is Verdict.FINAL or client.gone or client.started:
+            return None
+        stop = self._way.next(its.now_us(), its.draw())
+        if stop is None or stop.pause_us / 1e6 >= self._patience.left_s:
+            return None
+        if not self._paid and not its.budget.spend():
+            its.instruments.unretried.inc()
+            return None
+        self._paid = True
+        return stop
+
+    def _let_go(self) -> None:
+        """The failed attempt comes to its end, before the next one asks for admission."""
+        assert self._failure is not None
+        exchange, cause = self._exchange, self._failure.cause
+        attempt = exchange.attempt
+        assert attempt is not None
+        if not isinstance(cause, Rejection):
+            attempt.finish()
+        elif cause.told.usage is None:
+            attempt.void()
+        else:
+            exchange.charge(cause.told)
+        if exchange.capture is not None:
+            exchange.capture.again()
+
+    async def _admitted(self, stop: Stop) -> Turn | None:
+        """A place at the deployment and a hold for the attempt; None if it cannot have both."""
+        its, exchange, way = self._its, self._exchange, self._way
+        principal, call = exchange.principal, exchange.call
+        assert principal is not None and call is not None
+        try:
+            plan = its.bounder.plan(call, stop.deployment.route, principal, exchange.time_us)
+        except RequestError as error:
+            self._unfit, self._unfit_pool = error, stop.pool
+            way.bar(stop.member)
+            return None
+        if exchange.attempt is None:
+            exchange.plan = plan
+        now_us = its.now_us()
+        full_for_us = stop.member.full_for_us(now_us, plan.tokens)
+        if full_for_us is not None:
+            way.full(stop.member, full_for_us)
+            return None
+        turn = stop.member.take(now_us, plan.tokens)
+        asked_at = time.perf_counter()
+        try:
+            decision = await admit(its.governor, principal, self._ids, plan, exchange.user or "")
+        except BaseException:
+            turn.end(None, sent=False)
+            raise
+        finally:
+            waited_s = time.perf_counter() - asked_at
+            exchange.admission_s += waited_s
+        its.instruments.admission.observe(waited_s)
+        if isinstance(decision, Denial):
+            turn.end(None, sent=False)
+            self._denial = decision
+            way.leave_model()
+            return None
+        self._denial = None
+        exchange.begin(plan, Attempt(decision, its.governor, its.instruments))
+        for shadowed in decision.reply.shadowed:
+            its.instruments.shadowed(shadowed.kind, shadowed.scope)
+        if plan.injected is not None:
+            its.instruments.injected.inc()
+        return turn
+
+    async def _dispatched(self, stop: Stop, turn: Turn) -> Failure | None:
+        """Send it and pass the answer on. A failure as a value, unless the client has seen some of the answer."""
+        its, exchange, way = self._its, self._exchange, self._way
+        attempt, tried = exchange.attempt, exchange.tries[-1]
+        assert attempt is not None
+        way.went(stop)
+        self._paid = False
+        if way.attempts == 1:
+            its.budget.earn()
+        result = "unfinished"
+        cause: Rejection | UpstreamError | None = None
+        try:
+            cause = await self._ask(stop, turn, tried)
+            result = "answered" if cause is None else _result(cause)
+            if cause is not None and cause.fault is not None:
+                its.instruments.upstream_failed(stop.deployment.route.provider, cause.fault)
+        except UpstreamError as error:
+            turn.failed(its.now_us())
+            if not error.sent:
+                tried.sent = False
+                attempt.void()
+            its.instruments.upstream_failed(stop.deployment.route.provider, error.fault)
+            cause, result = error, error.fault.value
+            if exchange.client.started:
+                raise
+        finally:
+            tried.end(result)
+            known = attempt.ended and not attempt.presumed
+            turn.end(attempt.usage.total_tokens if known else None, sent=tried.sent)
+            its.instruments.attempted(stop.deployment, result)
+        return None if cause is None else self._judged(stop, cause)
+
+    async def _ask(self, stop: Stop, turn: Turn, tried: Try) -> Rejection | None:
+        its, exchange, endpoint = self._its, self._exchange, self._endpoint
+        attempt, plan, call = exchange.attempt, exchange.plan, exchange.call
+        assert attempt is not None and plan is not None and call is not None
+        provider = stop.deployment.route.provider
+        body = upstream_body(
+            call, model=stop.deployment.route.upstream_model, output_limit=its.bounder.output_limit(plan)
+        )
+        headers = upstream_headers(
+            exchange.client,
+            endpoint,
+            key=its.provider_keys.get(provider),
+            request_id=exchange.request_id,
+            stream=call.stream,
+        )
+        attempt.dispatch()
+        exchange.mark_dispatched()
+        asked_at = time.perf_counter()
+        try:
+            response = await its.upstreams[provider].send(provider, upstream_path(endpoint), headers, body)
+        finally:
+            waited_s = time.perf_counter() - asked_at
+            exchange.upstream_s += waited_s
+        try:
+            tried.status, tried.first_byte_s = response.status, exchange.age_s
+            told = response.headers
+            if not is_failure(response.status):
+                turn.succeeded(its.now_us(), int(waited_s * 1e6) if response.status < 300 else None)
+            rejection = await answer(exchange, response)
+            if is_failure(response.status):
+                turn.failed(its.now_us(), self._cool_us(response.status, told))
+            return rejection
+        finally:
+            response.close()
+
+    def _cool_us(self, status: int, headers: Mapping[str, str]) -> int:
+        """How long a deployment that answered so is left alone at once; 0: it is only counted."""
+        if status in REFUSED_US:
+            return int(self._its.settings.routing.cooldown_s * 1e6)
+        return min(retry_after_us(headers.get("retry-after"), headers.get("retry-after-ms")), COOL_MAX_US)
+
+    def _judged(self, stop: Stop, cause: Rejection | UpstreamError) -> Failure:
+        if isinstance(cause, Rejection):
+            verdict = verdict_of_status(cause.status, cause.should_retry)
+        else:
+            provider = self._its.settings.providers[stop.deployment.route.provider]
+            verdict = verdict_of_error(cause, retry_unanswered=provider.retry_unanswered)
+        if verdict is Verdict.ELSEWHERE:
+            self._way.bar(stop.member)
+        return Failure(stop, verdict, cause)
+
+    async def _give_up(self) -> Denial | None:
+        """Nothing else is tried: the client gets the refusal of the next attempt, or what the last one gave.
+
+        A fallback that would never fit is no news for the client: it asked for another model.
+        """
+        failure = self._failure
+        if self._denial is not None and (failure is None or not self._denial.refusal.never):
+            return self._denial
+        if failure is not None:
+            if isinstance(failure.cause, Rejection):
+                await reject(self._exchange, failure.cause)
+                return None
+            raise failure.cause
+        if self._unfit is not None:
+            raise self._unfit
+        wait_s = -(-(self._way.full_for_us or 1_000_000) // 1_000_000)
+        raise HttpError(Fault.DEPLOYMENTS_FULL, FULL, headers=((b"retry-after", b"%d" % wait_s),))
+
+
+def _result(rejection: Rejection) -> str:
+    """A word for the metric; there are few of them."""
+    if rejection.status == 429:
+        return "rate_limited"
+    if rejection.status in REFUSED_US:
+        return "refused_us"
+    return "server_error" if rejection.status >= 500 else "client_error"
