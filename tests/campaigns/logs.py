@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final, get_args
 
 from tests.campaigns import Outcome
+from tests.logs import overflow_latency
 from tests.logs.fault_rounds import DURABLE, play
 from tests.logs.overflow import overflow
 from tests.logs.shipper_process import Broken
@@ -21,6 +22,7 @@ QUESTION: Final = "Shippers, Redis and store are killed and fail at random: is e
 FAULT_ROUNDS: Final = 30
 """For each round asked for."""
 CONTROL_ROUNDS: Final = 5
+QUIET_S: Final = 30.0
 OVERFLOW: Final = (1_000_000, 100_000)
 
 
@@ -54,6 +56,19 @@ def run(seed: int, rounds: int) -> Iterator[Outcome]:
             notes = f"{sum(caught)} of {CONTROL_ROUNDS} rounds caught it"
             yield Outcome(f"control: {broken}", CONTROL_ROUNDS, "must be caught", int(not any(caught)), notes)
     yield _overflow()
+    yield _latency()
+
+
+def _latency() -> Outcome:
+    records, bound = OVERFLOW
+    outcome = overflow_latency.run(records, bound, QUIET_S)
+    return Outcome(
+        "a gateway's latency in an overflow",
+        1,
+        f"{records:,} records into {bound:,}",
+        outcome.differences,
+        overflow_latency.words(outcome),
+    )
 
 
 def _overflow() -> Outcome:

@@ -12,7 +12,7 @@ from tests.logs.conftest import until
 from tollkeeper.domain.errors import OutboxUnavailable, StoreUnavailable
 from tollkeeper.domain.log_queue import Bounds, Chunk, Kept
 from tollkeeper.logs import spool as spools
-from tollkeeper.logs.producer import Producer, adopt
+from tollkeeper.logs.producer import SPILL_CHUNKS, Producer, adopt
 from tollkeeper.logs.queues import MemoryQueue
 from tollkeeper.logs.spool import Spool, orphans
 
@@ -119,6 +119,36 @@ async def test_a_disk_that_cannot_be_written_drops_counts_and_tells(
     await until(lambda: producer.brought == 6)
     (gaps,) = [gaps for _, gaps in [await target.pending()]]
     assert [(g.kind, g.first, g.last) for g in gaps] == [("dropped", 1, 5)]
+    await producer.stop()
+
+
+async def test_what_waits_goes_to_the_spool_a_few_chunks_a_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """12 MiB at once would stop every request of the process meanwhile."""
+    target = queue()
+    spool = Spool(tmp_path, "p", 10**9)
+    producer = Producer("p", target, spool)
+    await producer.start()
+    turns: list[int] = []
+    append = spool.append
+
+    def counted(chunk: Chunk) -> tuple[int, int] | None:
+        turns[-1] += 1
+        return append(chunk)
+
+    monkeypatch.setattr(spool, "append", counted)
+    await asyncio.sleep(0)
+    for _ in range(48):
+        producer.add(bytes(2**18))
+    while producer.brought < 48:
+        turns.append(0)
+        await asyncio.sleep(0)
+    assert sum(turns) == 12 and max(turns) <= SPILL_CHUNKS + 1, "and the one that was on its way"
+    target.away = False
+    await producer.flush()
+    runs, gaps = await target.pending()
+    assert sum(last - first + 1 for _, first, last in runs) == 48 and not gaps
     await producer.stop()
 
 

@@ -27,6 +27,8 @@ CHUNK_BYTES_MAX: Final = 2**20
 """A chunk is closed once it is this large (one record may be larger)."""
 PENDING_BYTES_MAX: Final = 16 * 2**20
 """Records in memory while a chunk is on its way; above it they go to the spool, or else the oldest are dropped."""
+SPILL_CHUNKS: Final = 2
+"""Chunks written to the spool in one turn of the loop: 16 MiB at once stopped every request for 20 ms or more."""
 PUT_TIMEOUT_S: Final = 0.5
 """Slower than this, the queue is away for us: what is in memory only, a crash would lose."""
 REPLAY_TIMEOUT_S: Final = 5.0
@@ -127,7 +129,7 @@ class Producer:
     def _tick(self) -> None:
         self._scheduled = False
         if self._spooling:
-            self._spill()
+            self._spill_some()
         elif self._bytes > self._pending_bytes_max:
             self._relieve("the queue is slower than records come")
         self._wake.set()
@@ -215,6 +217,7 @@ class Producer:
             self._task = None
         if self._spool is not None and self.pending:
             self._divert("stopped")
+            self._spill()
         left = self.pending
         if self._spool is not None:
             self._spool.close(remove=not left and not len(self._spool))
@@ -320,7 +323,17 @@ class Producer:
         flying, self._flying = self._flying, None
         if flying is not None:
             self._append(flying)
-        self._spill()
+        self._spill_some()
+
+    def _spill_some(self) -> None:
+        """A few chunks, and what is above the bound of memory; the rest in the next turns of the loop."""
+        count = 0
+        while self._parts and (count < SPILL_CHUNKS or self._bytes > self._pending_bytes_max):
+            self._append(self._cut())
+            count += 1
+        if self._parts and self._loop is not None and not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._tick)
 
     def _spill(self) -> None:
         while self._parts:
@@ -346,7 +359,8 @@ class Producer:
         """Bring the oldest segment to the queue; with the last one the spool ends."""
         spool = self._spool
         assert spool is not None
-        self._spill()
+        if not self._scheduled:  # else the next turn's
+            self._spill_some()
         chunks = spool.oldest()
         if len(spool) and (not chunks or chunks[-1].last <= self._replayed):
             _log.error("log_spool_damaged", producer=self.name, numbers=spool.skip())
