@@ -96,6 +96,9 @@ class NothingDurable:
     async def save(self, snapshot: RootSnapshot, now_us: int) -> bool:
         return True
 
+    async def save_all(self, snapshots: Sequence[RootSnapshot], now_us: int) -> set[str]:
+        return {snapshot.root for snapshot in snapshots}
+
     async def used(self, root: str, now_us: int) -> dict[str, Used]:
         return {}
 

@@ -6,7 +6,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,10 @@ from tollkeeper.domain.admission import Denial, Grant, LimitKind
 from tollkeeper.domain.entries import is_buried
 from tollkeeper.domain.errors import OutboxUnavailable, StoreUnavailable
 from tollkeeper.domain.policy import Policy, TokenBucket, Unit
+from tollkeeper.domain.ports import RootSnapshot
 from tollkeeper.domain.usage import Usage
 from tollkeeper.governance import outbox as outbox_module
+from tollkeeper.governance.store import Snapshot
 
 MONTH = "2026:11"
 
@@ -79,6 +81,49 @@ async def test_an_entry_that_is_late_in_the_store_is_synced_when_it_comes(parts:
     assert await parts.ledger.flush(5)
     await parts.sync.sync_once()
     assert await parts.spent("org_a") == {f"key_1:{month()}": 110}
+
+
+async def test_many_roots_are_written_together(parts: Parts) -> None:
+    """A thousand roots must not cost a thousand transactions one after the other."""
+    principals = [one_key(f"org_{number}", budget(10**9)) for number in range(150)]
+    for who in principals:
+        parts.ledger.charge(who, 7)
+    assert await parts.ledger.flush(10)
+    save_all, together = parts.database.spend.save_all, list[int]()
+
+    async def counted(snapshots: Sequence[RootSnapshot], now_us: int) -> set[str]:
+        together.append(len(snapshots))
+        return await save_all(snapshots, now_us)
+
+    parts.database.spend.save_all = counted  # type: ignore[method-assign]
+    assert await parts.sync.sync_once() == 150 and sum(together) == 150 and len(together) <= 5
+    assert parts.sync._waiting == set()
+    for who in principals:
+        assert await parts.spent(who.root) == {f"key_1:{month()}": 7}
+
+
+async def test_roots_that_the_store_does_not_give_keep_none_of_the_others_waiting(parts: Parts) -> None:
+    """As when one node of a cluster is away: the rest is written at once, it later."""
+    for number in range(100):
+        parts.ledger.charge(one_key(f"org_{number}", budget(10**9)), 7)
+    assert await parts.ledger.flush(10)
+    snapshot = parts.store.snapshot
+
+    async def away(root: str) -> Snapshot | None:
+        if root in ("org_7", "org_8"):
+            raise StoreUnavailable("its node is away", sent=False)
+        return await snapshot(root)
+
+    parts.store.snapshot = away  # type: ignore[method-assign]
+    for _ in range(2):  # the first run may end before it comes to all; the next has those that failed last
+        with pytest.raises(StoreUnavailable):
+            await parts.sync.sync_once()
+    assert set(await parts.database.spend.roots()) == {f"org_{n}" for n in range(100)}
+    assert parts.sync._waiting == {"org_7", "org_8"}
+    assert await parts.spent("org_7") == {} and await parts.spent("org_9") == {f"key_1:{month()}": 7}
+    parts.store.snapshot = snapshot  # type: ignore[method-assign]
+    assert await parts.sync.sync_once() == 2 and parts.sync._waiting == set()
+    assert await parts.spent("org_7") == {f"key_1:{month()}": 7}
 
 
 async def test_budget_counts_holds(parts: Parts) -> None:

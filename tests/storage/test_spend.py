@@ -245,3 +245,31 @@ async def producers(database: Database) -> dict[str, tuple[int, int, int | None]
         return {
             row.id: (row.enrolled_us, row.seen_us, row.closed_us) for row in await transaction.rows(table.select())
         }
+
+
+async def test_many_roots_are_saved_together_each_by_its_own_marks(database: Database) -> None:
+    """One transaction: what is newer is written with its months, what is not is left as it is, and named."""
+    many = [snapshot({"p": 5}, {f"key_{n}:2026:11": 1, "2026:11": 1}, f"org_{n}") for n in range(70)]
+    assert await database.spend.save_all(many, NOW) == {one.root for one in many}
+    stale = snapshot({"p": 4}, {"key_stale:2026:11": 9}, "org_3")
+    unknowing = snapshot({"q": 9}, {"key_stale:2026:11": 9}, "org_4")
+    newer = snapshot({"p": 6}, {"key_b:2026:12": 7, "total": 7}, "org_5")
+    fresh = snapshot({"r": 1}, {"key_c:2026:12": 8}, "org_new")
+    assert await database.spend.save_all([stale, newer, unknowing, fresh], NOW + 1) == {"org_5", "org_new"}
+    assert await database.spend.load("org_3") == many[3] and await database.spend.load("org_4") == many[4]
+    assert (await database.spend.load("org_5")).totals == {**many[5].totals, **newer.totals}
+    months = {(row.key_id, row.month): row.cost_nano for row in await database.spend.monthly_usage()}
+    assert months == {(f"key_{n}", 11): 1 for n in range(70)} | {("key_b", 12): 7, ("key_c", 12): 8}
+
+
+async def test_saves_of_the_same_roots_in_any_order_wait_for_each_other(
+    database: Database, url: str, opened: Opener
+) -> None:
+    """No two transactions ever stand in each other's way for good."""
+    peer = await opened(url)
+    roots = [f"org_{n}" for n in range(12)]
+    for number in range(1, 11):
+        one = [snapshot({"p": number}, {"total": number}, root) for root in roots]
+        other = [snapshot({"p": number}, {"total": number}, root) for root in reversed(roots)]
+        saved = await asyncio.gather(database.spend.save_all(one, NOW), peer.spend.save_all(other, NOW))
+        assert all(written == set(roots) for written in saved)

@@ -248,6 +248,13 @@ class SpendLedger(Protocol):
         """
         ...
 
+    async def save_all(self, snapshots: Sequence[RootSnapshot], now_us: int) -> set[str]:
+        """`save` for different roots in one transaction, each by its own marks; returns the roots that were written.
+
+        Raises `DatabaseUnavailable`, then nothing was, or all; it is harmless to save them again.
+        """
+        ...
+
     async def used(self, root: str, now_us: int) -> Mapping[str, Used]:
         """The idempotency keys, by digest, that are still remembered. Raises `DatabaseUnavailable`."""
         ...

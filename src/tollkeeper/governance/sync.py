@@ -1,11 +1,12 @@
-"""The sync worker: brings totals and marks of changed roots into the database, in one guarded transaction per root.
+"""The sync worker: brings totals and marks of changed roots into the database, in guarded transactions.
 
+A transaction has many roots, so that a thousand of them cost a few round trips; each is guarded by its own marks.
 Any number of workers may run at once, late or twice: a snapshot is written only if its marks dominate the database's.
 Flags are cleared after the commit and only if unchanged, so a worker may die at any instant.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from time import monotonic
 from typing import Final
 
@@ -13,7 +14,7 @@ from tollkeeper.domain.charges import QUARANTINED
 from tollkeeper.domain.errors import DatabaseUnavailable, StoreUnavailable, Unavailable
 from tollkeeper.domain.ports import SpendLedger
 from tollkeeper.governance.ledger import Ledger
-from tollkeeper.governance.store import Store
+from tollkeeper.governance.store import Snapshot, Store
 from tollkeeper.observability.logging import logger
 from tollkeeper.observability.metrics import Metrics
 
@@ -23,6 +24,10 @@ MARKS_KEPT_US: Final = 7 * 86_400_000_000
 """The mark of a closed producer is dropped so long after the database had its close."""
 RETRY_S: Final = 5.0
 """After a failed run the next one comes this soon, or after the interval if that is shorter."""
+ROOTS_AT_ONCE: Final = 64
+"""Roots that are read together."""
+COUNTERS_AT_ONCE: Final = 1_000
+"""Roots are written together until they have so many counters: no transaction holds its locks for long."""
 
 
 class SyncWorker:
@@ -41,6 +46,7 @@ class SyncWorker:
         self._store, self._spend, self._ledger = store, spend, ledger
         self._interval_s, self._now_us = interval_s, now_us
         self._waiting: set[str] = set()
+        self._unread: set[str] = set()  # the store did not give these; the next run takes them last
         self._running = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
         self._log = logger("governance")
@@ -114,8 +120,9 @@ class SyncWorker:
             written = 0
             began_s = monotonic()
             try:
-                for root in tuple(self._waiting):
-                    written += await self._sync_root(root)
+                roots = sorted(self._waiting, key=self._unread.__contains__)
+                for start in range(0, len(roots), ROOTS_AT_ONCE):
+                    written += await self._sync_roots(roots[start : start + ROOTS_AT_ONCE])
             except (StoreUnavailable, DatabaseUnavailable):
                 self._failed.inc()
                 raise
@@ -124,22 +131,48 @@ class SyncWorker:
             self.last_success_us = self._now_us()
             return written
 
-    async def _sync_root(self, root: str) -> int:
-        snapshot = await self._store.snapshot(root)
-        if snapshot is None:
-            if self._ledger.has_uncovered(root):
+    async def _sync_roots(self, roots: Sequence[str]) -> int:
+        """What can be read is written, also if the store does not give all; then raises `StoreUnavailable`."""
+        read = await asyncio.gather(*map(self._store.snapshot, roots), return_exceptions=True)
+        found: list[Snapshot] = []
+        failure: BaseException | None = None
+        for root, snapshot in zip(roots, read, strict=True):
+            self._unread.discard(root)
+            if isinstance(snapshot, BaseException):
+                failure = snapshot
+                self._unread.add(root)
+            elif snapshot is not None:
+                found.append(snapshot)
+            elif self._ledger.has_uncovered(root):
                 self._ledger.recover(root)  # the store lost what the database does not have yet; the outbox has it
             else:
                 self._waiting.discard(root)
-            return 0
-        content = snapshot.content
-        if not await self._spend.save(content, self._now_us()):
-            # The store lost something, or another worker was faster: compare marks, look again next time.
-            self._behind.inc()
-            self._ledger.recover(root)
-            return 0
-        await self._store.clear(root, snapshot.run, snapshot.versions, content.used)
+        written = 0
+        for together in _parcels(found):
+            written += await self._write(together)
+        if failure is not None:
+            raise failure
+        return written
+
+    async def _write(self, snapshots: Sequence[Snapshot]) -> int:
+        saved = await self._spend.save_all([snapshot.content for snapshot in snapshots], self._now_us())
+        for snapshot in snapshots:
+            if snapshot.content.root not in saved:
+                # The store lost something, or another worker was faster: compare marks, look again next time.
+                self._behind.inc()
+                self._ledger.recover(snapshot.content.root)
+        committed = [snapshot for snapshot in snapshots if snapshot.content.root in saved]
+        cleared = await asyncio.gather(*map(self._committed, committed), return_exceptions=True)
+        for outcome in cleared:
+            if isinstance(outcome, BaseException):
+                raise outcome
+        return sum(len(snapshot.content.totals) for snapshot in committed)
+
+    async def _committed(self, snapshot: Snapshot) -> None:
+        """The database has it: the store need not bring it again, nor the outbox keep it."""
+        content, root = snapshot.content, snapshot.content.root
         self._ledger.covered(content)
+        await self._store.clear(root, snapshot.run, snapshot.versions, content.used)
         gone = sorted(self._ledger.forgotten & content.marks.keys())
         if gone:
             await self._store.drop_marks(root, gone)
@@ -149,4 +182,17 @@ class SyncWorker:
         for attempt in [name for name in content.charges if name.startswith(QUARANTINED)]:
             self._quarantined.inc()
             self._log.error("entry_quarantined", root=root, attempt=attempt.removeprefix(QUARANTINED))
-        return len(content.totals)
+
+
+def _parcels(snapshots: Sequence[Snapshot]) -> Iterator[list[Snapshot]]:
+    """What is written together."""
+    together: list[Snapshot] = []
+    rows = 0
+    for snapshot in snapshots:
+        together.append(snapshot)
+        rows += len(snapshot.versions) + len(snapshot.content.used)
+        if rows >= COUNTERS_AT_ONCE:
+            yield together
+            together, rows = [], 0
+    if together:
+        yield together

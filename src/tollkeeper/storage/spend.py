@@ -5,7 +5,7 @@ its marks dominate; `save` writes only such. It knows nothing of Redis, outboxes
 """
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from sqlalchemy import Table, bindparam, func, or_, select, text, union
@@ -75,12 +75,41 @@ _SAVE_CHARGES: Final = {
     dialect: _upsert(charges, dialect, tuple(c.name for c in charges.columns if not c.primary_key))
     for dialect in Dialect
 }
-_SAVE_SPEND: Final = {dialect: _upsert(spend, dialect, _TOTALS) for dialect in Dialect}
-_SAVE_MONTHS: Final = {dialect: _upsert(monthly_usage_summary, dialect, _TOTALS) for dialect in Dialect}
+_SAVE_SPEND: Final = _upsert(spend, Dialect.SQLITE, _TOTALS)
+_SAVE_MONTHS: Final = _upsert(monthly_usage_summary, Dialect.SQLITE, _TOTALS)
+_TOTAL_COLUMNS: Final = ("root", "scope", "period", *SpendTotals.__struct_fields__, "year", "month")
+"""Of a row of totals; year and month only where it is also a row of `monthly_usage_summary`."""
+
+
+def _save_both() -> Insert:
+    """PostgreSQL's upsert of totals and months: one statement over one array a column, which both tables share."""
+    types = {column.name: column.type for column in (*monthly_usage_summary.columns, *spend.columns)}
+    arrays = [bindparam(name, type_=postgresql.ARRAY(types[name])) for name in _TOTAL_COLUMNS]
+    rows = func.unnest(*arrays).table_valued(*_TOTAL_COLUMNS, name="incoming").render_derived()
+    incoming = select(*(rows.c[name] for name in _TOTAL_COLUMNS)).cte("totals")
+    at = bindparam("updated_us", type_=spend.c.updated_us.type)
+
+    def upsert(table: Table, sources: Mapping[str, str]) -> Insert:
+        insert = postgresql.insert(table)
+        taken = select(*(incoming.c[sources.get(c.name, c.name)] for c in table.columns if c.name != at.key), at)
+        if table is monthly_usage_summary:
+            taken = taken.where(incoming.c.year.is_not(None))
+        names = [*(c.name for c in table.columns if c.name != at.key), at.key]
+        return insert.from_select(names, taken).on_conflict_do_update(
+            index_elements=list(table.primary_key.columns),
+            set_={name: insert.excluded[name] for name in _TOTALS},
+        )
+
+    months = upsert(monthly_usage_summary, {"key_id": "scope"})
+    return upsert(spend, {}).add_cte(months.cte("months"))
+
+
+_SAVE_BOTH: Final = _save_both()
 _SAVE_USED: Final = {dialect: _upsert(usage_keys, dialect, ("cost_nano", "until_us", "entry")) for dialect in Dialect}
 _ENROL: Final = {dialect: _upsert(producers, dialect, ()) for dialect in Dialect}
 _OPEN: Final = producers.update().where(producers.c.closed_us.is_(None))
 _LOCK_ROOT: Final = text("SELECT pg_advisory_xact_lock(:lock)")
+_LOCK_ROOTS: Final = text("SELECT pg_advisory_xact_lock(lock) FROM unnest(CAST(:locks AS BIGINT[])) AS lock")
 _MARKS: Final = select(marks.c.producer, marks.c.number)
 
 
@@ -107,24 +136,26 @@ class StoredSpend:
         )
 
     async def save(self, snapshot: RootSnapshot, now_us: int) -> bool:
+        """See `ports.SpendLedger`."""
+        return bool(await self.save_all([snapshot], now_us))
+
+    async def save_all(self, snapshots: Sequence[RootSnapshot], now_us: int) -> set[str]:
+        """See `ports.SpendLedger`."""
         async with self._transactions.write() as transaction:
             if transaction.dialect is Dialect.POSTGRESQL:
-                # SQLite has one writer at a time. Here saves of a root queue, while those of others go on.
-                await transaction.execute(_LOCK_ROOT, {"lock": _lock_of(snapshot.root)})
-            stored = await _stored_marks(transaction, snapshot.root)
-            if not dominates(snapshot.marks, stored):
-                return False
-            new = _mark_rows(snapshot, stored)
+                # SQLite has one writer at a time. Here saves of a root queue, while those of others go on; in one
+                # order everywhere, so that two never wait for each other.
+                await transaction.execute(_LOCK_ROOTS, {"locks": sorted(_lock_of(s.root) for s in snapshots)})
+            stored = await _marks_of(transaction, [s.root for s in snapshots])
+            newer = [s for s in snapshots if dominates(s.marks, stored[s.root])]
+            new = [row for s in newer for row in _mark_rows(s, stored[s.root])]
             gone = await _forgotten(transaction, [r["producer"] for r in new if is_buried(r["number"])])
             await _write(transaction, _SAVE_MARKS, [r for r in new if r["producer"] not in gone])
-            await _save_charges(transaction, snapshot, now_us)
-            await _write(transaction, _SAVE_SPEND, _spend_rows(snapshot, now_us))
-            await _write(transaction, _SAVE_MONTHS, _month_rows(snapshot, now_us))
-            if snapshot.used:
-                await _write(transaction, _SAVE_USED, _used_rows(snapshot))
-                forgotten = usage_keys.c.until_us <= now_us - USED_KEPT_LONGER_US
-                await transaction.execute(usage_keys.delete().where(usage_keys.c.root == snapshot.root, forgotten))
-        return True
+            for snapshot in newer:
+                await _save_charges(transaction, snapshot, now_us)
+            await _save_totals(transaction, newer, now_us)
+            await _save_used(transaction, [s for s in newer if s.used], now_us)
+        return {s.root for s in newer}
 
     async def used(self, root: str, now_us: int) -> dict[str, Used]:
         query = select(usage_keys).where(usage_keys.c.root == root, usage_keys.c.until_us > now_us)
@@ -287,6 +318,13 @@ async def _stored_marks(transaction: Transaction, root: str) -> dict[str, int]:
     return {row.producer: row.number for row in rows}
 
 
+async def _marks_of(transaction: Transaction, roots: Sequence[str]) -> dict[str, dict[str, int]]:
+    stored: dict[str, dict[str, int]] = {root: {} for root in roots}
+    for row in await transaction.rows(select(marks).where(marks.c.root.in_(roots))):
+        stored[row.root][row.producer] = row.number
+    return stored
+
+
 async def _forgotten(transaction: Transaction, wanted: Sequence[str]) -> set[str]:
     if not wanted:
         return set()
@@ -347,21 +385,37 @@ def _mark_rows(snapshot: RootSnapshot, stored: Mapping[str, int]) -> Rows:
     ]
 
 
-def _spend_rows(snapshot: RootSnapshot, now_us: int) -> Rows:
-    rows: Rows = []
-    for name, totals in snapshot.totals.items():
-        scope, period = split_counter(name)
-        rows.append({"root": snapshot.root, "scope": scope, "period": period} | _values(totals, now_us))
-    return rows
+async def _save_totals(transaction: Transaction, snapshots: Sequence[RootSnapshot], now_us: int) -> None:
+    rows = sorted(_total_rows(snapshots))
+    for start in range(0, len(rows), BATCH_ROWS):
+        batch = rows[start : start + BATCH_ROWS]
+        if transaction.dialect is Dialect.POSTGRESQL:
+            columns = dict(zip(_TOTAL_COLUMNS, map(list, zip(*batch, strict=True)), strict=True))
+            await transaction.execute(_SAVE_BOTH, {**columns, "updated_us": now_us})
+            continue
+        named: Rows = [{**dict(zip(_TOTAL_COLUMNS, row, strict=True)), "updated_us": now_us} for row in batch]
+        await transaction.execute(_SAVE_SPEND, named)
+        months: Rows = [{**row, "key_id": row["scope"]} for row in named if row["year"] is not None]
+        if months:
+            await transaction.execute(_SAVE_MONTHS, months)
 
 
-def _month_rows(snapshot: RootSnapshot, now_us: int) -> Rows:
-    rows: Rows = []
-    for name, totals in snapshot.totals.items():
-        scope, period = split_counter(name)
-        if scope.startswith(KEY) and (month := month_of_label(period)) is not None:
-            rows.append({"key_id": scope, "year": month[0], "month": month[1]} | _values(totals, now_us))
-    return rows
+def _total_rows(snapshots: Sequence[RootSnapshot]) -> Iterator[tuple[Any, ...]]:
+    """As `_TOTAL_COLUMNS` names them."""
+    for snapshot in snapshots:
+        for name, t in snapshot.totals.items():
+            scope, period = split_counter(name)
+            month = month_of_label(period) if scope.startswith(KEY) else None
+            spent = (t.cost_nano, t.requests, t.input_tokens, t.output_tokens, t.cached_tokens)
+            yield (snapshot.root, scope, period, *spent, *(month or (None, None)))
+
+
+async def _save_used(transaction: Transaction, snapshots: Sequence[RootSnapshot], now_us: int) -> None:
+    if not snapshots:
+        return
+    await _write(transaction, _SAVE_USED, [row for snapshot in snapshots for row in _used_rows(snapshot)])
+    roots = usage_keys.c.root.in_([snapshot.root for snapshot in snapshots])
+    await transaction.execute(usage_keys.delete().where(roots, usage_keys.c.until_us <= now_us - USED_KEPT_LONGER_US))
 
 
 def _used_rows(snapshot: RootSnapshot) -> Rows:
@@ -375,7 +429,3 @@ def _used_rows(snapshot: RootSnapshot) -> Rows:
         }
         for digest, known in snapshot.used.items()
     ]
-
-
-def _values(totals: SpendTotals, now_us: int) -> dict[str, int]:
-    return {name: getattr(totals, name) for name in SpendTotals.__struct_fields__} | {"updated_us": now_us}
