@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.servers.azure import AzuriteServer, azurite_server
 from tests.servers.redis import own_redis, redis_cluster, redis_server
 from tests.servers.s3 import S3Server, fresh_rclone, moto_server, rclone_server, s3_server
 from tollkeeper.domain.ports import ScriptStore
@@ -18,6 +19,7 @@ from tollkeeper.observability.metrics import Metrics
 from tollkeeper.settings import LogSettings
 
 __all__ = [
+    "azurite_server",
     "fresh_rclone",
     "moto_server",
     "own_redis",
@@ -29,7 +31,7 @@ __all__ = [
 
 NOON_US = 1_795_435_200_000_000
 """2026-11-23 12:00 UTC."""
-KINDS = ("folder", "moto", "rclone")
+KINDS = ("folder", "moto", "rclone", "azurite")
 
 
 def make_record(index: int = 0, **fields: Any) -> RequestRecord:
@@ -70,7 +72,9 @@ def make_pipeline(
     )
 
 
-def store_at(server: S3Server, url: str | None = None, timeout_s: float = 5.0, port: int | None = None) -> LogStore:
+def store_at(
+    server: S3Server | AzuriteServer, url: str | None = None, timeout_s: float = 5.0, port: int | None = None
+) -> LogStore:
     environ = dict(server.environ)
     if port is not None:
         environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{port}"

@@ -1,13 +1,16 @@
-"""One contract for every store: folder, moto (conditional writes) and rclone (signatures, no conditional writes)."""
+"""One contract for every store: folder, moto (conditional writes), rclone (signatures, no conditional writes) and
+Azurite (both). There is no server for `gs://` to test against: see docs/reliability.md."""
 
 import os
 import time
 from pathlib import Path
 
+import obstore
 import pytest
 
 from tests.logs.conftest import store_at
 from tests.logs.faulty_proxy import Fault, FaultyProxy
+from tests.servers.azure import AzuriteServer
 from tests.servers.s3 import S3Server
 from tollkeeper.domain.errors import ConfigurationError, LogStoreUnavailable
 from tollkeeper.logs.sinks import MULTIPART_BYTES_MIN, BucketStore, FolderStore, LogStore, open_store
@@ -84,6 +87,35 @@ async def test_a_wrong_secret_is_told_from_a_store_that_is_away(rclone_server: S
         await store.create(PATH, b"one", "d")
     assert "wrong" not in str(caught.value)
     with pytest.raises(LogStoreUnavailable, match="SignatureDoesNotMatch"):
+        await store.ping()
+
+
+async def test_azure_itself_refuses_to_replace_an_object(azurite_server: AzuriteServer) -> None:
+    """Whoever writes between our question and our write is not overwritten."""
+    store = store_at(azurite_server)
+    assert isinstance(store, BucketStore)
+    with pytest.MonkeyPatch.context() as patch:
+
+        def not_there(*_: object) -> None:
+            raise FileNotFoundError
+
+        patch.setattr(obstore, "head", not_there)
+        assert await store.create(PATH, b"one", "digest-1")
+        assert not await store.create(PATH, b"two", "digest-2")
+    assert await store.read(PATH) == b"one"
+
+
+async def test_a_wrong_azure_key_is_told_from_a_store_that_is_away(azurite_server: AzuriteServer) -> None:
+    environ = azurite_server.environ | {"AZURE_STORAGE_ACCOUNT_KEY": "d3Jvbmc="}
+    store = open_store(azurite_server.url(), 5.0, environ)
+    with pytest.raises(LogStoreUnavailable, match="check the credentials") as caught:
+        await store.create(PATH, b"one", "d")
+    assert "d3Jvbmc" not in str(caught.value)
+
+
+async def test_an_azure_container_that_does_not_exist_is_named(azurite_server: AzuriteServer) -> None:
+    store = open_store("az://no-such-container/x", 5.0, azurite_server.environ)
+    with pytest.raises(LogStoreUnavailable, match="ContainerNotFound"):
         await store.ping()
 
 
