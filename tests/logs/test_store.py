@@ -1,5 +1,5 @@
 """One contract for every store: folder, moto (conditional writes), rclone (signatures, no conditional writes) and
-Azurite (both). There is no server for `gs://` to test against: see docs/reliability.md."""
+Azurite (both). There is no server for `gs://` to test against: see docs/logs.md."""
 
 import os
 import time
