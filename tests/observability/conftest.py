@@ -13,35 +13,36 @@ from tests.servers.redis import RedisServer, own_redis
 
 __all__ = ["own_redis"]
 
-BODY = {
-    "model": "gpt-4o-mini",
-    "max_tokens": 50,
-    "messages": [{"role": "user", "content": "[[sim input=9 output=50]]"}],
-}
+ANSWERED = "[[sim input=9 output=50]]"
 
 
 class Watched:
     """`ask` sends a request and gives its status. Log records are shipped at once."""
 
-    def __init__(self, folder: Path, redis: RedisServer) -> None:
+    def __init__(self, folder: Path, redis: RedisServer, more: str = "") -> None:
+        self.request_ids: set[str] = set()
         self.redis, self.logs = redis, folder / "logs"
         self.simulator = SimulatorProcess(folder)
         environ = {"REDIS_URL": redis.url, "LOG_STORE_URL": f"file://{self.logs}"}
-        self.gateway = GatewayProcess(folder / "gateway", self.simulator.url, environ, MORE)
-        self.secret = str(self.gateway.admin("POST", "/keys", {"name": "one", "limits": {"rpm": 1000}})["secret"])
+        self.gateway = GatewayProcess(folder / "gateway", self.simulator.url, environ, MORE + more)
+        self.data = folder / "gateway" / "data"
+        self.secret = str(self.gateway.admin("POST", "/keys", {"name": "one", "limits": {"rpm": 100_000}})["secret"])
         self.poor = str(self.gateway.admin("POST", "/keys", {"name": "two", "limits": {"rpm": 1}})["secret"])
 
-    def ask(self, secret: str = "") -> int:
+    def ask(self, secret: str = "", text: str = ANSWERED) -> int:
+        body = {"model": "gpt-4o-mini", "max_tokens": 50, "messages": [{"role": "user", "content": text}]}
         request = urllib.request.Request(
             f"{self.gateway.url}/v1/chat/completions",
-            data=msgspec.json.encode(BODY),
+            data=msgspec.json.encode(body),
             headers={"Authorization": f"Bearer {secret or self.secret}", "Content-Type": "application/json"},
         )
         try:
             with urllib.request.urlopen(request, timeout=20) as response:
                 response.read()
+                self.request_ids.add(response.headers["x-request-id"])
                 return int(response.status)
         except urllib.error.HTTPError as error:
+            self.request_ids.add(error.headers["x-request-id"])
             error.close()
             return error.code
 

@@ -28,6 +28,7 @@ from tollkeeper.logs.prover import LogProver
 from tollkeeper.logs.redact import Redactor
 from tollkeeper.logs.search import LogReader
 from tollkeeper.logs.sinks import open_store
+from tollkeeper.observability.logging import about_request
 from tollkeeper.observability.metrics import Metrics
 from tollkeeper.settings import Settings, provider_key
 
@@ -75,6 +76,7 @@ class Gateway:
         if scope["type"] == "http" and scope["path"].startswith(DATA_PLANE_PREFIX):
             await self._plane(scope, receive, send)
         else:
+            about_request(None)  # a connection's next request begins where its last one ended
             await self._admin(scope, receive, send)
 
     async def start(self) -> None:

@@ -42,7 +42,7 @@ from tollkeeper.gateway.record import HUNG_UP, Exchange, record_of
 from tollkeeper.gateway.routing import Router, check_allowed
 from tollkeeper.gateway.stream import JSON, degraded_header, headers_of
 from tollkeeper.gateway.upstream import Upstream
-from tollkeeper.observability.logging import logger
+from tollkeeper.observability.logging import about_request, logger
 from tollkeeper.observability.metrics import Metrics
 from tollkeeper.settings import ProviderSettings, Settings
 
@@ -139,6 +139,7 @@ class DataPlane:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         client = Client(scope, receive, send)
         exchange = Exchange(client, self._ids.next(), self._now_us())
+        about_request(exchange.request_id)
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)

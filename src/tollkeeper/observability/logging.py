@@ -1,11 +1,13 @@
 """Structured logs: one line an event, JSON or for people. Never on the path of a single request.
 
-Events are names (`database_away`), facts are fields. Values of fields whose names speak of secrets are masked.
+Events are names (`database_away`), facts are fields. Values of fields whose names speak of secrets are masked. What
+happens in the course of a request carries its `request_id`, also from rooms that know of no requests.
 """
 
 import logging
 import sys
 from collections.abc import MutableMapping
+from contextvars import ContextVar
 from typing import Any, Final
 
 import structlog
@@ -13,6 +15,21 @@ import structlog
 SECRET_FIELDS: Final = ("secret", "token", "password", "authorization", "api_key", "digest_key")
 
 Logger = structlog.typing.FilteringBoundLogger
+
+
+_request_id: Final[ContextVar[str | None]] = ContextVar("request_id", default=None)
+
+
+def about_request(request_id: str | None) -> None:
+    """From now on events of this task, and of those that it begins, carry this id. None: they are no request's."""
+    _request_id.set(request_id)
+
+
+def _name_request(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    request_id = _request_id.get()
+    if request_id is not None:
+        event.setdefault("request_id", request_id)
+    return event
 
 
 def _mask(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
@@ -27,7 +44,7 @@ def configure(level: str, style: str | None) -> None:
     as_json = style == "json" or (style is None and not sys.stderr.isatty())
     structlog.configure(
         processors=[
-            structlog.contextvars.merge_contextvars,
+            _name_request,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             _mask,
