@@ -159,7 +159,7 @@ def dispatch_of(grant: Grant) -> Dispatch:
         grant.demand.hold_nano,
         tuple([counter_ref(c) for c in checks.counters]),
         tuple([RunRef(c.name, s.generation, s.index) for c, s in zip(checks.logs, reply.logs, strict=True)]),
-        tuple([s.name for s in checks.slots]),
+        checks.slot_names,
         tuple(_bucket_refs(grant)) if checks.buckets else (),
     )
 
@@ -180,6 +180,8 @@ def _bucket_refs(grant: Grant) -> Iterable[BucketRef]:
 
 
 def _give_back(dispatch: Dispatch, requests: int, tokens: int) -> tuple[BucketRef, ...]:
+    if not dispatch.buckets:
+        return ()
     given = {Unit.REQUESTS: requests, Unit.TOKENS: tokens}
     return tuple([msgspec.structs.replace(b, tokens=given[b.unit]) for b in dispatch.buckets if given[b.unit]])
 

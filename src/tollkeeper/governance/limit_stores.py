@@ -12,6 +12,7 @@ import struct
 import time
 from collections.abc import Callable, Sequence
 from itertools import count
+from time import monotonic
 from typing import Any, Final, Literal, Protocol, runtime_checkable
 
 from tollkeeper.domain.bucket import Bucket
@@ -96,8 +97,7 @@ class RedisLimits:
         request: str | None = None,
         remember_ms: int = 0,
     ) -> Answer:
-        clock = asyncio.get_running_loop().time
-        until_s = clock() + self._deadline_s
+        until_s = monotonic() + self._deadline_s
         again = int(bool(request))
         if request == "":
             # `#` and `.`: never equal to an id of a caller, see key_part.
@@ -108,7 +108,8 @@ class RedisLimits:
             try:
                 if self._offset_us is None:
                     await self._learn(decision, key, numbers)
-                answer = await self._run(decision, keys, (self._server_us(until_s), *numbers, remember_ms, again))
+                packed = self._packed(self._server_us(until_s), *numbers, remember_ms, again)
+                answer = self._answer(await self._client.run(decision, keys, packed))
             except StoreUnavailable as error:
                 if isinstance(error, ReplyError) or not error.sent or request is None:
                     raise lost or error from error
@@ -116,39 +117,39 @@ class RedisLimits:
             else:
                 if answer.status is not AskStatus.LATE:
                     return answer
-                if attempt == 0 and clock() < until_s:
+                if attempt == 0 and monotonic() < until_s:
                     continue  # Redis' clock has jumped, and is known now
             delay_s = random.uniform(0.5, 1.0) * min(BACKOFF_MAX_S, BACKOFF_MIN_S * 2**attempt)  # noqa: S311 - jitter
-            if clock() + delay_s >= until_s:
+            if monotonic() + delay_s >= until_s:
                 break
             await asyncio.sleep(delay_s)
         raise lost or StoreUnavailable(f"Redis did not decide within {self._deadline_s:g} s")
 
     async def look(self, decision: Decision, key: str, numbers: tuple[int, ...]) -> Answer:
-        return await self._run(decision, (key,), (0, *numbers, 0, 0, 0), idempotent=True)
+        packed = self._packed(0, *numbers, 0, 0, 0)
+        return self._answer(await self._client.run(decision, (key,), packed, idempotent=True))
 
     async def forget(self, decision: Decision, key: str) -> None:
         await self._client.run("reset", (key,), (1 if decision == "allow" else 0,), idempotent=True)
 
-    async def _run(
-        self, decision: Decision, keys: Sequence[str], numbers: tuple[int, ...], *, idempotent: bool = False
-    ) -> Answer:
+    def _packed(self, *numbers: int) -> tuple[bytes]:
+        """The scripts' one argument."""
         given = 0 if self._time_us is None else self._time_us()
-        packed = _PACK[len(numbers)](given, *numbers)
-        status, now_us, amount, wait_us, reset_us = await self._client.run(
-            decision, keys, (packed,), idempotent=idempotent
-        )
-        self._offset_us = now_us - int(asyncio.get_running_loop().time() * US_PER_S)
+        return (_PACK[len(numbers)](given, *numbers),)
+
+    def _answer(self, reply: Sequence[int]) -> Answer:
+        status, now_us, amount, wait_us, reset_us = reply
+        self._offset_us = now_us - int(monotonic() * US_PER_S)
         return Answer(_STATUS[status], now_us, amount, None if wait_us < 0 else wait_us, reset_us)
 
     async def _learn(self, decision: Decision, key: str, numbers: tuple[int, ...]) -> None:
         """Learn Redis' time from any reply."""
         await self.look(decision, key, numbers[:-1])
 
-    def _server_us(self, loop_s: float) -> int:
-        """A time of this loop's clock on Redis' clock. It is early by the time a reply takes: the safe side."""
+    def _server_us(self, here_s: float) -> int:
+        """A time of `monotonic` on Redis' clock. It is early by the time a reply takes: the safe side."""
         assert self._offset_us is not None
-        return int(loop_s * US_PER_S) + self._offset_us
+        return int(here_s * US_PER_S) + self._offset_us
 
 
 _PACK: Final = {count: struct.Struct(f"<{count + 1}d").pack for count in (6, 7)}

@@ -207,7 +207,7 @@ class Outbox:
     def _room(self) -> int:
         current = self._segments[-1] if self._segments and self._segments[-1].fd >= 0 else None
         free = current.size - current.offset if current else 0
-        return free - LINE_BYTES + sum(spare.size for spare in self._spare)
+        return free - LINE_BYTES + len(self._spare) * SEGMENT_BYTES
 
     def _allocate(self) -> None:
         known = [int(s.path.stem) for s in (*self._segments, *self._spare)]

@@ -8,6 +8,8 @@ import asyncio
 import re
 import struct
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
+from time import monotonic
 from typing import Any, Final
 
 from tollkeeper.domain.admission import (
@@ -169,7 +171,7 @@ class RedisStore:
     def now_us(self) -> int:
         if self.time_us:
             return self.time_us
-        return int(asyncio.get_running_loop().time() * 1e6) + self._offset_us
+        return int(monotonic() * 1e6) + self._offset_us
 
     async def _on_connect(self, send: Send) -> str:
         (seconds, micros), about = await asyncio.gather(send("TIME"), send("INFO", "server"))
@@ -184,7 +186,7 @@ class RedisStore:
         return life
 
     def _learn_clock(self, server_us: int) -> None:
-        self._offset_us = server_us - int(asyncio.get_running_loop().time() * 1e6)
+        self._offset_us = server_us - int(monotonic() * 1e6)
 
     # Admission
 
@@ -224,9 +226,9 @@ class RedisStore:
     # Settlement
 
     def apply(self, root: str, producer: str, entry: Entry, done: Done) -> None:
-        name, keys, arguments = self._apply_call(root, producer, entry)
+        script, keys, arguments = self._apply_call(root, producer, entry)
         try:
-            future = self.client.send("EVALSHA", self._digests[name], len(keys), *keys, *arguments, key=keys[0])
+            future = self.client.send("EVALSHA", self._digests[script], len(keys), *keys, *arguments, key=keys[0])
         except StoreUnavailable as error:
             done(error)
             return
@@ -234,7 +236,7 @@ class RedisStore:
 
     def _apply_call(self, root: str, producer: str, entry: Entry) -> tuple[str, list[str], list[Any]]:
         keys = [marks_key(root), hold_key(root)]
-        if entry.kind in (EntryKind.BURY, EntryKind.CLOSE):
+        if entry.kind is EntryKind.BURY or entry.kind is EntryKind.CLOSE:
             prefixes = (counter_key(root, ""), slot_key(root, "") + ":", slot_key(root, ""))
             release = int(entry.kind is EntryKind.CLOSE)
             return "bury", keys, [producer, entry.number, entry.dead, release, *prefixes]
@@ -243,10 +245,8 @@ class RedisStore:
         keys.append(changed_key(root))
         if entry.kind in RANKED:
             return self._charge_call(root, producer, entry, keys)
-        keys += [counter_key(root, c.name) for c in entry.counters]
-        keys += [log_key(root, r.name) for r in entry.runs]
-        keys += [bucket_key(root, b.name) for b in entry.buckets]
-        keys += [slot_key(root, s) for s in entry.slots]
+        counters, runs, buckets, slots = entry.counters, entry.runs, entry.buckets, entry.slots
+        prefix = counter_key(root, "")
         numbers: list[int] = [
             self.time_us,
             entry.number,
@@ -257,18 +257,23 @@ class RedisStore:
             entry.input_tokens,
             entry.output_tokens,
             entry.cached_tokens,
-            len(entry.counters),
-            len(entry.runs),
-            len(entry.buckets),
-            len(entry.slots),
-            len(counter_key(root, "")),
+            len(counters),
+            len(runs),
+            len(buckets),
+            len(slots),
+            len(prefix),
         ]
-        for counter in entry.counters:
+        for counter in counters:
+            keys.append(prefix + counter.name)
             numbers += (counter.ends_us, counter.expires_us)
-        for run in entry.runs:
+        for run in runs:
+            keys.append(log_key(root, run.name))
             numbers += (run.generation, run.index, run.requests, run.tokens)
-        for b in entry.buckets:
+        for b in buckets:
+            keys.append(bucket_key(root, b.name))
             numbers += (b.rate, b.burst, b.generation, b.last_us, b.level, b.returned, b.tokens)
+        for slot in slots:
+            keys.append(slot_key(root, slot))
         return "apply", keys, [_doubles(numbers), producer, entry.attempt, entry.number]
 
     def _use_call(self, root: str, producer: str, entry: Entry) -> tuple[list[str], list[Any]]:
@@ -504,8 +509,8 @@ class _Plan:
             *(slot_key(root, c.name) for c in checks.slots),
             *(counter_key(root, c.name) for c in checks.counters),
         )
-        counters = ",".join([c.name for c in checks.counters])
-        self.meta = f"{counters}\n{','.join([s.name or ROOT_SLOT for s in checks.slots])}\n"
+        counters = ",".join(checks.counter_names)
+        self.meta = f"{counters}\n{','.join([name or ROOT_SLOT for name in checks.slot_names])}\n"
         numbers: list[int] = [len(checks.logs), len(checks.buckets), len(checks.slots), len(checks.counters)]
         for log in checks.logs:
             limits = (log.requests_limit, log.tokens_limit, log.requests_shadow, log.tokens_shadow)
@@ -526,7 +531,12 @@ _MOVING: Final = struct.Struct("<7d").pack
 
 def _doubles(numbers: Sequence[int]) -> bytes:
     """Scripts read many numbers from one argument; integers below 2^53 are exact as doubles."""
-    return struct.pack(f"<{len(numbers)}d", *numbers)
+    return _struct_of(len(numbers)).pack(*numbers)
+
+
+@lru_cache(maxsize=1_000)
+def _struct_of(count: int) -> struct.Struct:
+    return struct.Struct(f"<{count}d")
 
 
 def _or(value: int | None, default: int) -> int:
@@ -564,8 +574,7 @@ def _marks(flat: Sequence[bytes]) -> tuple[str, dict[str, int]]:
 
 def _reply(checks: Checks, raw: Sequence[int]) -> Reply:
     status, now_us = raw[0], raw[1]
-    refusal = None if status else _refusal(checks, raw)
-    at = 2 if status else 8
+    answer, refusal, at = (Status.ADMITTED, None, 2) if status else (Status.REFUSED, _refusal(checks, raw), 8)
     logs = []
     for _ in checks.logs:
         logs.append(LogState(*raw[at : at + 5]))
@@ -576,11 +585,12 @@ def _reply(checks: Checks, raw: Sequence[int]) -> Reply:
         at += 5
     slots = tuple(raw[at : at + len(checks.slots)])
     at += len(slots)
-    end = at + 2 * len(checks.counters)
-    counters = tuple([CounterState(raw[i], raw[i + 1]) for i in range(at, end, 2)])
-    shadowed = tuple([_shadowed(checks, raw[i] - 1, raw[i + 1]) for i in range(end, len(raw), 2)])
-    answer = Status.ADMITTED if status else Status.REFUSED
-    return Reply(answer, now_us, tuple(logs), slots, counters, refusal, shadowed, buckets=tuple(buckets))
+    counters = []
+    for _ in checks.counters:
+        counters.append(CounterState(raw[at], raw[at + 1]))
+        at += 2
+    shadowed = tuple([_shadowed(checks, raw[i] - 1, raw[i + 1]) for i in range(at, len(raw), 2)])
+    return Reply(answer, now_us, tuple(logs), slots, tuple(counters), refusal, shadowed, "", tuple(buckets))
 
 
 def _shadowed(checks: Checks, position: int, unit: int) -> Shadowed:
