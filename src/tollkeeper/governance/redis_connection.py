@@ -271,6 +271,7 @@ class RedisConnection:
         count = len(self._outgoing)
         self._sent += count
         self.used_s = self._loop.time()
+        self._forget_answered()
         self._ticks.append((self.used_s, self._sent))
         self._writer.write(b"".join(self._outgoing))
         self._outgoing.clear()
@@ -320,10 +321,15 @@ class RedisConnection:
         for then in reached:
             then()
 
+    def _forget_answered(self) -> None:
+        """At every write, so that there is never a second's worth of ticks to go through at once."""
+        ticks = self._ticks
+        while ticks and ticks[0][1] <= self._answered:
+            ticks.popleft()
+
     def _check_deadline(self) -> None:
         """A connection whose oldest command has waited too long is given up: a frozen Redis counts as away."""
-        while self._ticks and self._ticks[0][1] <= self._answered:
-            self._ticks.popleft()
+        self._forget_answered()
         interval_s = min(self._reply_timeout_s, self._write_timeout_s) / 5
         self._watch = self._loop.call_later(interval_s, self._check_deadline)
         now_s, why = self._loop.time(), ""
