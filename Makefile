@@ -23,8 +23,8 @@ test: setup-dev servers lint ## Set up (servers included), lint, check types and
 test-outage: setup-dev servers ## The outage tests with an outage of 10 s, and their figures
 	OUTAGE_S=10 $(BIN)/python -m pytest -s tests/test_outage.py
 
-bench: setup-dev servers bench-peers ## Measure: one script per question, a table each
-	$(BIN)/python -m benchmarks
+bench: setup-dev servers bench-peers ## Measure: one script per question, a table each; some: BENCH="limiter window"
+	$(BIN)/python -m benchmarks $(BENCH)
 
 mutants: setup-dev ## Try every mutant of the Lua scripts and write docs/mutants.md; takes an hour
 	$(BIN)/python -m tests.governance.mutants

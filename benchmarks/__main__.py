@@ -1,6 +1,6 @@
 """Runs every benchmark, prints its table and writes `benchmarks/RESULTS.md` with machine and date.
 
-`python -m benchmarks NAME…` runs some and leaves RESULTS.md alone.
+`python -m benchmarks NAME…`, or `make bench BENCH="NAME…"`, runs some and leaves RESULTS.md alone.
 """
 
 import importlib
