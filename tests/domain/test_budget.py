@@ -1,8 +1,9 @@
 """Budgets as policies state them: hard and soft, thresholds, raises that end; what requests are checked against."""
 
+import msgspec
 import pytest
 
-from tollkeeper.domain.admission import CounterCheck, checks_for, limit_states
+from tollkeeper.domain.admission import CounterCheck, SlotCheck, checks_for, limit_states
 from tollkeeper.domain.errors import InvalidInput
 from tollkeeper.domain.periods import Period
 from tollkeeper.domain.policy import (
@@ -43,6 +44,16 @@ def test_a_soft_budget_refuses_nothing() -> None:
     assert limit_states(checks, reply) == []
     (shown,) = limit_states(checks, reply, with_shadow=True)
     assert (shown.limit, shown.used, shown.shadow) == (1000, 5000, True)
+
+
+def test_what_is_kept_of_checks_is_not_taken_over_by_a_changed_copy() -> None:
+    """An instance alone decides over copies with other limits: what followed from the original is asked anew."""
+    checks = checks_for(who(Budget(1000)), NOW_US)
+    assert checks.has_budget and checks.counter_names == ("key_1:2026:11",) and not checks.has_shadow
+    slot = SlotCheck("key_1", ScopeKind.KEY, 1, shadow=True)
+    changed = msgspec.structs.replace(checks, counters=(), slots=(slot,))
+    assert not changed.has_budget and changed.counter_names == () and changed.has_shadow
+    assert changed.slot_names == ("key_1",) and checks.slot_names == ()
 
 
 def test_thresholds() -> None:
