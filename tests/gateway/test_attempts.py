@@ -12,6 +12,7 @@ from msgspec import structs
 
 from tests.gateway.conftest import Stand, chat, message, settings_for
 from tests.gateway.fakes import principal_of
+from tollkeeper.domain.bodies import BodyLogging
 from tollkeeper.domain.money import NANO_PER_USD
 from tollkeeper.domain.policy import Budget, Policy, Unit, Window
 from tollkeeper.settings import DeploymentSettings, ModelSettings, RoutingSettings, Settings
@@ -171,6 +172,7 @@ async def test_fallbacks_are_tried_in_their_order_with_holds_of_their_own(
     holds = [a.hold_nano for a in record.attempt_list]
     assert holds[4] > holds[0] == holds[1], "the dearer model has its own bound"
     assert record.model == "third" and record.upstream_model == "gpt-4o"
+    assert (reply.headers["x-tollkeeper-attempts"], reply.headers["x-tollkeeper-model"]) == ("5", "third")
     assert ends_of(stand)[-1] == ("5", "settled")
 
 
@@ -344,6 +346,35 @@ async def test_a_pause_longer_than_the_deadline_is_not_begun(tmp_path: Path, sim
         assert (await stand.post(chat("[[sim status=500]]"))).status == 500
         end, _ = await stand.one_end()
     assert end.kind == "settled"
+
+
+async def test_the_total_deadline_bounds_all_attempts(tmp_path: Path, simulator: Simulator) -> None:
+    """Each attempt may wait 0.4 s for a first byte, all of them together 1.1 s: there is no fourth."""
+    settings = routed(
+        settings_for(simulator.base_url), structs.replace(QUICK, attempts_max=9, attempts_per_model_max=9)
+    )
+    hasty = structs.replace(settings.providers["sim"], total_timeout_s=0.9)
+    stand = Stand(tmp_path, structs.replace(settings, providers=settings.providers | {"sim": hasty}), simulator)
+    stand.key()
+    async with stand.running():
+        reply = await stand.post(chat("[[sim fault=stall]]"))
+        await stand.settled()
+    assert (reply.status, reply.json["error"]["code"]) == (504, "upstream_timeout")
+    assert 1 <= len(ends_of(stand)) <= 3
+    assert {kind for _, kind in ends_of(stand)} == {"presumed"}
+    assert agrees(stand).attempts == len(ends_of(stand))
+
+
+@pytest.mark.parametrize("directive", ["status=500", "fault=truncate"])
+async def test_the_log_has_the_answer_that_the_client_got(
+    tmp_path: Path, simulator: Simulator, directive: str
+) -> None:
+    async with stand_of(tmp_path, simulator) as stand:
+        stand.key(Policy(log_bodies=BodyLogging.FULL))
+        reply = await stand.post(chat(f"[[sim {directive} times=1 output=4]]"))
+        await stand.settled()
+    ((_, logged),) = stand.records.bodies
+    assert reply.status == 200 and logged is not None and logged.value == reply.json
 
 
 async def test_a_deployment_at_its_limit_lets_others_serve(tmp_path: Path, simulator: Simulator) -> None:

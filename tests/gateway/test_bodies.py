@@ -136,3 +136,18 @@ async def test_memory_is_bounded_by_all_exchanges_together(stand: Stand, monkeyp
     one.captured().done()
     two.captured().done()
     assert budget.used == 0
+
+
+def test_what_a_failed_attempt_began_to_say_is_forgotten() -> None:
+    """Its budget comes back with the rest."""
+    budget = ByteBudget(1000)
+    capture = Capture(budget, 500, ENDPOINTS["/v1/chat/completions"])
+    capture.request(b"{}")
+    capture.streams()
+    capture.chunk(b'data: {"choices": [')
+    capture.again()
+    capture.response(b'{"error": 1}')
+    captured = capture.captured()
+    assert captured.read() == (Body({}), Body({"error": 1}))
+    captured.done()
+    assert budget.take(1000)

@@ -46,12 +46,12 @@ def test_the_quickest_first_byte_wins_and_the_unknown_are_measured_by_one_reques
     for member in (a, b):
         turn = member.take(0, 1)
         assert choose("latency", options, 0, 0.0)[1] is not member, "one request under way measures it"
-        turn.succeeded(S, 100_000 if member is a else 50_000)
+        turn.measured(S, 100_000 if member is a else 50_000)
         turn.end(1)
     assert choose("latency", options, S, 0.0)[1] is b
     for _ in range(20):
         turn = b.take(S, 1)
-        turn.succeeded(S, 400_000)
+        turn.measured(S, 400_000)
         turn.end(1)
     assert choose("latency", options, S, 0.9)[1] is a
     assert choose("latency", options, 62 * S, 0.9)[1] in (a, b), "old measurements are not believed: both are unknown"

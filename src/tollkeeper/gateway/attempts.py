@@ -139,7 +139,9 @@ class _Walk:
             if self._failure is not None:
                 self._let_go()
                 if stop.pause_us:
+                    paused_at = time.perf_counter()
                     await self._patience.pause(stop.pause_us / 1e6)
+                    self._exchange.paused_s += time.perf_counter() - paused_at
                 if client.gone:
                     return None
             turn = await self._admitted(stop)
@@ -284,13 +286,17 @@ class _Walk:
             waited_s = time.perf_counter() - asked_at
             exchange.upstream_s += waited_s
         try:
-            tried.status, tried.first_byte_s = response.status, exchange.age_s
-            told = response.headers
-            if not is_failure(response.status):
-                turn.succeeded(its.now_us(), int(waited_s * 1e6) if response.status < 300 else None)
+            status, told = response.status, response.headers
+            tried.status, tried.first_byte_s = status, exchange.age_s
+            if status < 300:
+                turn.measured(its.now_us(), int(waited_s * 1e6))
+            if status < 300 and call.stream:
+                turn.succeeded(its.now_us())  # streams are long, and others wait for a probe's word
             rejection = await answer(exchange, response)
-            if is_failure(response.status):
-                turn.failed(its.now_us(), self._cool_us(response.status, told))
+            if is_failure(status):
+                turn.failed(its.now_us(), self._cool_us(status, told))
+            else:
+                turn.succeeded(its.now_us())
             return rejection
         finally:
             response.close()

@@ -100,13 +100,15 @@ class Turn:
         self.member, self._run, self._tokens, self._probe = member, run, tokens, probe
         self._told = False
 
-    def succeeded(self, now_us: int, first_byte_us: int | None = None) -> None:
-        """It answers. `first_byte_us`: how long that took, if it is an answer worth measuring."""
+    def measured(self, now_us: int, first_byte_us: int) -> None:
+        """Its first byte took so long."""
+        self.member.measure(now_us, first_byte_us)
+
+    def succeeded(self, now_us: int) -> None:
+        """It answers. Only the first word counts."""
         if not self._told:
             self._told = True
             self.member.breaker.succeeded(now_us, probe=self._probe)
-        if first_byte_us is not None:
-            self.member.measure(now_us, first_byte_us)
 
     def failed(self, now_us: int, cool_us: int = 0) -> None:
         """It failed, also after it had begun to answer."""

@@ -94,6 +94,7 @@ class Exchange:
         "endpoint",
         "error",
         "first_byte_s",
+        "paused_s",
         "plan",
         "principal",
         "queue_s",
@@ -124,7 +125,7 @@ class Exchange:
         self.refused_by: str | None = None
         self.user: str | None = None
         self.upstream_request_id: str | None = None
-        self.admission_s = self.upstream_s = 0.0
+        self.admission_s = self.upstream_s = self.paused_s = 0.0
         self.queue_s: float | None = None
         self.first_byte_s: float | None = None
 

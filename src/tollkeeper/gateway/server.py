@@ -283,7 +283,7 @@ class DataPlane:
         instruments.total.observe(exchange.age_s)
         if exchange.first_byte_s is not None:
             instruments.first_byte.observe(exchange.first_byte_s)
-            instruments.overhead.observe(max(0.0, exchange.first_byte_s - exchange.upstream_s))
+            instruments.overhead.observe(max(0.0, exchange.first_byte_s - exchange.upstream_s - exchange.paused_s))
 
     def _record(self, exchange: Exchange) -> None:
         capture = exchange.capture

@@ -195,6 +195,9 @@ def headers_of(exchange: Exchange) -> list[Header]:
         headers.append((b"x-tollkeeper-shadow", ", ".join([f"{s.scope}/{s.kind}" for s in shadowed]).encode()))
     if plan.injected is not None:
         headers.append((b"x-tollkeeper-max-tokens", b"%d" % plan.injected))
+    if len(exchange.tries) > 1:
+        headers.append((b"x-tollkeeper-attempts", b"%d" % len(exchange.tries)))
+        headers.append((b"x-tollkeeper-model", plan.route.model.encode("ascii", "replace")))
     if exchange.upstream_request_id is not None:
         headers.append((b"x-upstream-request-id", exchange.upstream_request_id.encode("ascii", "replace")))
     return headers
