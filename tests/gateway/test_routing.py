@@ -128,7 +128,7 @@ def test_one_deployment_has_one_limit() -> None:
     limited = DeploymentSettings(provider="openai", upstream_model="gpt-4o", concurrency=3)
     settings = spread(a=ModelSettings(deployments=(OPENAI,)), b=ModelSettings(deployments=(limited,)))
     with pytest.raises(ConfigurationError, match=r"models.b.deployments\[0\]: is the same deployment as models.a"):
-        list(Router(settings).named())
+        Router(settings).named()
 
 
 @pytest.mark.parametrize(

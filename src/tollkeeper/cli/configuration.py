@@ -6,6 +6,7 @@ import typer
 from tollkeeper.cli.common import ConfigOption, JsonOption, print_json, run
 from tollkeeper.cli.doctor import examine
 from tollkeeper.domain.errors import ConfigurationError
+from tollkeeper.gateway.routing import Router
 from tollkeeper.logs.redact import Redactor
 from tollkeeper.settings import Settings, load, mask_url, provider_key, shown
 
@@ -24,6 +25,7 @@ def check(config: ConfigOption = None, json: JsonOption = False) -> None:
     settings = load(config)
     require_providers(settings)
     Redactor(settings.logs)
+    Router(settings).named()
     if json:
         print_json({"ok": True, "providers": sorted(settings.providers)})
     else:

@@ -5,7 +5,7 @@ provider of the endpoint's dialect whose patterns match. It knows nothing of pri
 the deployments are doing.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
@@ -98,7 +98,7 @@ class Router:
             self._pools[name, dialect] = pools
         return pools
 
-    def named(self) -> Iterable[Deployment]:
+    def named(self) -> list[Deployment]:
         """Every deployment that the settings name. Raises ConfigurationError if two give one different limits."""
         plain = [
             Deployment(Route(name, model.provider, model.upstream_model or name), named=True)
