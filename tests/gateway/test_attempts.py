@@ -21,8 +21,14 @@ from tollkeeper.simulator import Simulator
 QUICK = RoutingSettings(backoff_min_s=0.001, backoff_max_s=0.002, retry_after_max_s=0.5)
 
 
+PATIENT: dict[str, Any] = {"connect_timeout_s": 10.0, "first_byte_timeout_s": 30.0, "total_timeout_s": 60.0}
+"""A machine that stands still for a second is no failure of a provider."""
+
+
 def routed(base: Settings, routing: RoutingSettings = QUICK, **models: ModelSettings) -> Settings:
-    """The settings with retries, and with a provider `down` that nobody listens at."""
+    """The settings with retries, with patience, and with a provider `down` that nobody listens at."""
+    patient = {name: structs.replace(its, **PATIENT) for name, its in base.providers.items()}
+    base = structs.replace(base, providers=patient)
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/v1"
@@ -178,8 +184,11 @@ async def test_fallbacks_are_tried_in_their_order_with_holds_of_their_own(
 
 async def test_a_stream_falls_back_before_its_first_byte_only(tmp_path: Path, simulator: Simulator) -> None:
     model = ModelSettings(provider="sim", upstream_model="gpt-4o-mini", fallbacks=("gpt-4o",))
-    routing = structs.replace(QUICK, attempts_per_model_max=1)
-    async with stand_of(tmp_path, simulator, routing, smart=model) as stand:
+    settings = routed(settings_for(simulator.base_url), structs.replace(QUICK, attempts_per_model_max=1), smart=model)
+    hasty = structs.replace(settings.providers["sim"], first_byte_timeout_s=1.0)
+    stand = Stand(tmp_path, structs.replace(settings, providers=settings.providers | {"sim": hasty}), simulator)
+    stand.key()
+    async with stand.running():
         reply = await stand.post(chat("[[sim fault=stall model=gpt-4o-mini]]", model="smart", stream=True))
         assert reply.status == 200 and reply.body.endswith(b"data: [DONE]\n\n")
         await stand.settled()
@@ -340,7 +349,7 @@ async def test_a_client_that_hangs_up_in_a_pause_ends_everything(tmp_path: Path,
 
 
 async def test_a_pause_longer_than_the_deadline_is_not_begun(tmp_path: Path, simulator: Simulator) -> None:
-    slow = RoutingSettings(backoff_min_s=60.0, backoff_max_s=60.0, retry_after_max_s=60.0)
+    slow = RoutingSettings(backoff_min_s=300.0, backoff_max_s=300.0, retry_after_max_s=300.0)
     async with stand_of(tmp_path, simulator, slow) as stand:
         stand.plane._attempts.draw = lambda: 0.5
         assert (await stand.post(chat("[[sim status=500]]"))).status == 500
@@ -353,7 +362,9 @@ async def test_the_total_deadline_bounds_all_attempts(tmp_path: Path, simulator:
     settings = routed(
         settings_for(simulator.base_url), structs.replace(QUICK, attempts_max=9, attempts_per_model_max=9)
     )
-    hasty = structs.replace(settings.providers["sim"], total_timeout_s=0.9)
+    hasty = structs.replace(
+        settings.providers["sim"], connect_timeout_s=0.2, first_byte_timeout_s=0.4, total_timeout_s=0.9
+    )
     stand = Stand(tmp_path, structs.replace(settings, providers=settings.providers | {"sim": hasty}), simulator)
     stand.key()
     async with stand.running():
