@@ -361,7 +361,7 @@ local call, pack, unpack = ...
 struct = {pack = pack, unpack = unpack}
 redis = {call = call}
 return function(text)
-  return assert(loadstring(text))
+  return assert(loadstring(text, '@user_script'))
 end, function(chunk, keys, argv, most)
   KEYS, ARGV = keys, argv
   debug.sethook(function() error('endless') end, '', most)
@@ -401,7 +401,9 @@ class LuaRedis:
                 INSTRUCTIONS_MAX,
             )
         except (lua51.LuaError, RedisError, OverflowError, ValueError) as error:
-            raise ReplyError(f"ERR {error}") from error
+            text = str(error).partition("\n")[0]
+            told = text.startswith(("ERR ", "WRONGTYPE ", "user_script:"))
+            raise ReplyError("ERR " + text if told else f"ERR user_script:1: {text}") from error
         return self._to_client(answer)
 
     def execute(self, *parts: Any) -> Any:

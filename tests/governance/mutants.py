@@ -18,6 +18,7 @@ from typing import Any, Final
 import msgspec
 from hypothesis import HealthCheck, Phase, given, settings
 
+from tests.governance.damage_trials import play_damage
 from tests.governance.equivalent_mutants import ARGUMENTS
 from tests.governance.log_trials import nothing_is_left_behind, play_edges, play_large_queue, play_queue_lua
 from tests.governance.log_trials import schedules as queue_schedules
@@ -295,6 +296,7 @@ def suite(sources: dict[str, str]) -> None:
         if "admission" in kinds:
             await play_limits_of_nothing(lua)
             await play_heavy_runs(lua)
+            await play_damage(lua)
         for kind in kinds:
             for example in schedules()[kind]:
                 await _PLAYERS[kind](lua, example)

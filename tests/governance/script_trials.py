@@ -32,6 +32,8 @@ from tollkeeper.domain.entries import (
     close_entry,
     counter_ref,
     dispatch_of,
+    quarantined,
+    settle_entry,
     usage_entry,
     used_from,
     void_entry,
@@ -41,6 +43,7 @@ from tollkeeper.domain.periods import Span
 from tollkeeper.domain.policy import Policy, Principal
 from tollkeeper.domain.ports import SpendTotals
 from tollkeeper.domain.tree import Tree
+from tollkeeper.domain.usage import Usage
 from tollkeeper.domain.windows import LogPush, RunLog
 from tollkeeper.governance.limit_stores import LimitStore, MemoryLimits, RedisLimits
 from tollkeeper.governance.redis_store import (
@@ -151,8 +154,8 @@ class CheckedLua(LuaRedis):
             assert unit in (1, 2) if check <= logs + buckets else unit == 0
 
     def after_apply(self, _keys: list[bytes], _arguments: Sequence[Any], _: Any, reply: list[int]) -> None:
-        assert len(reply) == 3 and reply[0] in (0, 1, 2, 3, 4) and (reply[2] > 0) == (reply[0] == 3)
-        assert reply[2] >= 0
+        assert len(reply) == 3 and reply[0] in (0, 1, 2, 3, 4, 5)
+        assert reply[2] > 0 if reply[0] == 3 else reply[2] == 0 or reply[0] == 5
 
     after_charge = after_apply
     after_use = after_apply
@@ -219,6 +222,7 @@ extra_moves = st.one_of(
     st.tuples(st.just("use_late"), st.integers(0, 3), st.sampled_from([-1, 0, 1])),
     st.tuples(st.just("keep"), st.sampled_from([-1, 0, 1])),
     st.tuples(st.just("remember"), st.integers(0, 3), st.integers(0, 2)),
+    st.tuples(st.just("aside"), st.integers(0, 20), st.sampled_from([-1, 0, 0, 0, 1])),
     st.tuples(st.just("forged"), st.integers(0, 20), st.sampled_from([-1, 1]), st.sampled_from([-1, 0, 1, 2])),
 )
 
@@ -382,6 +386,16 @@ class LuaPair(Pair):
             entry = msgspec.structs.replace(entry, attempt="none.1", slots=(), runs=tuple(runs))
             if (await self.apply(entry)).status == "ok":
                 self.number += 1
+
+    async def on_aside(self, which: int, skew: int) -> None:
+        """An entry that the store refuses is set aside under its number, and not under another."""
+        if self.grants:
+            at = which % len(self.grants)
+            settled = settle_entry(self.number + 1 + skew, self.grants[at][1], 7, Usage(1, 2, 3), 0)
+            answer = await self.apply(quarantined(settled, "p_1", "WRONGTYPE"))
+            if answer.status == "ok" and skew == 0:
+                self.number += 1
+                self.grants.pop(at)
 
     async def on_use(self, key: int, cost: int, skew: int) -> None:
         """A charge under one of a few idempotency keys, by one of two producers, in its order or not."""

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import example, given, settings
 
+from tests.governance.damage_trials import play_damage
 from tests.governance.limiter_trials import Move
 from tests.governance.script_trials import (
     admissions,
@@ -52,6 +53,11 @@ def test_buckets(schedule: list[Move]) -> None:
 def test_replies(script: str) -> None:
     """To the last field, and deadlines to the µs."""
     play(None, lambda lua: play_replies(lua, script))
+
+
+def test_damage() -> None:
+    """What is not ours under a key of ours: an entry is applied whole, or not at all."""
+    play(None, play_damage)
 
 
 def test_limits_of_nothing() -> None:

@@ -49,7 +49,8 @@ class EntryKind(StrEnum):
 
     *presume* (the hold, where the truth is not known), *late* (the truth, where it may have been presumed) and
     *correct* (an operator's word) carry a rank and leave a record. *bury* refuses a dead producer's later numbers;
-    *close* does so, too, and releases what it still holds.
+    *close* does so, too, and releases what it still holds. *quarantine* stands for an entry that the store refuses:
+    it takes its number and lists its amount, which is not charged.
     """
 
     SETTLE = "settle"
@@ -60,8 +61,11 @@ class EntryKind(StrEnum):
     LATE = "late"
     CORRECT = "correct"
     BURY = "bury"
+    QUARANTINE = "quarantine"
 
 
+QUARANTINE_NOTE_MAX: Final = 500
+"""Characters that are kept of why an entry was refused."""
 RANKED: Final = frozenset({EntryKind.PRESUME, EntryKind.LATE, EntryKind.CORRECT})
 
 
@@ -305,6 +309,24 @@ def bury_entry(number: int, dead: str) -> Entry:
 def close_entry(number: int, dead: str) -> Entry:
     """The same, and release what it still holds: all that it dispatched has been charged by entries before this."""
     return Entry(number, EntryKind.CLOSE, dead=dead)
+
+
+def quarantined(entry: Entry, producer: str, why: str) -> Entry:
+    """What stands for an entry that the store refuses, for the reason `why`. It is not written down: after a loss of
+    the store the entry itself comes again."""
+    named = entry.attempt if entry.kind is not EntryKind.USAGE else ""
+    note = " ".join(part for part in (entry.note, f"{entry.kind} {entry.dead}".strip(), f"refused: {why}") if part)
+    return msgspec.structs.replace(
+        entry,
+        kind=EntryKind.QUARANTINE,
+        attempt=named or f"{producer}#{entry.number}",
+        runs=(),
+        buckets=(),
+        slots=(),
+        rank=0,
+        origins=(),
+        note=note[:QUARANTINE_NOTE_MAX],
+    )
 
 
 def issued_again(entry: Entry, producer: str, forgotten: Collection[str]) -> Entry | None:

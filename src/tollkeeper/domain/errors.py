@@ -10,6 +10,7 @@ TollkeeperError
 ├── Busy                    work of which there is one at a time is under way for somebody else
 └── Unavailable             a part we depend on is away; says which
     ├── StoreUnavailable        the fast store (Redis)
+    │   └── StoreDamaged            … has something else than ours under a key of one root; others are well
     ├── Recovering              the fast store lost something that another gateway has yet to send again
     ├── DatabaseUnavailable     the database
     ├── OutboxUnavailable       the local disk of the outbox
@@ -99,6 +100,16 @@ class StoreUnavailable(Unavailable):
     def __init__(self, message: str, *, sent: bool = True) -> None:
         super().__init__(message)
         self.sent = sent
+
+
+class StoreDamaged(StoreUnavailable):
+    """The fast store answers, but what it has under a key of this root is not what we keep there. Waiting does not
+    help; nothing was changed."""
+
+    code = "DAMAGED"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, sent=False)
 
 
 class Recovering(Unavailable):

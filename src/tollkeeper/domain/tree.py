@@ -298,7 +298,8 @@ class Tree:
         if entry.kind in RANKED:
             missing = self._rank(now_us, mark, entry)
         else:
-            missing = self._absent(now_us, mark, entry)
+            aside = entry.kind is EntryKind.QUARANTINE
+            missing = None if aside else self._absent(now_us, mark, entry)
             if missing is None:
                 self._do(now_us, producer, entry)
         if missing is None:
@@ -308,6 +309,8 @@ class Tree:
     def _do(self, now_us: int, producer: str, entry: Entry) -> None:
         if entry.kind in (EntryKind.BURY, EntryKind.CLOSE):
             self._bury(entry)
+        elif entry.kind is EntryKind.QUARANTINE:
+            self._set_aside(entry)
         elif entry.kind is EntryKind.USAGE:
             self._use(now_us, f"{producer}:{entry.number}", entry)
         else:
@@ -344,9 +347,20 @@ class Tree:
         if rises or before is not None:
             self.changed[f"!{entry.attempt}"] = self._flag()
         if fate is None:
-            self.charges[QUARANTINED + entry.attempt] = charge_of(entry)
-            self.changed[f"!{QUARANTINED}{entry.attempt}"] = self._flag()
+            self._list_aside(entry)
         return None
+
+    def _list_aside(self, entry: Entry) -> None:
+        self.charges[QUARANTINED + entry.attempt] = charge_of(entry)
+        self.changed[f"!{QUARANTINED}{entry.attempt}"] = self._flag()
+
+    def _set_aside(self, entry: Entry) -> None:
+        """Release the hold and list the amount. A tree is never damaged, so this is for the scripts' sake."""
+        self._list_aside(entry)
+        hold = self.holds.pop(entry.attempt, None)
+        for name in hold.counters if hold else ():
+            if hold is not None and name in self.counters:
+                self.counters[name].held -= hold.amount
 
     def _fate(self, entry: Entry) -> bool | None:
         """Whether an entry counts; not if it was counted under the number it had. None: nobody can tell."""

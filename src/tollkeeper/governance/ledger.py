@@ -50,6 +50,7 @@ from tollkeeper.domain.entries import (
     issued_again,
     late_entry,
     presume_entry,
+    quarantined,
     settle_entry,
     usage_digest,
     usage_entry,
@@ -61,6 +62,7 @@ from tollkeeper.domain.errors import (
     InvalidInput,
     OutboxUnavailable,
     Recovering,
+    StoreDamaged,
     StoreUnavailable,
     Unavailable,
 )
@@ -76,7 +78,7 @@ from tollkeeper.governance.alerts import BudgetWatch
 from tollkeeper.governance.outage import Outage
 from tollkeeper.governance.outbox import Outbox, new_outbox, open_outbox
 from tollkeeper.governance.seeding import seeds_of
-from tollkeeper.governance.store import SeedTotals, Store
+from tollkeeper.governance.store import Names, SeedTotals, Store
 from tollkeeper.observability.logging import logger
 from tollkeeper.observability.metrics import Metrics
 
@@ -89,12 +91,16 @@ ASKS_MAX: Final = 4
 CHECKS_MAX: Final = 50_000
 RECALLS_MAX: Final = 10
 """How often the record of an attempt is brought back for one entry; once is usual."""
+REFUSALS_MAX: Final = 5
+"""How often the store may refuse one entry, its keys mended, before the entry is set aside; about 2 s."""
 GATE_POLL_S: Final = 0.05
 """How often a root that waits for other producers is asked whether they have come."""
 ANNOUNCED_POLL_S: Final = 0.1
 """How often is looked for roots that wait for this producer."""
 OPEN_PRODUCERS_S: Final = 1.0
 """How long the list of open producers is taken as it was read."""
+NAMED_MAX: Final = 10
+"""Keys that a log line names."""
 COMPARED_MAX: Final = 1_000
 """Roots whose marks are compared at one heartbeat; others have their turn later."""
 ALWAYS_US: Final = 2**53
@@ -118,7 +124,7 @@ class _Asked(NamedTuple):
 class _Root:
     """What this process has sent to one root and not seen acknowledged."""
 
-    __slots__ = ("acknowledged", "gate", "opening", "recovery", "suspect", "unacknowledged")
+    __slots__ = ("acknowledged", "gate", "opening", "recovery", "refusals", "refused", "suspect", "unacknowledged")
 
     def __init__(self) -> None:
         self.unacknowledged: deque[Entry] = deque()
@@ -127,6 +133,8 @@ class _Root:
         self.recovery: asyncio.Task[None] | None = None
         self.gate: Gate | None = None  # as last seen
         self.opening: asyncio.Task[None] | None = None
+        self.refused: Entry | None = None  # what the store refused last, and how often in a row
+        self.refusals = 0
 
 
 class Ledger:
@@ -198,6 +206,12 @@ class Ledger:
         ).labels()
         self._late = metrics.counter(
             "tollkeeper_recoveries_late_total", "Roots where this producer sent again after the grace had passed."
+        ).labels()
+        self._mended = metrics.counter(
+            "tollkeeper_store_keys_mended_total", "Keys removed because what the store had there was not ours."
+        ).labels()
+        self._set_aside = metrics.counter(
+            "tollkeeper_entries_refused_total", "Entries set aside because the store refused them again and again."
         ).labels()
         metrics.gauge("tollkeeper_holds", "Attempts of this process in flight.", lambda: len(self._live))
         metrics.gauge(
@@ -341,6 +355,10 @@ class Ledger:
             )
             try:
                 reply = await self._store.admit(checks, demand)
+            except StoreDamaged as error:
+                asks += 1
+                await self._mend_for_admission(checks, error)
+                continue
             except StoreUnavailable as error:
                 self.outage.failed(checks.root, error)
                 if error.sent:
@@ -791,6 +809,9 @@ class Ledger:
                         return
                     if state.acknowledged > before:
                         continue
+                except StoreDamaged as error:
+                    why = str(error)
+                    await self._mend_for(root, state, error)
                 except Unavailable as error:
                     why = str(error)
                 self._log.warning("root_recovery_waits", root=root, why=why, retry_s=round(delay_s, 2))
@@ -837,7 +858,11 @@ class Ledger:
         kept = state.unacknowledged
         entries = list(kept) if kept and kept[0].number == mark + 1 else self._outbox.entries_above(root, mark)
         for entry in entries:
-            if not await self.apply_one(root, self.producer, entry):
+            try:
+                applied = await self.apply_one(root, self.producer, entry)
+            except StoreDamaged as error:
+                applied = await self._on_refused(root, state, entry, error)
+            if not applied:
                 return False
             self._acknowledge(state, entry.number)
         in_flight = [d for r, d in self._outbox.in_flight.values() if r == root]
@@ -845,6 +870,48 @@ class Ledger:
         await self._store.reassert(root, self.producer, in_flight)
         await self.outage.hand_over(root, self._live_of)
         return not state.unacknowledged
+
+    # A store that has something else than ours under our keys
+
+    async def mend(self, root: str, error: StoreDamaged, names: Names | None = None) -> bool:
+        """Have the store remove what is not ours. False: it found nothing. Raises StoreUnavailable."""
+        gone = await self._store.mend(root, names or Names())
+        if gone:
+            self._mended.inc(len(gone))
+            self._log.error("store_damaged", root=root, removed=gone[:NAMED_MAX], why=str(error))
+            self._recover_soon(root)
+        return bool(gone)
+
+    async def _mend_for_admission(self, checks: Checks, error: StoreDamaged) -> None:
+        """Raises the error if the store found nothing to mend."""
+        lists = (checks.counters, checks.logs, checks.buckets, checks.slots)
+        if not await self.mend(checks.root, error, Names(*(tuple([check.name for check in one]) for one in lists))):
+            raise error
+
+    async def _mend_for(self, root: str, state: _Root, error: StoreDamaged) -> None:
+        """Within a recovery: what it was about to send names the keys."""
+        counters = {ref.name for r, d in self._outbox.in_flight.values() if r == root for ref in d.counters}
+        counters |= {ref.name for ref in state.refused.counters} if state.refused else set()
+        used = (state.refused.attempt,) if state.refused and state.refused.kind is EntryKind.USAGE else ()
+        with suppress(Unavailable):
+            await self.mend(root, error, Names(counters=tuple(sorted(counters)), used=used))
+
+    async def _on_refused(self, root: str, state: _Root, entry: Entry, error: StoreDamaged) -> bool:
+        """The store refuses an entry. Raises the error, to mend the store and try again; or, when that has not
+        helped, sets the entry aside: its amount is listed and not charged, and later entries go on."""
+        again = state.refused is not None and state.refused.number == entry.number
+        state.refused, state.refusals = entry, state.refusals + 1 if again else 1
+        if state.refusals < REFUSALS_MAX:
+            raise error
+        if not await self.apply_one(root, self.producer, quarantined(entry, self.producer, str(error))):
+            return False
+        state.refused, state.refusals = None, 0
+        self._set_aside.inc()
+        cost, attempt = usd(entry.cost_nano), entry.attempt
+        self._log.error(
+            "entry_refused", root=root, entry=entry.number, attempt=attempt, cost_usd=cost, why=str(error)
+        )
+        return True
 
     async def _restore_ended(self, root: str, in_flight: list[Dispatch]) -> None:
         """Bring back the counters of ended periods that holds are about to be put on: a counter that began with a

@@ -13,7 +13,7 @@ from tollkeeper.domain.ports import RootSnapshot
 from tollkeeper.domain.recovery import Gate, Ready
 from tollkeeper.domain.tree import Tree
 from tollkeeper.domain.windows import LogPush
-from tollkeeper.governance.store import Done, Held, Memory, SeedTotals, Snapshot
+from tollkeeper.governance.store import Done, Held, Memory, Names, SeedTotals, Snapshot
 
 SWEEP_EVERY: Final = 10_000
 """Admissions between two sweeps of what has expired in the tree that is asked."""
@@ -62,6 +62,9 @@ class MemoryStore:
 
     def apply(self, root: str, producer: str, entry: Entry, done: Done) -> None:
         done(self.tree(root).apply(self.now_us(), producer, entry))
+
+    async def mend(self, root: str, names: Names) -> list[str]:
+        return []  # nobody else has a hand in it
 
     async def marks(self, root: str) -> Mapping[str, int] | None:
         tree = self.tree(root)

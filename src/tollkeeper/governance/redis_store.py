@@ -25,7 +25,7 @@ from tollkeeper.domain.admission import (
     Shadowed,
     Status,
 )
-from tollkeeper.domain.charges import Charge, charge_of, record_of
+from tollkeeper.domain.charges import QUARANTINED, Charge, charge_of, record_of
 from tollkeeper.domain.entries import (
     RANKED,
     USED_KEEP_US,
@@ -38,7 +38,7 @@ from tollkeeper.domain.entries import (
     is_buried,
     used_from,
 )
-from tollkeeper.domain.errors import StoreUnavailable
+from tollkeeper.domain.errors import StoreDamaged, StoreUnavailable
 from tollkeeper.domain.periods import RETENTION_US
 from tollkeeper.domain.policy import Unit
 from tollkeeper.domain.ports import RootSnapshot, SpendTotals
@@ -49,7 +49,7 @@ from tollkeeper.governance import redis_settings
 from tollkeeper.governance.redis_client import RedisClient
 from tollkeeper.governance.redis_connection import ReplyError, Send
 from tollkeeper.governance.scripts import SCRIPTS
-from tollkeeper.governance.store import Done, Held, Memory, SeedTotals, Snapshot
+from tollkeeper.governance.store import Done, Held, Memory, Names, SeedTotals, Snapshot
 from tollkeeper.settings import StoreSettings
 
 ROOT_SLOT: Final = "."
@@ -59,6 +59,14 @@ ANNOUNCED_KEY: Final = "recovering"
 ANNOUNCED_MAX: Final = 200
 _RUN_ID: Final = re.compile(rb"run_id:(\w+)")
 _NO_DECISION: Final = {-1: Status.LATE, -2: Status.COLD, -3: Status.RECOVERING, -4: Status.BURIED}
+_DAMAGED: Final = 5
+_DAMAGE: Final = re.compile(r"WRONGTYPE|(?<!@)user_script:\d+: (?!not enough memory)")
+"""What only one root's content can cause: a key of another type, or an error of the script's own language on what it
+read. Errors of commands (OOM, READONLY, a command that is not allowed …) come without the second."""
+COUNTER_BYTES: Final = 48
+LOG_BYTES, RUN_BYTES, BUCKET_BYTES = 96, 17, 48
+MEND_KEYS_MAX: Final = 200
+"""Keys that are looked at at a time."""
 _STATUS: Final = {
     0: AppliedStatus.OK,
     1: AppliedStatus.GAP,
@@ -205,7 +213,10 @@ class RedisStore:
         arguments = (moving + plan.numbers, demand.attempt, hold, demand.producer)
         misses = self.client.misses
         if plan.has_budget and demand.attempt:
-            raw = await self.client.run("admit", plan.keys, arguments, idempotent=True, with_life=True)
+            try:
+                raw = await self.client.run("admit", plan.keys, arguments, idempotent=True, with_life=True)
+            except ReplyError as error:
+                raise _told(error) from None
         else:
             raw = await self._run("admit", plan.keys, *arguments, "")
         if not self.time_us:
@@ -243,6 +254,9 @@ class RedisStore:
         if entry.kind is EntryKind.USAGE:
             return "use", *self._use_call(root, producer, entry)
         keys.append(changed_key(root))
+        if entry.kind is EntryKind.QUARANTINE:
+            record = (QUARANTINED + entry.attempt, charge_of(entry).text(), counter_key(root, ""))
+            return "quarantine", [*keys, charges_key(root)], [producer, entry.number, entry.attempt, *record]
         if entry.kind in RANKED:
             return self._charge_call(root, producer, entry, keys)
         counters, runs, buckets, slots = entry.counters, entry.runs, entry.buckets, entry.slots
@@ -312,6 +326,59 @@ class RedisStore:
         record, prefix = charge_of(entry).text(), counter_key(root, "")
         producers = [origin.producer for origin in entry.origins]
         return "charge", keys, [_doubles(numbers), producer, entry.attempt, entry.number, record, prefix, *producers]
+
+    async def mend(self, root: str, names: Names) -> list[str]:
+        tree = [f(root) for f in (marks_key, hold_key, changed_key, unsaved_key, charges_key)]
+        lost = [key for key in tree if await self._type(key) not in ("none", "hash")]
+        counters = {counter_key(root, name) for name in names.counters}
+        if hold_key(root) in lost or changed_key(root) in lost:  # nobody knows any more which counters are unsaved
+            counters |= {key async for key in self._counters(root)}
+            money = [*lost, *sorted(counters)]
+        else:
+            for name in await self._call("HKEYS", changed_key(root)):
+                counters |= {counter_key(root, name.decode())} if name[:1] != b"!" else set()
+            for held in await self.held(root):
+                counters |= {counter_key(root, name) for name in held.counters}
+            money = lost + await self._damaged_counters(sorted(counters))
+        used = [used_key(root, digest) for digest in names.used]
+        money += [key for key in used if not await self._is_string(key, 1)]
+        limits = [key for name in names.logs if not await self._is_log(key := log_key(root, name))]
+        limits += [
+            k for name in names.buckets if not await self._is_string(k := bucket_key(root, name), BUCKET_BYTES)
+        ]
+        limits += [k for name in names.slots if await self._type(k := slot_key(root, name)) not in ("none", "zset")]
+        limits += [k for k in (pushed_key(root),) if await self._type(k) not in ("none", "hash")]
+        gone = money + limits
+        if gone:  # in one step, and the marks with them: no memory may pass for whole that is not
+            await self._call("DEL", *dict.fromkeys([*money, *limits, *([marks_key(root)] if money else [])]))
+        return gone
+
+    async def _damaged_counters(self, keys: list[str]) -> list[str]:
+        damaged = []
+        for start in range(0, len(keys), MEND_KEYS_MAX):
+            some = keys[start : start + MEND_KEYS_MAX]
+            whole = await asyncio.gather(*(self._is_string(key, COUNTER_BYTES) for key in some))
+            damaged += [key for key, good in zip(some, whole, strict=True) if not good]
+        return damaged
+
+    async def _type(self, key: str) -> str:
+        found = await self._call("TYPE", key)
+        return found.decode() if isinstance(found, bytes) else str(found)
+
+    async def _is_string(self, key: str, least: int) -> bool:
+        kind = await self._type(key)
+        return kind == "none" or (kind == "string" and int(await self._call("STRLEN", key)) >= least)
+
+    async def _is_log(self, key: str) -> bool:
+        if not await self._is_string(key, LOG_BYTES):
+            return False
+        length = int(await self._call("STRLEN", key))
+        return length == 0 or (length - LOG_BYTES) % RUN_BYTES == 0
+
+    async def _counters(self, root: str) -> AsyncIterator[str]:
+        pattern = re.sub(r"([*?\[\]\\])", r"\\\1", counter_key(root, "")) + "*"
+        async for key in self._scan(pattern):
+            yield key
 
     async def marks(self, root: str) -> Mapping[str, int] | None:
         flat = await self._call("HGETALL", marks_key(root))
@@ -470,22 +537,32 @@ class RedisStore:
             await self._call("HDEL", marks_key(root), *buried)
 
     async def roots(self) -> AsyncIterator[str]:
+        async for key in self._scan("marks:{*"):
+            yield key[len("marks:{") : -1]
+
+    async def _scan(self, pattern: str) -> AsyncIterator[str]:
         for node in self.client.nodes:
             cursor = b"0"
             while True:
-                cursor, keys = await node.send("SCAN", cursor, "MATCH", "marks:{*", "COUNT", SCAN_KEYS)
+                cursor, keys = await node.send("SCAN", cursor, "MATCH", pattern, "COUNT", SCAN_KEYS)
                 for key in keys:
-                    yield key.decode()[len("marks:{") : -1]
+                    yield key.decode()
                 if cursor == b"0":
                     break
 
     # Calls. Everything that comes through here may be repeated: it is idempotent.
 
     async def _run(self, script: str, keys: Sequence[str], *arguments: Any) -> Any:
-        return await self.client.run(script, keys, arguments, idempotent=True)
+        try:
+            return await self.client.run(script, keys, arguments, idempotent=True)
+        except ReplyError as error:
+            raise _told(error) from None
 
     async def _call(self, command: str, key: str, *arguments: Any) -> Any:
-        return await self.client.call(command, key, *arguments, key=key, idempotent=True)
+        try:
+            return await self.client.call(command, key, *arguments, key=key, idempotent=True)
+        except ReplyError as error:
+            raise _told(error) from None
 
 
 PLANS_MAX: Final = 10_000
@@ -553,7 +630,9 @@ def _packed(totals: SpendTotals) -> bytes:
 
 
 def _totals(packed: bytes) -> SpendTotals:
-    """Of a counter, without what is held."""
+    """Of a counter, without what is held. Raises StoreDamaged."""
+    if len(packed) < COUNTER_BYTES:
+        raise StoreDamaged(f"a counter has {len(packed)} bytes")
     cost, _, *counts = map(int, _COUNTER.unpack_from(packed))
     return SpendTotals(cost, *counts)
 
@@ -625,14 +704,25 @@ def _refusal(checks: Checks, raw: Sequence[int]) -> Refusal:
     return Refusal(LimitKind.BUDGET, counter.scope, budget, used, asked, wait_us, bool(never), counter.span.period)
 
 
+def _told(error: ReplyError) -> StoreUnavailable:
+    """What an error of Redis means."""
+    return StoreDamaged(f"Redis: {error}") if _DAMAGE.search(str(error)) else error
+
+
 def _applied(entry: Entry, future: "asyncio.Future[Any]") -> Applied | StoreUnavailable:
     if future.cancelled():
         return StoreUnavailable("the settlement's reply was not awaited")
     error = future.exception()
     if isinstance(error, ReplyError):
-        return StoreUnavailable(f"Redis refused a settlement: {error}", sent=error.sent)
+        told = _told(error)
+        return (
+            told if told is not error else StoreUnavailable(f"Redis refused a settlement: {error}", sent=error.sent)
+        )
     if error is not None:
         return error if isinstance(error, StoreUnavailable) else StoreUnavailable(str(error))
     status, mark, *absent = future.result()
+    if status == _DAMAGED:
+        name = entry.counters[absent[0] - 1].name if absent and absent[0] else "one of a hold"
+        return StoreDamaged(f"a counter is too short: {name}")
     name = entry.counters[absent[0] - 1].name if absent and absent[0] else ""
     return Applied(_STATUS[status], mark, name)

@@ -49,11 +49,22 @@ class SeedTotals(msgspec.Struct, frozen=True):
     totals: SpendTotals
 
 
+class Names(msgspec.Struct, frozen=True):
+    """What an entry or an admission touches in a root, beside what every root has."""
+
+    counters: tuple[str, ...] = ()
+    logs: tuple[str, ...] = ()
+    buckets: tuple[str, ...] = ()
+    slots: tuple[str, ...] = ()
+    used: tuple[str, ...] = ()
+
+
 Done = Callable[[Applied | StoreUnavailable], None]
 
 
 class Store(Protocol):
-    """All methods are one atomic step of one root; every wait has a deadline. Raises `StoreUnavailable`."""
+    """All methods are one atomic step of one root; every wait has a deadline. Raises `StoreUnavailable`, of which
+    `StoreDamaged` says that `mend` may help."""
 
     async def start(self) -> None:
         """Connect. Raises `StoreUnavailable` if that fails; the store goes on trying."""
@@ -88,6 +99,15 @@ class Store(Protocol):
 
     def apply(self, root: str, producer: str, entry: Entry, done: Done) -> None:
         """Send one entry at once, in the order of calls; `done` is called with the answer, or why there is none."""
+        ...
+
+    async def mend(self, root: str, names: Names) -> list[str]:
+        """Remove what is not ours under our keys: all that every root has, all counters that are flagged or held, and
+        those that are named. Returns the keys.
+
+        A limit has then forgotten what it counted. If money was among it the tree is cold afterwards, as after a
+        loss: the database and the producers know what it was.
+        """
         ...
 
     async def marks(self, root: str) -> Mapping[str, int] | None:

@@ -11,7 +11,7 @@ from time import monotonic
 from typing import Final
 
 from tollkeeper.domain.charges import QUARANTINED
-from tollkeeper.domain.errors import DatabaseUnavailable, StoreUnavailable, Unavailable
+from tollkeeper.domain.errors import DatabaseUnavailable, StoreDamaged, StoreUnavailable, Unavailable
 from tollkeeper.domain.ports import SpendLedger
 from tollkeeper.governance.ledger import Ledger
 from tollkeeper.governance.store import Snapshot, Store
@@ -135,10 +135,13 @@ class SyncWorker:
         """What can be read is written, also if the store does not give all; then raises `StoreUnavailable`."""
         read = await asyncio.gather(*map(self._store.snapshot, roots), return_exceptions=True)
         found: list[Snapshot] = []
+        damaged: dict[str, StoreDamaged] = {}  # nothing of these may be saved; they wait for the next run
         failure: BaseException | None = None
         for root, snapshot in zip(roots, read, strict=True):
             self._unread.discard(root)
-            if isinstance(snapshot, BaseException):
+            if isinstance(snapshot, StoreDamaged):
+                damaged[root] = snapshot
+            elif isinstance(snapshot, BaseException):
                 failure = snapshot
                 self._unread.add(root)
             elif snapshot is not None:
@@ -150,6 +153,8 @@ class SyncWorker:
         written = 0
         for together in _parcels(found):
             written += await self._write(together)
+        for root, error in damaged.items():
+            await self._ledger.mend(root, error)
         if failure is not None:
             raise failure
         return written

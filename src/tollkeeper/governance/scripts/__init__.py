@@ -15,7 +15,7 @@ from importlib.resources import files
 from typing import Final
 
 SCRIPTS: Final = (
-    *("admit", "apply", "charge", "bury", "seed", "restore", "reassert", "snapshot", "clear", "reset"),
+    *("admit", "apply", "charge", "quarantine", "bury", "seed", "restore", "reassert", "snapshot", "clear", "reset"),
     *("push",),
     *("use", "remember"),
     *("gate", "ready", "recall"),

@@ -4,8 +4,9 @@
 -- KEYS  1 marks:{root}  2 hold:{root}
 -- ARGV  producer, number, the producer that is buried, release (1, or 0), prefix of counter keys, prefix of slot keys, slot
 --       key of the root itself
--- Reply {status, mark}: 0 ok, 1 gap, 2 cold. Counters and slots are found through the holds; they carry the same tag.
+-- Reply {status, mark}: 0 ok, 1 gap, 2 cold, 5 damaged: a hold names what is no counter. Counters and slots are found through the holds; they carry the same tag.
 -- include: clock.lua
+-- include: counter.lua
 -- include: holds.lua
 -- include: marks.lua
 local producer, number, dead, release = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4] == '1'
@@ -21,25 +22,28 @@ end
 if number ~= mark + 1 then
   return {1, mark}
 end
+local holds, whole = {}, true
+if release then
+  each_hold(KEYS[2], function(attempt, amount, owner, counters, slots)
+    if owner == dead then
+      holds[#holds + 1] = {attempt, amount, counters, slots}
+      whole = whole and all_counters(counter_prefix, counters)
+    end
+  end)
+end
+if not whole then
+  return {5, mark}
+end
+
+-- Nothing below can fail: validate first, write last.
 if reached < BURIED then
   call('HSET', KEYS[1], dead, string.format('%.0f', BURIED + reached))
 end
-if release then
-  each_hold(KEYS[2], function(attempt, amount, owner, counters, slots)
-    if owner ~= dead then
-      return
-    end
-    call('HDEL', KEYS[2], attempt)
-    each_name(counters, function(name)
-      local raw = call('GET', counter_prefix .. name)
-      if raw then
-        local spent, kept = read('<dd', raw)
-        call('SETRANGE', counter_prefix .. name, '0', pack('<dd', spent, kept - amount))
-      end
-    end)
-    each_name(slots, function(name)
-      call('ZREM', name == '.' and root_slot or slot_prefix .. name, attempt)
-    end)
+for _, hold in ipairs(holds) do
+  call('HDEL', KEYS[2], hold[1])
+  release_hold(counter_prefix, hold[3], hold[2])
+  each_name(hold[4], function(name)
+    pcall(call, 'ZREM', name == '.' and root_slot or slot_prefix .. name, hold[1])
   end)
 end
 call('HSET', KEYS[1], producer, ARGV[2])

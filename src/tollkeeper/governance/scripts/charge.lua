@@ -10,10 +10,10 @@
 --       2 producer  3 attempt  4 number  5 rank LF cost LF requests LF input LF output LF cached LF what else is known
 --       6 prefix of counter keys  then the producer of each origin
 -- Reply {status, mark, counter}: 0 ok (now or before), 1 gap, 2 cold, 3 absent as in apply.lua, 4 unknown: the record of
---       the attempt must be recalled first.
+--       the attempt must be recalled first, 5 damaged as in apply.lua (counter 0: one that the attempt's hold names).
 -- include: clock.lua
--- include: holds.lua
 -- include: counter.lua
+-- include: holds.lua
 -- include: marks.lua
 -- The record of an attempt that nothing is charged for.
 local UNCHARGED = '0\n0\n0\n0\n0\n0\n'
@@ -64,27 +64,25 @@ local rises = fate == 1 and rank > had_rank
 local counters = {}
 for i = 1, counter_count do
   counters[i] = call('GET', KEYS[4 + i])
+  if counters[i] and #counters[i] < COUNTER_BYTES then
+    return {5, mark, i}
+  end
   if rises and not counters[i] and ends[i] > 0 and ends[i] <= clock(given) then
     return {3, mark, i}
   end
 end
+local amount, owner, names = string.match(call('HGET', KEYS[2], attempt) or '', '^(%d+)\n([^\n]*)\n([^\n]*)\n')
+if amount and not all_counters(prefix, names) then
+  return {5, mark, 0}
+end
 
--- Nothing below can fail: validate first, write last.
-local held = call('HGET', KEYS[2], attempt)
-if held then
-  local amount, owner, names = string.match(held, '^(%d+)\n([^\n]*)\n([^\n]*)\n')
-  if not orphan_of or owner == orphan_of then
-    call('HDEL', KEYS[2], attempt)
-    each_name(names, function(name)
-      local raw = call('GET', prefix .. name)
-      if raw then
-        local spent, kept = read('<dd', raw)
-        call('SETRANGE', prefix .. name, '0', pack('<dd', spent, kept - amount))
-      end
-    end)
-    for i = 1, slot_count do
-      call('ZREM', KEYS[4 + counter_count + i], attempt)
-    end
+-- Nothing below can fail: validate first, write last. The removal of a field that nobody has checks a type.
+call('HDEL', KEYS[3], '')
+if amount and (not orphan_of or owner == orphan_of) then
+  call('HDEL', KEYS[2], attempt)
+  release_hold(prefix, names, amount)
+  for i = 1, slot_count do
+    pcall(call, 'ZREM', KEYS[4 + counter_count + i], attempt)
   end
 end
 if rises then

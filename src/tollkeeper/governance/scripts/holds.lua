@@ -15,3 +15,24 @@ local function each_name(names, visit)
     visit(name)
   end
 end
+
+-- Whether all counters of a hold are counters, or not there. Raises for one of another type.
+local function all_counters(prefix, names)
+  local all = true
+  each_name(names, function(name)
+    local raw = call('GET', prefix .. name)
+    all = all and (not raw or #raw >= COUNTER_BYTES)
+  end)
+  return all
+end
+
+-- Takes the amount of a hold off its counters, which were checked.
+local function release_hold(prefix, names, amount)
+  each_name(names, function(name)
+    local raw = call('GET', prefix .. name)
+    if raw then
+      local spent, kept = read('<dd', raw)
+      call('SETRANGE', prefix .. name, '0', pack('<dd', spent, kept - amount))
+    end
+  end)
+end

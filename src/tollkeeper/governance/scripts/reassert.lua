@@ -6,12 +6,22 @@
 -- Reply 1 held, 0 it was held (the hold is this producer's now) or the tree is cold.
 -- include: clock.lua
 -- include: counter.lua
-if call('EXISTS', KEYS[1]) == 0 or call('HSET', KEYS[2], ARGV[1], ARGV[3]) == 0 then
+-- An error if one of the keys is of another type or no counter; then nothing was changed.
+if call('EXISTS', KEYS[1]) == 0 then
   return 0
 end
-local amount = tonumber(ARGV[2])
+local amount, counters = tonumber(ARGV[2]), {}
 for i = 3, #KEYS do
-  local raw = call('GET', KEYS[i])
+  counters[i] = call('GET', KEYS[i])
+  if counters[i] then
+    read(COUNTER, counters[i])
+  end
+end
+if call('HSET', KEYS[2], ARGV[1], ARGV[3]) == 0 then
+  return 0
+end
+for i = 3, #KEYS do
+  local raw = counters[i]
   if raw then
     local cost, held = read('<dd', raw)
     call('SETRANGE', KEYS[i], '0', pack('<dd', cost, held + amount))

@@ -7,8 +7,8 @@
 --       per mark: producer, number; per counter: name, expiry (µs, 0: never), itself as counter.lua tells, without a generation
 -- Reply 1 seeded, 0 this memory already dominates the database.
 -- include: clock.lua
--- include: holds.lua
 -- include: counter.lua
+-- include: holds.lua
 -- include: marks.lua
 local run, prefix, mark_count, counter_count = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local used_prefix, server = ARGV[5], ARGV[6]

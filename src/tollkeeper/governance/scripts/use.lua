@@ -5,7 +5,7 @@
 -- ARGV  1 doubles: now (µs, 0: TIME), number, cost (nano-dollars), requests, how long a key is remembered (µs), length of
 --           the prefix of counter keys, number of counters; then per counter: end of its period, its expiry (µs, 0: never)
 --       2 producer  3 digest of the idempotency key  4 number
--- Reply as apply.lua. A key that is known by another entry charges nothing: the caller looks it up. Its counters are
+-- Reply as apply.lua, 5 too. A key that is known by another entry charges nothing: the caller looks it up. Its counters are
 --       flagged all the same, because what the database has of them may be from a memory that was lost.
 -- include: clock.lua
 -- include: counter.lua
@@ -26,13 +26,17 @@ for i = 1, counter_count do
   local ends
   ends, expiries[i], at = read('<dd', ARGV[1], at)
   counters[i] = call('GET', KEYS[4 + i])
+  if counters[i] and #counters[i] < COUNTER_BYTES then
+    return {5, mark, i}
+  end
   if not counters[i] and ends > 0 and ends <= now then
     return {3, mark, i}
   end
 end
 
--- Nothing below can fail: validate first, write last. The first write needs no memory; after it Redis lets a script
--- write on though its memory is full.
+-- Nothing below can fail: validate first, write last. The removal of a field that nobody has checks a type; and as a
+-- write that needs no memory, it makes Redis let a script write on though its memory is full.
+call('HDEL', KEYS[2], '')
 call('HDEL', KEYS[3], '')
 local by = ARGV[2] .. ':' .. ARGV[4]
 local known = call('GET', KEYS[4])

@@ -1,0 +1,159 @@
+"""Every key that an entry touches, overwritten in every way: the script changes nothing, or all that is money.
+
+Plays the scripts under Lua in this process. What is then mended, and how, is tried on a real Redis (test_damage.py).
+"""
+
+import asyncio
+import copy
+import struct
+from collections.abc import Iterator
+from typing import Any, Final
+
+import msgspec
+
+from tests.governance.lua_redis import LuaRedis
+from tests.governance.script_trials import LuaStore
+from tests.governance.test_twin import START_US
+from tollkeeper.domain.admission import Demand, Grant, checks_for
+from tollkeeper.domain.charges import UNCHARGED
+from tollkeeper.domain.entries import (
+    Applied,
+    AppliedStatus,
+    CounterRef,
+    Dispatch,
+    Entry,
+    EntryKind,
+    Origin,
+    bury_entry,
+    close_entry,
+    dispatch_of,
+    presume_entry,
+    quarantined,
+    settle_entry,
+    usage_entry,
+    void_entry,
+)
+from tollkeeper.domain.errors import StoreDamaged, StoreUnavailable
+from tollkeeper.domain.policy import Policy, Principal, Scope, ScopeKind, TokenBucket, Unit, Window
+from tollkeeper.domain.usage import Usage
+from tollkeeper.governance.redis_store import changed_key, charges_key, counter_key, hold_key, marks_key, unsaved_key
+
+ROOT: Final = "org_1"
+POLICY: Final = Policy(
+    windows=(Window(Unit.TOKENS, 10**6),), buckets=(TokenBucket(Unit.TOKENS, 60, 10**6),), concurrency=9
+)
+WHO: Final = Principal(
+    "key_1", "one", ROOT, (Scope(ScopeKind.KEY, "key_1", POLICY), Scope(ScopeKind.ORGANISATION, ROOT, Policy()))
+)
+MONEY: Final = (b"marks:", b"hold:", b"cost:", b"charges:", b"changed:", b"unsaved:", b"used:")
+HASHES: Final = tuple(key(ROOT).encode() for key in (marks_key, hold_key, changed_key, charges_key, unsaved_key))
+
+
+async def play_damage(lua: LuaRedis) -> None:
+    """One tree; each kind of entry on each damage of it."""
+    store = LuaStore(lua)
+    store.time_us = START_US
+    entries = await _tree(lua, store)
+    whole, expires = copy.deepcopy(lua.redis.values), dict(lua.redis.expires_ms)
+    for entry in entries:
+        lua.redis.values, lua.redis.expires_ms = copy.deepcopy(whole), dict(expires)
+        assert await _apply(store, entry) == Applied(AppliedStatus.OK, 1), entry
+        right = lua.redis.values
+        for key, value in _damages(whole):
+            lua.redis.values, lua.redis.expires_ms = copy.deepcopy(whole) | {key: copy.deepcopy(value)}, dict(expires)
+            damaged = copy.deepcopy(lua.redis.values)
+            answer = await _apply(store, entry)
+            if isinstance(answer, StoreDamaged):
+                assert lua.redis.values == damaged, (entry.kind, key)
+                touches = key.startswith(MONEY)
+                assert touches, f"{entry.kind} is held up by {key!r}"
+            else:
+                assert answer == Applied(AppliedStatus.OK, 1), (entry.kind, key, answer)
+                if entry.kind is EntryKind.QUARANTINE and key == hold_key(ROOT).encode():
+                    right_then = damaged  # a hold that cannot be read is still held
+                else:
+                    right_then = right
+                assert _costs(lua.redis.values, but=key) == _costs(right_then, but=key), (entry.kind, key, value)
+                assert _others(lua.redis.values, but=key) == _others(right, but=key), (entry.kind, key, value)
+                assert lua.redis.values[key] == value or key in HASHES or len(value) >= 48, (entry.kind, key)
+    await _hold_again(lua, store, whole)
+
+
+async def _tree(lua: LuaRedis, store: LuaStore) -> list[Entry]:
+    """Requests in flight of two producers, and one entry of each kind, the first of its producer."""
+    lua.begin(lambda: START_US)
+    await store.seed(ROOT, "run", {}, {}, lost=True)
+    checks = checks_for(WHO, START_US)
+    flying: list[Dispatch] = []
+    for producer in ("p_2", "p_2", "p_dead"):
+        demand = Demand(f"{producer}{len(flying)}.1", producer, 100, 50, START_US + 10**6)
+        flying.append(dispatch_of(Grant(demand, checks, await store.admit(checks, demand))))
+    one, two, orphan = flying
+    store.apply(ROOT, "p_0", settle_entry(1, one, 5, Usage(), 0), lambda _: None)
+    store.apply(ROOT, "p_0", presume_entry(2, two), lambda _: None)
+    await asyncio.sleep(0)
+    snapshot = await store.snapshot(ROOT)  # a new generation: the next charge has to flag again
+    assert snapshot is not None
+    demand = Demand("last.1", "p_1", 100, 50, START_US + 10**6)
+    last = dispatch_of(Grant(demand, checks, await store.admit(checks, demand)))
+    lua.redis.execute(b"HSET", charges_key(ROOT).encode(), b"known.1", UNCHARGED.text().encode())
+    correct = msgspec.structs.replace(presume_entry(1, last), attempt="known.1", rank=10**6, fresh=False, cost_nano=3)
+    return [
+        settle_entry(1, last, 7, Usage(30, 12, 5), -40),
+        void_entry(1, last, 1, 100),
+        presume_entry(1, last),
+        correct,
+        msgspec.structs.replace(presume_entry(1, orphan), origins=(Origin("p_dead", 1),)),
+        usage_entry(1, "digest", 9, last.counters),
+        bury_entry(1, "p_dead"),
+        close_entry(1, "p_dead"),
+        quarantined(settle_entry(1, last, 7, Usage(30, 12, 5), 0), "p_1", "refused"),
+        quarantined(close_entry(1, "p_dead"), "p_1", "refused"),
+    ]
+
+
+def _damages(whole: dict[bytes, Any]) -> Iterator[tuple[bytes, Any]]:
+    for key in sorted({*whole, *HASHES, b"used:{org_1}:digest"}):
+        yield key, b"x"
+        yield key, [b"x"]
+        if key.startswith(b"cost:"):
+            yield key, whole[key][:16]
+            yield key, whole[key][:47]
+
+
+def _costs(values: dict[bytes, Any], *, but: bytes) -> dict[bytes, Any]:
+    """Counters that are not damaged."""
+    return {key: value for key, value in values.items() if key.startswith(b"cost:") and key != but}
+
+
+def _others(values: dict[bytes, Any], *, but: bytes) -> dict[bytes, Any]:
+    """What else is money."""
+    costs = _costs(values, but=b"")
+    return {key: value for key, value in values.items() if key.startswith(MONEY) and key not in (but, *costs)}
+
+
+async def _apply(store: LuaStore, entry: Entry) -> Applied | StoreUnavailable:
+    answers: list[Applied | StoreUnavailable] = []
+    store.apply(ROOT, "p_1", entry, answers.append)
+    await asyncio.sleep(0)
+    (answer,) = answers
+    return answer
+
+
+async def _hold_again(lua: LuaRedis, store: LuaStore, whole: dict[bytes, Any]) -> None:
+    """A hold is put on all of its counters, or on none; one of 48 bytes is one."""
+    name = next(key for key in whole if key.startswith(b"cost:")).decode().removeprefix(counter_key(ROOT, ""))
+    refs = (CounterRef("before", 0, 0), CounterRef(name, 0, 0), CounterRef("after", 0, 0))
+    again = Dispatch("again.1", 50, refs, (), ())
+    for value in (b"x", whole[counter_key(ROOT, name).encode()][:47], [b"x"]):
+        lua.redis.values = copy.deepcopy(whole) | {counter_key(ROOT, name).encode(): value}
+        damaged = copy.deepcopy(lua.redis.values)
+        try:
+            await store.reassert(ROOT, "p_1", [again])
+        except StoreDamaged:
+            assert lua.redis.values == damaged
+        else:
+            raise AssertionError(value)
+    lua.redis.values = copy.deepcopy(whole) | {counter_key(ROOT, name).encode(): struct.pack("<6d", 1, 2, 3, 4, 5, 6)}
+    await store.reassert(ROOT, "p_1", [again])
+    assert lua.redis.values[counter_key(ROOT, name).encode()] == struct.pack("<6d", 1, 52, 3, 4, 5, 6)
