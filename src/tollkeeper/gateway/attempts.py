@@ -49,7 +49,7 @@ FULL: Final = "Every deployment of this model is at the limit that its operator 
 
 
 class Failure(msgspec.Struct, frozen=True):
-    """An attempt that gave the client nothing yet: the provider's refusal, or an exchange that broke."""
+    """A provider's refusal, which the client has not seen yet, or an exchange that broke, maybe in its middle."""
 
     stop: Stop
     verdict: Verdict
@@ -231,7 +231,7 @@ class _Walk:
         return turn
 
     async def _dispatched(self, stop: Stop, turn: Turn) -> Failure | None:
-        """Send it and pass the answer on. A failure as a value, unless the client has seen some of the answer."""
+        """Send it and pass the answer on; a failure as a value."""
         its, exchange, way = self._its, self._exchange, self._way
         attempt, tried = exchange.attempt, exchange.tries[-1]
         assert attempt is not None
@@ -253,8 +253,6 @@ class _Walk:
                 attempt.void()
             its.instruments.upstream_failed(stop.deployment.route.provider, error.fault)
             cause, result = error, error.fault.value
-            if exchange.client.started:
-                raise
         finally:
             tried.end(result)
             known = attempt.ended and not attempt.presumed
