@@ -9,7 +9,7 @@ import pytest
 from tests.governance.parts import Clock, Parts, budget, one_key
 from tests.servers.proxy import Proxy
 from tests.servers.redis import RedisServer, wait_until
-from tollkeeper.domain.admission import Denial, Grant
+from tollkeeper.domain.admission import Denial, Grant, LimitKind
 from tollkeeper.domain.errors import Recovering, StoreUnavailable, Unavailable
 from tollkeeper.domain.policy import Policy
 from tollkeeper.domain.usage import Usage
@@ -185,4 +185,33 @@ async def test_an_admission_that_ran_unheard_is_voided(
             await asyncio.to_thread(own_redis.start)
         assert await parts.ledger.flush(10)
         assert holds() == b":0\r\n"
+        await parts.stop()
+
+
+async def test_an_admission_that_comes_late_holds_nothing(
+    tmp_path: Path, own_redis: RedisServer, clock: Clock
+) -> None:
+    """Its connection is cut before Redis has it, it is repeated, admitted and settled; then the first one arrives."""
+    who = one_key("org_a", budget(1000))
+    async with Proxy(own_redis.socket) as proxy:
+        parts = await Parts.start(tmp_path, proxy.url, clock)
+        await parts.spend(who, "first.1", hold=10, cost=5)
+        assert await parts.ledger.flush(5)
+        proxy.hold_back()
+        asking = asyncio.create_task(parts.admit(who, "late.1", hold=600))
+        await asyncio.sleep(0.1)
+        proxy.cut()
+        grant = await asking
+        assert isinstance(grant, Grant)
+        parts.ledger.settle(grant, 50, Usage())
+        while parts.ledger.unacknowledged:
+            await asyncio.sleep(0.01)
+        proxy.release()
+        await asyncio.to_thread(
+            wait_until, lambda: own_redis.command("HLEN", "hold:{org_a}") == b":1\r\n", "the late admission"
+        )
+        assert await parts.ledger.flush(5)
+        assert own_redis.command("HLEN", "hold:{org_a}") == b":0\r\n"
+        (state,) = [s for s in await parts.ledger.limits(who) if s.kind is LimitKind.BUDGET]
+        assert (state.used, state.held) == (55, 0)
         await parts.stop()

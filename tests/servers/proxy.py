@@ -7,7 +7,11 @@ from typing import Self
 
 
 class Proxy:
-    """Forwards to a unix socket. While `swallowing`, what the server says is thrown away."""
+    """Forwards to a unix socket. While `swallowing`, what the server says is thrown away.
+
+    After `hold_back` what clients say on the connections there are is kept, also beyond a `cut`, and reaches the
+    server at `release`: late, as from a network that had it all the time.
+    """
 
     def __init__(self, socket: Path) -> None:
         self._socket = socket
@@ -15,6 +19,8 @@ class Proxy:
         self.port = 0
         self._writers: list[asyncio.StreamWriter] = []
         self._tasks: list[asyncio.Task[None]] = []
+        self._late: dict[asyncio.StreamWriter, list[bytes]] = {}
+        self._to_server: set[asyncio.StreamWriter] = set()
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -23,6 +29,7 @@ class Proxy:
 
     async def __aexit__(self, *_: object) -> None:
         self._server.close()
+        self.release()
         self.cut()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._server.wait_closed()
@@ -34,8 +41,20 @@ class Proxy:
     def cut(self) -> None:
         """Close every connection."""
         for writer in self._writers:
-            writer.close()
+            if writer not in self._late:
+                writer.close()
         self._writers.clear()
+
+    def hold_back(self) -> None:
+        """Keep what comes from the clients that are connected now."""
+        self._late = {writer: [] for writer in self._to_server}
+
+    def release(self) -> None:
+        """Let the server have what was kept, and close."""
+        for writer, kept in self._late.items():
+            writer.write(b"".join(kept))
+            writer.close()
+        self._late = {}
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -44,6 +63,7 @@ class Proxy:
             writer.close()  # nobody is there
             return
         self._writers += [writer, server_writer]
+        self._to_server.add(server_writer)
         self._tasks += [
             asyncio.ensure_future(self._pump(reader, server_writer, replies=False)),
             asyncio.ensure_future(self._pump(server_reader, writer, replies=True)),
@@ -52,6 +72,10 @@ class Proxy:
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, replies: bool) -> None:
         with suppress(OSError):
             while data := await reader.read(65536):
-                if not (replies and self.swallowing):
+                if writer in self._late:
+                    self._late[writer].append(data)
+                elif not (replies and self.swallowing):
                     writer.write(data)
-        writer.close()
+        self._to_server.discard(writer)
+        if writer not in self._late:
+            writer.close()

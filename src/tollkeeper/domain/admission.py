@@ -334,7 +334,7 @@ class Reply(msgspec.Struct, frozen=True, gc=False):
 
     `shadowed` are the limits in shadow that would have refused what was admitted. `degraded` names the concerns that
     one instance decided alone because the store is away: `limits`, `budgets`, both or none. `unheard`: the same was
-    asked before and its answer was lost, so where this one decides nothing, the attempt may still be admitted.
+    asked before and its answer was lost, so whatever this one says, the attempt may have been admitted, or yet be.
     """
 
     status: Status

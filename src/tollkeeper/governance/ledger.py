@@ -137,6 +137,12 @@ class _Root:
         self.refusals = 0
 
 
+def _unanswered(checks: Checks, demand: Demand) -> Dispatch:
+    """What an attempt may hold whose runs were never told."""
+    counters = tuple([counter_ref(check) for check in checks.counters])
+    return Dispatch(demand.attempt, demand.hold_nano, counters, (), tuple([slot.name for slot in checks.slots]))
+
+
 class Ledger:
     """Keeps `ports.Governor`. `start` and `stop` belong to one event loop."""
 
@@ -167,7 +173,7 @@ class Ledger:
         self.producer = self._outbox.producer
         self._roots: dict[str, _Root] = {}
         self._live: dict[str, Grant] = {}
-        self._abandoned = 0  # admissions without an answer that are still to be voided
+        self._abandoned = 0  # admissions with an answer lost that are still to be voided
         self._checks: dict[tuple[str, str | None, str | None], tuple[Principal, Checks]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._log = logger("governance")
@@ -286,7 +292,7 @@ class Ledger:
         if not self._live and not any(self.has_uncovered(root) for root in self._outbox.kept_roots()):
             with suppress(DatabaseUnavailable):
                 await self._spend.rest_producer(self.producer, self._now_us())
-        self._outbox.close(clean=not self._live)
+        self._outbox.close(clean=not self._live and not self._abandoned)
 
     # Governor: admission
 
@@ -320,6 +326,8 @@ class Ledger:
                 self._recover_soon(root)
             return self._admit_alone(asked, msgspec.structs.replace(demand, attempt=attempt + ALONE))
         self.outage.saw(checks, reply)
+        if unheard:
+            self._sweep_later(unheard[0], demand)
         return self._decided(checks, demand, reply)
 
     def _admit_alone(self, asked: "_Asked", demand: Demand) -> Grant | Denial:
@@ -399,16 +407,30 @@ class Ledger:
         self._checks[key] = (principal, checks)
         return checks
 
+    def _sweep_later(self, checks: Checks, demand: Demand) -> None:
+        """An ask whose answer was lost was repeated. It may come to the store after the repetition, even after the
+        attempt's end, and hold again: void that, once it can no longer run and the attempt has ended."""
+        self._abandoned += 1
+        loop, after_s = asyncio.get_running_loop(), self._timeout_us / 1e6
+
+        def sweep() -> None:
+            if demand.attempt in self._live:
+                loop.call_later(after_s, sweep)
+                return
+            try:
+                self._outbox.reserve()
+            except OutboxUnavailable:
+                loop.call_later(after_s, sweep)
+                return
+            self._abandoned -= 1
+            self._issue(checks.root, void_entry(0, _unanswered(checks, demand), 0, 0))
+            self._outbox.release()
+
+        loop.call_later(after_s, sweep)
+
     def _abandon(self, checks: Checks, demand: Demand) -> None:
         """An admission that was never answered may have been granted: void it, once it can no longer run."""
-        grant = Grant(demand, checks, Reply(Status.ADMITTED, 0))
-        dispatch = Dispatch(
-            demand.attempt,
-            demand.hold_nano,
-            tuple([counter_ref(check) for check in grant.checks.counters]),
-            (),
-            tuple([slot.name for slot in grant.checks.slots]),
-        )
+        grant, dispatch = Grant(demand, checks, Reply(Status.ADMITTED, 0)), _unanswered(checks, demand)
         self._live[demand.attempt] = grant
         self._abandoned += 1
         # no ask of it may run later than that

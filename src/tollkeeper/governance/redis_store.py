@@ -12,6 +12,8 @@ from functools import lru_cache
 from time import monotonic
 from typing import Any, Final
 
+from msgspec import structs
+
 from tollkeeper.domain.admission import (
     SLOT_LEASE_US,
     BucketState,
@@ -221,9 +223,8 @@ class RedisStore:
             raw = await self._run("admit", plan.keys, *arguments, "")
         if not self.time_us:
             self._learn_clock(raw[1])
-        if raw[0] < 0:
-            return Reply(_NO_DECISION[raw[0]], raw[1], unheard=self.client.misses != misses)
-        return _reply(checks, raw)
+        reply = _reply(checks, raw)
+        return reply if self.client.misses == misses else structs.replace(reply, unheard=True)
 
     def _plan(self, checks: Checks) -> "_Plan":
         """The part of the call that is the same for every request of a principal."""
@@ -653,6 +654,8 @@ def _marks(flat: Sequence[bytes]) -> tuple[str, dict[str, int]]:
 
 def _reply(checks: Checks, raw: Sequence[int]) -> Reply:
     status, now_us = raw[0], raw[1]
+    if status < 0:
+        return Reply(_NO_DECISION[status], now_us)
     answer, refusal, at = (Status.ADMITTED, None, 2) if status else (Status.REFUSED, _refusal(checks, raw), 8)
     logs = []
     for _ in checks.logs:
