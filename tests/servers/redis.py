@@ -119,6 +119,10 @@ class RedisServer:
             connection.sendall(f"*{len(parts)}\r\n{''.join(words)}".encode())
             return connection.recv(65536)
 
+    def lines(self, *parts: str) -> list[str]:
+        """One command whose short reply is a list; its items."""
+        return self.command(*parts).decode("utf-8", "replace").split("\r\n")[2::2]
+
     def info(self, section: str, field: str) -> str:
         """One field of INFO, or of CLUSTER INFO."""
         parts = ("CLUSTER", "INFO") if section == "cluster" else ("INFO", section)
