@@ -10,11 +10,12 @@ import random
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from tests.campaigns import Outcome
-from tests.campaigns.fleet import RECOVERY_S, Fleet, Judgement, servers
+from tests.campaigns.fleet import RECOVERY_S, Fleet, Judgement, servers, true_cost
 from tests.campaigns.victim import DEATHS
 from tests.servers.gateway import GatewayProcess
 from tests.servers.postgres import PostgresServer
@@ -31,6 +32,11 @@ RARE_PASSES: Final = (1, 4)
 DIES_WITHIN_S: Final = 20.0
 TIGHT_NANO: Final = 1_500_000
 """A budget that some dozens of requests use up."""
+
+BEFORE_MONTH_END_US: Final = 60_000_000
+"""Time for a fleet to start and to be under load before the month ends."""
+MONTH_MARGIN_S: Final = 2.0
+"""So far from the month's end a request is sure to be admitted in the month in which it is served."""
 
 Fault = Callable[[Fleet, random.Random], Awaitable[None]]
 
@@ -262,13 +268,57 @@ async def campaign(
     return played
 
 
+async def month_end(folder: Path, redis: RedisServer, postgres: PostgresServer, seed: int) -> Played:
+    """All clocks are moved so that a month ends under load; then a gateway is killed and Redis forgets.
+
+    A request counts in the month of its admission, so a month has at least what was served well within it.
+    """
+    rng, over = random.Random(f"month/{seed}"), asyncio.Event()
+    now = datetime.now(UTC)
+    first = datetime(now.year + now.month // 12, now.month % 12 + 1, 1, tzinfo=UTC)  # of the next month
+    ends_us = time.time_ns() // 1000 + BEFORE_MONTH_END_US
+    shift_us = int(first.timestamp()) * 1_000_000 - ends_us
+    fleet = Fleet(folder, redis, postgres, environ={"VICTIM_SHIFT_US": str(shift_us)})
+    await fleet.start()
+    try:
+        await fleet.make_tree("free")
+        await fleet.make_tree("roomy", organisation=10**12, team=10**12, key=10**12)
+        left_s = ends_us / 1e6 - time.time()
+        await asyncio.sleep(max(0.0, left_s - MONTH_MARGIN_S - 1))
+        loading = asyncio.create_task(fleet.load(rng, over, CLIENTS))
+        await asyncio.sleep(max(0.0, ends_us / 1e6 - time.time()))
+        await kill_gateway(fleet, rng)
+        await flush_redis(fleet, rng)
+        await asyncio.sleep(MONTH_MARGIN_S + 1)
+        over.set()
+        requests, begun_s = await loading, time.monotonic()
+        found = await fleet.judge()
+        wrong, spent = list(found.differences), await fleet.months()
+        sure = {now.month: 0, first.month: 0}
+        for served in fleet.served():
+            after_us = served.time_us - ends_us
+            if served.usage is not None and abs(after_us) > MONTH_MARGIN_S * 1e6:
+                sure[first.month if after_us > 0 else now.month] += true_cost(served)
+        wrong += [
+            f"month {m}: {spent[m]}, but {nano} were served in it" for m, nano in sure.items() if spent[m] < nano
+        ]
+        if not all(sure.values()):
+            wrong.append(f"nothing was served well within one of the months: {sure}")
+        return Played("a month's end", requests, found._replace(differences=tuple(wrong)), time.monotonic() - begun_s)
+    finally:
+        await fleet.close()
+
+
 def run(seed: int, rounds: int) -> Iterator[Outcome]:
     """Every fault as often as there are rounds, in a random order."""
     order = [fault for fault in FAULTS for _ in range(rounds)]
     random.Random(seed).shuffle(order)
     with servers() as (folder, redis, postgres):
         played = asyncio.run(campaign(folder, redis, postgres, order, seed))
-    for fault in FAULTS:
+        for number in range(rounds):
+            (folder / f"month-{number}").mkdir()
+            played.append(asyncio.run(month_end(folder / f"month-{number}", redis, postgres, seed * 1000 + number)))
+    for fault in (*FAULTS, "a month's end"):
         mine = [p for p in played if p.fault == fault]
         found, slowest = [p.judgement for p in mine], max(p.recovered_s for p in mine)
         asked = f"{sum(p.requests for p in mine):,} asked, {sum(j.served for j in found):,} served"

@@ -226,6 +226,16 @@ class Fleet:
         if budgets:
             self.budgets[name] = min(budgets)
 
+    async def months(self) -> dict[int, int]:
+        """What the database says was spent in each month, by the month's number."""
+        database = await Database.open(self.database_url)
+        rows = await database.spend.monthly_usage()
+        await database.close()
+        spent: dict[int, int] = defaultdict(int)
+        for row in rows:
+            spent[row.month] += row.cost_nano
+        return spent
+
     async def sync_all(self) -> None:
         """Each gateway writes to the database what it knows to have changed."""
         for number in range(self.count):
@@ -332,9 +342,9 @@ class Fleet:
                 presumed[request_id] += 1
                 key = next(r.name.split(":")[0] for r in each.charge.what_is_known().counters if "key" in r.name)
                 truth[key] = truth[key].plus(Account(each.charge.cost_nano, 1))
-                true_cost = _cost(served[request_id]) if request_id in served else 0
-                if each.charge.cost_nano < true_cost:
-                    wrong.append(f"{each.attempt}: presumed {each.charge.cost_nano} below its truth {true_cost}")
+                truth_nano = true_cost(served[request_id]) if request_id in served else 0
+                if each.charge.cost_nano < truth_nano:
+                    wrong.append(f"{each.attempt}: presumed {each.charge.cost_nano} below its truth {truth_nano}")
             elif each.charge.status == "quarantined" and request_id.lstrip("?") in served:
                 wrong.append(f"{each.attempt}: served and in quarantine")
         wrong += [f"{request_id}: presumed {n} times" for request_id, n in presumed.items() if n > 1]
@@ -343,7 +353,7 @@ class Fleet:
                 assert request.usage is not None
                 key = ids[request.user]
                 tokens = (request.usage.input_tokens, request.usage.output_tokens, request.usage.cached_tokens)
-                truth[key] = truth[key].plus(Account(_cost(request), 1, *tokens))
+                truth[key] = truth[key].plus(Account(true_cost(request), 1, *tokens))
         # What the provider answered and did not bill is a request all the same.
         for request in self._served:
             if request.usage is None and request.request_id not in presumed and request.status >= 400:
@@ -369,7 +379,7 @@ class Fleet:
         return left
 
 
-def _cost(request: ServedRequest) -> int:
+def true_cost(request: ServedRequest) -> int:
     usage = request.usage
     assert usage is not None
     return cost_nano(usage.input_tokens, usage.output_tokens, usage.cached_tokens)

@@ -14,7 +14,7 @@ import msgspec
 
 from tests.servers.s3 import free_port
 
-START_TIMEOUT_S = 30.0
+START_TIMEOUT_S = 90.0
 ADMIN_TOKEN = "an-admin-token-for-tests-of-32-chars"
 DIGEST_KEY = "a-digest-key-for-tests-of-32-chars-"
 
