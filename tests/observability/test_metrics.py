@@ -61,7 +61,7 @@ def test_promtool_finds_nothing_to_improve(watched: Watched) -> None:
     assert samples["tollkeeper_charged_requests_total", *deployment] == 6
     assert samples["tollkeeper_charged_nanodollars_total", *deployment] == 6 * (9 * 150 + 50 * 600)
     assert samples["tollkeeper_charged_tokens_total", ("kind", "output"), *deployment] == 6 * 50
-    assert samples["tollkeeper_upstream_seconds_count", ("provider", "openai")] == 6
+    assert samples["tollkeeper_upstream_seconds_count", ("model", "other"), ("provider", "openai")] == 6
     assert samples["tollkeeper_authentication_seconds_count",] == 8
     assert samples["tollkeeper_redis_connections", ("client", "accounts"), ("state", "idle")] >= 1
     commands = samples["tollkeeper_redis_pipeline_commands_sum", ("client", "accounts")]

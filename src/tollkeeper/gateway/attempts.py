@@ -283,6 +283,7 @@ class _Walk:
         finally:
             waited_s = time.perf_counter() - asked_at
             exchange.upstream_s += waited_s
+            its.instruments.waited(stop.deployment, waited_s)
         try:
             status, told = response.status, response.headers
             tried.status, tried.first_byte_s = status, exchange.age_s

@@ -83,7 +83,9 @@ class Instruments:
             "tollkeeper_dispatch_seconds", "From the request's arrival until it was sent to a provider."
         ).labels()
         self.upstream: Family[HistogramChild] = metrics.histogram(
-            "tollkeeper_upstream_seconds", "Waiting for the head of a provider's answer, per request.", "provider"
+            "tollkeeper_upstream_seconds",
+            "Waiting of one attempt for the head of a deployment's answer; model as in attempts.",
+            *("provider", "model"),
         )
         plain = metrics.counter
         self.presumed = plain("tollkeeper_presumed_total", "Holds charged because the cost is not known.").labels()
@@ -118,12 +120,11 @@ class Instruments:
             inc = self._by_status[key] = self.requests.labels(endpoint, label).inc
         inc()
 
-    def recorded(self, record: RequestRecord, upstream_s: float) -> None:
-        """What a finished request was charged, and how long it waited for its provider."""
+    def recorded(self, record: RequestRecord) -> None:
+        """What a finished request was charged."""
         if record.queue_us is None:
             return  # never sent anywhere
         self.dispatch.observe(record.queue_us / 1e6)
-        self.upstream.labels(record.provider).observe(upstream_s)
         # A name without a price may be anything a client writes.
         model = UNPRICED if record.price_version is None else record.model
         requests, cost, presumed, unread, cached, output = self._children(record.provider, model)
@@ -172,5 +173,13 @@ class Instruments:
 
     def attempted(self, deployment: Deployment, result: str) -> None:
         """One attempt is over."""
-        route = deployment.route
-        self.attempts.labels(route.provider, route.upstream_model if deployment.named else "other", result).inc()
+        self.attempts.labels(*_labels(deployment), result).inc()
+
+    def waited(self, deployment: Deployment, seconds: float) -> None:
+        """One attempt has the head of its answer, or waits no longer."""
+        self.upstream.labels(*_labels(deployment)).observe(seconds)
+
+
+def _labels(deployment: Deployment) -> tuple[str, str]:
+    route = deployment.route
+    return route.provider, route.upstream_model if deployment.named else "other"

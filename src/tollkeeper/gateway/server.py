@@ -288,7 +288,7 @@ class DataPlane:
     def _record(self, exchange: Exchange) -> None:
         capture = exchange.capture
         record = record_of(exchange)
-        self._instruments.recorded(record, exchange.upstream_s)
+        self._instruments.recorded(record)
         self._records.put(record, None if capture is None else capture.captured())
 
 
