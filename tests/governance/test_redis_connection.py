@@ -105,6 +105,18 @@ async def test_killed_server_fails_what_waits_and_comes_back(own_redis: RedisSer
     await connection.stop()
 
 
+async def test_an_event_loop_that_stood_still_is_not_held_against_the_server(redis_server: RedisServer) -> None:
+    """The reply was here all the while; it is read, not given up, and the connection stays."""
+    connection = connect(redis_server.url, reply_timeout_s=0.2)
+    await connection.start()
+    waiting = connection.send("PING")
+    await asyncio.sleep(0)
+    time.sleep(0.5)
+    assert await waiting == b"PONG"
+    assert (connection.state, connection.reconnects) == ("up", 0)
+    await connection.stop()
+
+
 async def test_frozen_server_counts_as_away_within_the_deadline(own_redis: RedisServer) -> None:
     connection = connect(own_redis.url, dial_timeout_s=0.3, reply_timeout_s=0.3)
     await connection.start()

@@ -111,12 +111,14 @@ class RedisConnection:
         self._connection: AbstractConnection | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._pending: deque[Command] = deque()
-        self._ticks: deque[tuple[float, int]] = deque()  # (when written, commands sent by then)
+        self._ticks: deque[tuple[float, int]] = deque()  # (when written less `_stalled_s`, commands sent by then)
         self._outgoing: list[bytes] = []
         self._front: list[Command] = []  # goes ahead of `_outgoing`
         self._holds = 0  # reasons not to write
         self._sent = self._answered = 0
         self._stuck_s: float | None = None  # since when the system takes no more bytes
+        self._checked_s = 0.0  # when deadlines were last looked at
+        self._stalled_s = 0.0  # how long the event loop has stood still; times of deadlines are less this
         self._changed = asyncio.Event()
         self._marks: list[tuple[int, Callable[[], None]]] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -272,7 +274,7 @@ class RedisConnection:
         self._sent += count
         self.used_s = self._loop.time()
         self._forget_answered()
-        self._ticks.append((self.used_s, self._sent))
+        self._ticks.append((self.used_s - self._stalled_s, self._sent))
         self._writer.write(b"".join(self._outgoing))
         self._outgoing.clear()
         self.counters.commands += count
@@ -328,11 +330,19 @@ class RedisConnection:
             ticks.popleft()
 
     def _check_deadline(self) -> None:
-        """A connection whose oldest command has waited too long is given up: a frozen Redis counts as away."""
+        """A connection whose oldest command has waited too long is given up: a frozen Redis counts as away.
+
+        Time in which this event loop itself stood still does not count: the answer may have been here all the while,
+        and timers run before what has arrived is read.
+        """
         self._forget_answered()
         interval_s = min(self._reply_timeout_s, self._write_timeout_s) / 5
+        late_s = self._loop.time() - self._checked_s - interval_s
+        if late_s > interval_s:
+            self._stalled_s += late_s
+        self._checked_s = self._loop.time()
         self._watch = self._loop.call_later(interval_s, self._check_deadline)
-        now_s, why = self._loop.time(), ""
+        now_s, why = self._checked_s - self._stalled_s, ""
         if self._writer is not None and self._writer.transport.get_write_buffer_size():
             self._stuck_s = self._stuck_s or now_s
             if now_s - self._stuck_s > self._write_timeout_s:
@@ -356,6 +366,7 @@ class RedisConnection:
         self._sent = self._answered = 0
         self._ticks.clear()
         self._stuck_s = None
+        self._checked_s = self._loop.time()
         self._spawn(self._read(connection, reader))
         self._check_deadline()
         try:
