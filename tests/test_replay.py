@@ -91,7 +91,8 @@ def fleet(
     }
     simulator = SimulatorProcess(tmp_path)
     migrate(environ)
-    gateways = [GatewayProcess(tmp_path / f"gateway{n}", simulator.url, environ) for n in range(2)]
+    patient = "[store]\nadmission_timeout_s = 20\n"  # a busy machine is not what is tried here
+    gateways = [GatewayProcess(tmp_path / f"gateway{n}", simulator.url, environ, patient) for n in range(2)]
     yield gateways, simulator, environ
     for program in (*gateways, simulator):
         program.kill()
@@ -143,6 +144,7 @@ def true_cost_nano(served: dict[str, object]) -> int:
     return int((Decimal(price) * 10**9).to_integral_value(ROUND_CEILING))
 
 
+@pytest.mark.timeout(400)
 def test_replay_equals_the_provider(
     fleet: tuple[list[GatewayProcess], SimulatorProcess, dict[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
