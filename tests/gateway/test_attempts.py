@@ -269,6 +269,15 @@ async def test_a_refused_provider_key_goes_elsewhere_and_never_to_the_client(
         assert (await stand.post(chat("hi", model="second"))).status == 200, "alone, it is asked all the same"
 
 
+async def test_a_refused_provider_key_is_not_tried_again_however_short_the_cooldown(
+    tmp_path: Path, simulator: Simulator
+) -> None:
+    async with stand_of(tmp_path, simulator, structs.replace(QUICK, cooldown_s=0.0001)) as stand:
+        assert (await stand.post(chat("[[sim status=401]]"))).status == 502
+        await stand.settled()
+    assert len(simulator.served.requests) == 1
+
+
 @pytest.mark.parametrize("status", [400, 404, 422])
 async def test_the_clients_own_fault_is_not_tried_again(tmp_path: Path, simulator: Simulator, status: int) -> None:
     model = ModelSettings(provider="sim", upstream_model="gpt-4o-mini", fallbacks=("gpt-4o",))
