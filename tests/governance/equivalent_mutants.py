@@ -32,6 +32,12 @@ _WALK = (
 )
 _NEAR = "Near or far, the same is written: only the number of reads and writes differs."
 
+_NEW = "The number of a chunk need only be new."
+_NO_HEAD = "An empty list has no head: there is nothing to look at either way."
+_NOTHING_LEASED = "Nothing leased is less than half of any bound."
+_NONE_REPEATED = "Of no repeated records nothing is subtracted."
+_EMPTY_RANGE = "Texts begin after their lengths, so a range of no bytes ends before it begins, and is empty."
+_UNLINKED_TWICE = "A key is named in two calls; the second finds it gone."
 _ORDER = "Only the order of these counts."
 
 ARGUMENTS: Final = (
@@ -112,4 +118,56 @@ ARGUMENTS: Final = (
         new=(">=",),
     ),
     Argument("sliding.lua", "if log[LAST] > stamp then", ">", "Equal is set to equal.", new=(">=",)),
+    Argument(
+        "loglease.lua",
+        "if taken + n > count or taken_bytes + e.bytes > bytes",
+        ">",
+        "Record by record a chunk that just fits is taken whole, too.",
+        new=(">=",),
+    ),
+    Argument(
+        "loglease.lua",
+        "local told = {struct.pack(LEASE",
+        "0",
+        "Whoever reads it asks for more than 0.",
+        new=("(-1)",),
+    ),
+    Argument("logput.lua", "q.next_chunk = q.next_chunk + 1", "1", _NEW, new=("2",)),
+    Argument("logput.lua", "if e.skip > 0 then", ">", _NONE_REPEATED, new=(">=",)),
+    Argument("logput.lua", "if e.skip > 0 then", "0", _NONE_REPEATED, new=("(-1)",)),
+    Argument("logqueue.lua", "local ARGUMENTS_MAX = 500", "500", "Only the number of calls differs."),
+    Argument(
+        "logqueue.lua",
+        "local q = {prefix = string.sub",
+        "1",
+        "0 is the beginning, too.",
+        nth=(2,),
+        new=("(0)",),
+    ),
+    Argument("logqueue.lua", "q.next_lease, q.next_chunk, q.count", "1", _NEW, nth=(2,)),
+    Argument("logqueue.lua", "local packed, found = redis.call('GETRANGE'", "4", _LONGER, nth=(2,), new=("5",)),
+    Argument("logqueue.lua", "local packed, found = redis.call('GETRANGE'", "-", _LONGER),
+    Argument("logqueue.lua", "local packed, found = redis.call('GETRANGE'", "1", _LONGER, new=("(0)",)),
+    Argument("logqueue.lua", "found[i] = length > 0 and", ">", _EMPTY_RANGE, new=(">=",)),
+    Argument("logqueue.lua", "found[i] = length > 0 and", "0", _EMPTY_RANGE, new=("(-1)",)),
+    Argument("logqueue.lua", "redis.call('UNLINK', unpack", "-", _UNLINKED_TWICE),
+    Argument("logqueue.lua", "redis.call('UNLINK', unpack", "1", _UNLINKED_TWICE, new=("(0)",)),
+    Argument(
+        "logqueue.lua",
+        "q.bare = math.max(0, q.bare - 1)",
+        "1",
+        "A chunk that has no bodies is looked at again, and gives none.",
+        new=("2",),
+    ),
+    Argument(
+        "logqueue.lua",
+        "if records < dropped and bytes < e.bytes",
+        "<",
+        "Record by record all of the chunk is counted, too.",
+        nth=(1,),
+        new=("<=",),
+    ),
+    Argument("logqueue.lua", "return 0", "0", "Numbers begin at 1.", new=("(-1)",)),
+    Argument("logstats.lua", "if stamp > 0 and", "0", _FIRST_US, nth=(1,), new=("1",)),
+    Argument("logstats.lua", "if stamp > 0 and", "<", "Equal is set to equal.", new=("<=",)),
 )

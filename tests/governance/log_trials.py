@@ -1,6 +1,7 @@
 """Random schedules for a log queue: the scripts and their twin are played the same moves and must answer the same."""
 
 import itertools
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -44,6 +45,11 @@ moves = st.one_of(
 schedules = st.integers(0, 40).flatmap(lambda n: st.lists(moves, min_size=n, max_size=n))
 
 
+def distinct(texts: list[bytes], first: int) -> tuple[bytes, ...]:
+    """Texts of the same lengths; neighbours differ, so that a piece from the wrong place shows."""
+    return tuple(bytes([97 + (first + i) % 26]) * len(text) for i, text in enumerate(texts))
+
+
 class QueuePair:
     """The two, with one clock."""
 
@@ -72,12 +78,15 @@ class QueuePair:
 
     async def on_put(self, producer: str, texts: list[bytes], skipped: int, bodies: bool) -> None:
         first = self.last[producer] + 1 + skipped
-        chunk = Chunk(producer, first, tuple(texts), tuple(t[::2] for t in texts) if bodies else ())
+        parts = distinct(texts, first)
+        chunk = Chunk(producer, first, parts, tuple(t[::2].upper() for t in parts) if bodies else ())
         self.last[producer] = chunk.last
         await self.both(lambda queue: queue.put(chunk))
 
     async def on_repeat(self, producer: str, texts: list[bytes], back: int, bodies: bool) -> None:
-        chunk = Chunk(producer, max(1, self.last[producer] - back), tuple(texts), tuple(texts) if bodies else ())
+        first = max(1, self.last[producer] - back)
+        parts = distinct(texts, first)
+        chunk = Chunk(producer, first, parts, tuple(t.upper() for t in parts) if bodies else ())
         self.last[producer] = max(self.last[producer], chunk.last)
         await self.both(lambda queue: queue.put(chunk))
 
@@ -151,6 +160,7 @@ def nothing_is_left_behind(lua: LuaRedis) -> None:
     }
     with_bodies = {int.from_bytes(text[:6], "little") for text in chunks if text[25:30] != bytes(5)}
     assert kept[b"part"] == numbers and with_bodies <= kept[b"body"] <= numbers
+    assert all(items for key, items in lua.redis.values.items() if b":body:" in key), "a key for no bodies"
     leased = {m for key, ranked in lua.redis.values.items() if key.endswith(b":leases") for m in ranked}
     assert {key.rpartition(b":")[2] for key in lua.redis.values if b":lease:" in key} == leased
 
@@ -208,3 +218,101 @@ async def play_edges(store: ScriptStore) -> None:
     batch = await pair.both(lambda queue: queue.lease(Ask(600, 10**6, 1)))
     while batch is not None and not await pair.both(lambda queue, b=batch: queue.ack(b.name)):  # type: ignore[misc]
         batch = None
+    await play_exactly(store)
+    await play_replies(store)
+    await play_full_gaps(store)
+    await play_full_marks(store)
+
+
+def sized(first: int, *sizes: int, bodies: tuple[int, ...] = (), producer: str = "gw-a") -> Chunk:
+    """Records of so many bytes."""
+    parts = distinct([bytes(n) for n in sizes], first)
+    return Chunk(producer, first, parts, tuple(t.upper() for t in distinct([bytes(n) for n in bodies], first)))
+
+
+async def play_exactly(store: ScriptStore) -> None:
+    """What happens when a bound is met to the record, the byte and the µs, and one beyond it."""
+    roomy, few = Bounds(100, 1_000), Bounds(100, 40)
+    empty = sized(1, 0, 0, 0)
+    cut = sized(1, 10, 10, 10, 10, bodies=(5, 5, 5, 5))
+    heavy = sized(1, 1, 1, bodies=(10, 10))
+    whole = Ask(9, 1_000, 1_000)
+    aged = Ask(9, 90, 1_000, 9, 99, 10)
+    cases: list[tuple[Bounds, list[Chunk], list[Ask | str]]] = [
+        (roomy, [empty, sized(4, 1)], ["clear 1"]),
+        (roomy, [cut], [Ask(9, 34, 1_000), Ask(9, 30, 1_000)]),
+        (roomy, [sized(1, 2), sized(2, 0), sized(3, 1)], [Ask(9, 2, 1_000)]),
+        (roomy, [sized(1, 3, 4)], [Ask(9, 90, 1_000, 9, 8, 9_000), Ask(9, 90, 1_000, 9, 7, 9_000)]),
+        (roomy, [sized(1, 3)], [aged, "wait 9", aged, "wait 1", aged]),
+        (Bounds(2, 1_000), [sized(1, 1, 1)], [Ask(1, 90, 1_000), Ask(1, 90, 1_000)]),
+        (Bounds(3, 1_000), [sized(1, 1, 1)], [Ask(1, 90, 1_000), Ask(1, 90, 1_000)]),
+        (Bounds(100, 20), [sized(1, 10, 10)], [Ask(1, 90, 1_000), Ask(1, 90, 1_000)]),
+        (Bounds(100, 21), [sized(1, 10, 10)], [Ask(1, 90, 1_000), Ask(1, 90, 1_000)]),
+        (few, [sized(1, 10, 10, bodies=(10, 10))], [whole]),
+        (few, [sized(1, 10, 10, bodies=(10, 11))], [whole]),
+        (few, [sized(1, 40, bodies=(1,))], [whole]),
+        (few, [sized(1, 5, bodies=(6,)), sized(2, 5, bodies=(6,)), sized(3, 5, bodies=(15,))], [whole]),
+        (few, [sized(n, 5, bodies=(6,)) for n in range(1, 7)], [whole]),
+        (few, [sized(1, 10, 10, 10, 10), sized(5, 10)], [whole]),
+        (few, [sized(1, 10, 10, 10, 10), sized(5, 11)], [whole]),
+        (roomy, [heavy, sized(3, 1, 1)], ["clear 1"]),
+        (roomy, [heavy, sized(3, 1, 1)], ["clear 2"]),
+        (Bounds(2, 1_000), [heavy, sized(3, 1)], [whole]),
+        (Bounds(2, 25), [heavy, sized(3, 1, 1)], [whole]),
+    ]
+    for bounds, chunks, moves in cases:
+        pair = QueuePair(store, bounds)
+        for chunk in chunks:
+            await pair.both(lambda queue, c=chunk: queue.put(c))  # type: ignore[misc]
+            await pair.both(lambda queue: queue.peek(9))
+        for move in moves:
+            if isinstance(move, Ask):
+                await pair.both(lambda queue, ask=move: queue.lease(ask))  # type: ignore[misc]
+            elif move.startswith("clear"):
+                await pair.both(lambda queue, n=int(move[6:]): queue.clear(n))  # type: ignore[misc]
+            else:
+                pair.now_us += int(move[5:])
+            await pair.both(lambda queue: queue.stats())
+            await pair.both(lambda queue: queue.peek(9))
+
+
+async def play_replies(store: ScriptStore) -> None:
+    """Yes is 1, as the scripts' headers say, whatever their callers make of it."""
+    queue = RedisQueue(store, "run", Bounds(10, 1_000), shard=f"t{next(shards)}", time_us=lambda: START_US)
+    keys = queue._keys
+
+    async def run(script: str, *arguments: Any) -> Any:
+        return await store.run(script, keys, arguments)
+
+    assert await run("lognote", struct.pack("<3d", START_US, 1, 2), "gw-a", "run", "lost") == 1
+    assert await run("lognote", struct.pack("<3d", START_US, 1, 2), "gw-a", "run", "lost") == 0
+    ask = struct.pack("<9d", START_US, 9, 90, 0, 0, 0, 0, 10, 1_000)
+    assert (await run("loglease", ask))[:3] == [b"run", b"1", 0]
+    assert (await run("loglease", ask))[:3] == [b"run", b"1", 1]
+    assert await run("logrenew", struct.pack("<2d", START_US, 5), "run", "1") == 1
+    assert await run("logack", "run", "1") == 1
+    assert await run("logack", "run", "1") == 0
+    assert await run("logrenew", struct.pack("<2d", START_US, 5), "run", "1") == 0
+
+
+async def play_full_gaps(store: ScriptStore) -> None:
+    """A text of gaps that is just as long as it may be, and one byte longer."""
+    for first in (Gap("lost", "gw-a", 10**9, 10**10), Gap("lost", "gw-a", 10**10, 10**10)):
+        pair = QueuePair(store)
+        gaps = [first, *(Gap("lost", "gw-a", 10**15 + n, 10**15 + n) for n in range(0, 2 * 119, 2))]
+        for gap in gaps:
+            await pair.both(lambda queue, gap=gap: queue.note(gap))  # type: ignore[misc]
+            assert (await pair.both(lambda queue: queue.stats())).gaps == 1
+            (_, one), (_, two) = await pair.redis.pending(), await pair.memory.pending()
+            assert sorted(one) == sorted(two)
+
+
+async def play_full_marks(store: ScriptStore) -> None:
+    """Of 999 producers that were silent for a week none is forgotten, of 1,000 all."""
+    pair = QueuePair(store)
+    for n in range(999):
+        await pair.both(lambda queue, n=n: queue.note(Gap("lost", f"p{n}", 1, 1)))  # type: ignore[misc]
+    pair.now_us += MARK_TTL_US
+    for name, left in (("one", 1_000), ("two", 2)):
+        await pair.both(lambda queue, name=name: queue.note(Gap("lost", name, 1, 1)))  # type: ignore[misc]
+        assert len(await pair.both(lambda queue: queue.marks())) == left
