@@ -8,6 +8,7 @@ the gateway's own queue. Then the store comes back, and every record is accounte
 """
 
 import asyncio
+import os
 import subprocess
 import sys
 import tempfile
@@ -36,12 +37,14 @@ BODY = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "hello"
 
 
 class Felt(msgspec.Struct):
-    """Times in ms, of requests that were due every 1/REQUESTS_PER_S, from when each was due."""
+    """Times in ms, of requests that were due every 1/REQUESTS_PER_S, from when each was due. `cpu` is the gateway's
+    processor time, all that it did meanwhile, by the number of requests: it hardly depends on how busy others are."""
 
     p50: float
     p99: float
     requests: int
     failed: int
+    cpu: float
 
 
 class Outcome(msgspec.Struct):
@@ -66,14 +69,16 @@ class Outcome(msgspec.Struct):
 class Caller:
     """One client, open loop."""
 
-    def __init__(self, session: aiohttp.ClientSession, url: str, secret: str) -> None:
-        self._session, self._url = session, f"{url}/v1/chat/completions"
+    def __init__(self, session: aiohttp.ClientSession, gateway: GatewayProcess, secret: str) -> None:
+        self._session, self._url = session, f"{gateway.url}/v1/chat/completions"
+        self._pid = gateway.process.pid
         self._headers = {"Authorization": f"Bearer {secret}"}
 
     async def during(self, ended: asyncio.Event) -> Felt:
         """Call until `ended`."""
         times: list[float] = []
         failed = 0
+        cpu = processor_ms(self._pid)
 
         async def call(due: float) -> None:
             nonlocal failed
@@ -92,7 +97,14 @@ class Caller:
                 due += 1 / REQUESTS_PER_S
                 await asyncio.sleep(max(0.0, due - time.perf_counter()))
         times.sort()
-        return Felt(times[len(times) // 2], times[len(times) * 99 // 100], len(times), failed)
+        cpu = (processor_ms(self._pid) - cpu) / len(times)
+        return Felt(times[len(times) // 2], times[len(times) * 99 // 100], len(times), failed, cpu)
+
+
+def processor_ms(pid: int) -> float:
+    """What a process has used so far."""
+    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) * 1000 / os.sysconf("SC_CLK_TCK")
 
 
 async def measure(
@@ -110,7 +122,7 @@ async def measure(
         try:
             made = await asyncio.to_thread(gateway.admin, "POST", "/keys", {"name": "app"})
             async with aiohttp.ClientSession() as session:
-                caller = Caller(session, gateway.url, str(made["secret"]))
+                caller = Caller(session, gateway, str(made["secret"]))
                 quiet = await _quiet(caller, quiet_s)
                 busy, _ = await _flooded(caller, other.url, "elsewhere", records, bound, folder)
                 overflowing, flooded = await _flooded(caller, redis.url, "flood", records, bound, folder)
@@ -174,8 +186,11 @@ def run(records: int, bound: int, quiet_s: float) -> Outcome:
 def words(outcome: Outcome) -> str:
     """One line."""
     felt = {"quiet": outcome.quiet, "flood elsewhere": outcome.busy, "overflow": outcome.overflowing}
-    shown = "; ".join(f"{n} {f.p50:.1f}, {f.p99:.1f} ms ({f.requests:,} requests)" for n, f in felt.items())
-    return f"p50, p99: {shown}; {outcome.dropped:,} dropped, {outcome.shipped_failures} tries of the store failed"
+    shown = "; ".join(
+        f"{n} {f.p50:.1f}, {f.p99:.1f}, {f.cpu:.1f} ms ({f.requests:,} requests)" for n, f in felt.items()
+    )
+    ends = f"{outcome.dropped:,} dropped, {outcome.shipped_failures} tries of the store failed"
+    return f"p50, p99, processor time a request: {shown}; {ends}"
 
 
 def main() -> int:
