@@ -385,6 +385,24 @@ async def test_the_total_deadline_bounds_all_attempts(tmp_path: Path, simulator:
     assert agrees(stand).attempts == len(ends_of(stand))
 
 
+async def test_the_total_deadline_cuts_an_attempt_whose_own_is_later(tmp_path: Path, simulator: Simulator) -> None:
+    """The model's provider sets it; a fallback's longer patience does not extend it. What was sent is presumed."""
+    chain = {
+        "first": ModelSettings(provider="down", fallbacks=("second",)),
+        "second": ModelSettings(provider="sim", upstream_model="gpt-4o"),
+    }
+    settings = routed(settings_for(simulator.base_url), structs.replace(QUICK, attempts_per_model_max=1), **chain)
+    hasty = structs.replace(settings.providers["down"], connect_timeout_s=1.0, total_timeout_s=1.0)
+    stand = Stand(tmp_path, structs.replace(settings, providers=settings.providers | {"down": hasty}), simulator)
+    stand.key()
+    async with stand.running():
+        reply = await stand.post(chat("[[sim fault=stall]]", model="first"))
+        await stand.settled()
+    assert (reply.status, reply.json["error"]["message"]) == (504, "The answer was not finished in time.")
+    assert ends_of(stand) == [("1", "voided"), ("2", "presumed")]
+    assert [a.result for a in agrees(stand).attempt_list] == ["upstream_unreachable", "unfinished"]
+
+
 @pytest.mark.parametrize("directive", ["status=500", "fault=truncate"])
 async def test_the_log_has_the_answer_that_the_client_got(
     tmp_path: Path, simulator: Simulator, directive: str
