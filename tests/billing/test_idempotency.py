@@ -8,10 +8,21 @@ import pytest
 
 from tests.billing.conftest import DAY_US, NOW_US, Shop, make_family, make_key
 from tollkeeper import BillingCache, Charged, IdempotencyConflict, InvalidInput, KeyChange
-from tollkeeper.domain.entries import Applied, AppliedStatus, CounterRef, Entry, Used, usage_entry
+from tollkeeper.domain.entries import (
+    Applied,
+    AppliedStatus,
+    CounterRef,
+    Entry,
+    EntryKind,
+    Origin,
+    Used,
+    issued_again,
+    usage_entry,
+)
 from tollkeeper.domain.errors import StoreUnavailable
 from tollkeeper.domain.policy import Policy
 from tollkeeper.domain.ports import SpendTotals
+from tollkeeper.governance.redis_store import RedisStore
 
 
 async def test_one_key_is_one_charge(cache: BillingCache) -> None:
@@ -196,3 +207,39 @@ async def test_two_processes_through_losses(shop: Shop, cache: BillingCache) -> 
     totals = (await cache._database.spend.load(family.organisation)).totals
     in_teams = sum(t.cost_nano for name, t in totals.items() if name.startswith("team_"))
     assert in_teams == totals["2100:01"].cost_nano == sum(amounts.values())
+
+
+async def test_a_crash_and_a_restart_after_the_key_was_forgotten(
+    shop: Shop, cache: BillingCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the store applied and no sync took is issued again by the next start; the store knows its number still."""
+    key = await make_key(cache)
+    await cache.add_usage(key, 1, idempotency_key="a")
+    assert await cache._accounting.ledger.flush(5)
+    await shop.crash(cache)
+    shop.set_clock(NOW_US + DAY_US + 1)
+    start = RedisStore.start
+
+    async def started_then(store: RedisStore) -> None:
+        store.time_us = shop.now_us  # what is left of the dead is issued again before `open` returns
+        await start(store)
+
+    monkeypatch.setattr(RedisStore, "start", started_then)
+    again = await shop.open()
+    assert await again._accounting.ledger.flush(5)
+    await again.sync()
+    assert await again.get_spending(key, 2100, 1) == 1
+    assert again._database is not None
+    assert [row.cost_nano for row in await again._database.spend.monthly_usage(key=key)] == [10**9]
+    if shop.redis is not None:  # memory was lost with the process: there the key is remembered from now on
+        assert await again.add_usage(key, 1, idempotency_key="a") is Charged.NOW
+
+
+def test_usage_of_a_producer_that_nobody_remembers_is_only_listed() -> None:
+    """Its key is forgotten as well: whether it was charged cannot be told."""
+    entry = usage_entry(3, "d", 7, (CounterRef("key_1:total", 0, 0),))
+    listed = issued_again(entry, "p_old", {"p_old"})
+    assert listed is not None and listed.kind is EntryKind.LATE
+    assert (listed.attempt, listed.rank, listed.origins) == ("p_old#3", 0, ())
+    placed = issued_again(entry, "p_old", set())
+    assert placed is not None and (placed.kind, placed.origins) == (EntryKind.USAGE, (Origin("p_old", 3),))

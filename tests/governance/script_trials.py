@@ -27,11 +27,13 @@ from tollkeeper.domain.entries import (
     CounterRef,
     Entry,
     EntryKind,
+    Origin,
     Used,
     bury_entry,
     close_entry,
     counter_ref,
     dispatch_of,
+    included,
     quarantined,
     settle_entry,
     usage_entry,
@@ -219,6 +221,7 @@ extra_moves = st.one_of(
     st.tuples(st.just("claim"), st.integers(0, 3)),
     st.tuples(st.just("use"), st.integers(0, 3), st.integers(0, 2), st.integers(-1, 1)),
     st.tuples(st.just("use"), st.integers(0, 3), st.integers(0, 2), st.just(0)),
+    st.tuples(st.just("use"), st.integers(0, 3), st.integers(0, 2), st.just(0), st.integers(-1, 1)),
     st.tuples(st.just("use_late"), st.integers(0, 3), st.sampled_from([-1, 0, 1])),
     st.tuples(st.just("keep"), st.sampled_from([-1, 0, 1])),
     st.tuples(st.just("remember"), st.integers(0, 3), st.integers(0, 2)),
@@ -397,13 +400,18 @@ class LuaPair(Pair):
                 self.number += 1
                 self.grants.pop(at)
 
-    async def on_use(self, key: int, cost: int, skew: int) -> None:
-        """A charge under one of a few idempotency keys, by one of two producers, in its order or not."""
+    async def on_use(self, key: int, cost: int, skew: int, had: int = 0) -> None:
+        """A charge under one of a few idempotency keys, by one of two producers, in its order or not; issued again
+        for another producer: `had` is the number it had there, above (1) or not (-1) what was applied of it."""
         self.attempts += 1
         producer = "p_1" if self.attempts % 2 else "u_1"
         number = self.number if producer == "p_1" else self.tree.marks.get(producer, 0)
         checks = checks_for(self.who, self.now_us)
         entry = usage_entry(number + 1 + skew, f"d{key}", cost, tuple([counter_ref(c) for c in checks.counters]))
+        if had:
+            reached = included(self.tree.marks.get("u_1", 0))
+            known_to = Origin("u_1" if producer == "p_1" else "p_1", reached + int(had > 0))
+            entry = msgspec.structs.replace(entry, origins=(Origin("x_1", 7), known_to))
         answer = await self.apply(entry, producer)
         if answer.status == "ok" and producer == "p_1" and skew == 0:
             self.number += 1

@@ -16,11 +16,19 @@ had, so that it counts exactly where that number does not. Without its disk (an 
 is presumed, naming the number at which it was buried: where it got further, nobody can tell, and the entry is
 quarantined. A producer that finds itself buried goes on as a new one, in the same way.
 
+Usage without a hold carries an idempotency key, remembered for a time by the script that charges and, from the sync
+that has it, by the database, in the transaction of the marks. Any producer may be asked again under the same key;
+only the entry that is remembered has charged. One that charges nothing flags its counters all the same: the
+database may have a sum from a lost memory in which it came first. What the database remembers is put into a tree
+before it is seeded, and what it lacks is forgotten then. (Here in one step; that the database may by then remember
+more than the marks include, and that the entry so named charges, is tried by tests/billing/test_idempotency.py.)
+
 Faults: lost requests and replies, database writes that are lost, late or reordered, Redis restarted empty or rolled
 back to an older state, producers that crash with requests in flight, lose their disk, or are cut off for long.
 Checks: nothing admitted beyond any budget of any period; at the end every attempt is charged exactly once in the
 periods and the team of its admission: its true cost, or its hold if its producer died before settling it, or what an
-operator said; no hold is left behind. Each broken variant below is caught.
+operator said; an idempotency key is charged once, or as often as it was asked for if that came further apart than it
+is remembered; no hold is left behind. Each broken variant below is caught.
 """
 
 import copy
@@ -32,6 +40,10 @@ CORRECTED = 10  # plus the time of the correction
 BUDGETS = {"org:total": 400, "org:month": 110, "org:day": 60, "key1:day": 40, "teamA:month": 70}
 DAY, MONTH = 30, 90
 DROP_AFTER = 25
+TOGETHER = 1.05
+"""Of the shares of what may happen in a step."""
+KEEP = 80
+"""So long an idempotency key is remembered from its charge on, and for so long callers repeat it."""
 
 
 def included(mark):
@@ -67,7 +79,11 @@ class World:
         self.rng, self.broken, self.run, self.attempts, self.now = random.Random(seed), broken, 1, 0, 0
         self.redis = self.memory({}, {}, {})
         self.database = {"spend": {}, "marks": {}, "records": {}}
+        self.database["used"] = {}
         self.closed, self.forgotten, self.quarantine = {}, set(), 0
+        self.keys = {}  # idempotency key: first asked when, its amount, its counters
+        self.asks = {}  # how often each was asked for
+        self.apart, self.maybe = set(), set()  # keys that were charged again later; whose entry may be lost
         self.backups, self.writes = [], []
         self.truth, self.holds, self.where, self.by, self.corrected = {}, {}, {}, {}, set()
         self.adjusted, self.unsure = {}, {}
@@ -84,6 +100,8 @@ class World:
             "marks": marks,
             "holds": holds,
             "records": {},
+            "used": {},
+            "unsaved": {},
             "changed": {},
             "version": 0,
             "drops": 0,
@@ -175,6 +193,30 @@ class World:
             self.corrected.add(attempt)
             self.producers[p].append("ranked", attempt, self.where[attempt], CORRECTED + self.now, amount, ())
 
+    def use(self, p):
+        """A caller charges under an idempotency key: a new one, or one of before, at any producer."""
+        if not self.can_act(p):
+            return
+        again = [key for key, (asked, _, _) in self.keys.items() if self.now - asked < KEEP]
+        if again and self.rng.random() < 0.7:
+            key = self.rng.choice(again)
+        else:
+            key = f"use{len(self.keys)}"
+            counter = self.rng.choice(["used1", "used2"])
+            self.keys[key] = (
+                self.now,
+                self.rng.randint(1, 9),
+                (f"{counter}:total", f"{counter}:month{self.now // MONTH}"),
+            )
+        self.asked(p, key)
+
+    def asked(self, p, key):
+        _, amount, counters = self.keys[key]
+        self.asks[key] = self.asks.get(key, 0) + 1
+        if self.rng.random() < 0.5:  # repeated in another month, it names the counters of then
+            counters = (counters[0], f"{counters[0].split(':')[0]}:month{self.now // MONTH}")
+        self.producers[p].append("use", key, counters, amount, ())
+
     # producers that end
 
     def crash(self, p):
@@ -195,7 +237,9 @@ class World:
     def give_up(self, entries):
         """What is lost with a disk, or can no longer be placed: between nothing and the hold is charged."""
         for _, kind, *content in entries:
-            if kind == "settle" and content[0] is None:
+            if kind == "use":
+                self.maybe.add(content[0])
+            elif kind == "settle" and content[0] is None:
                 self.unsure[content[1][0]] = self.unsure.get(content[1][0], 0) + 1
             elif kind in ("settle", "ranked"):
                 self.weak.add(content[0])
@@ -225,6 +269,8 @@ class World:
                 attempt, counters, amount = charge
                 new.append("ranked", attempt, counters, SETTLED, amount, origins)
             else:
+                if kind == "use" and self.broken == "usage issued again names no number":
+                    origins = ()
                 new.append(kind, *charge, origins)
         old.outbox, old.alive = [], False
         for q in self.producers.values():
@@ -349,6 +395,8 @@ class World:
             if self.counts(origins):
                 state["holds"].pop(attempt, None)
                 self.charge(counters, amount)
+        elif kind == "use":
+            self.used(p, number, *content)
         elif not self.ranked(p, *content):
             return "absent"
         state["marks"][p] = number if mark < CLOSED else mark
@@ -368,6 +416,22 @@ class World:
                 self.quarantine += 1
                 return False
         return True
+
+    def used(self, p, number, key, counters, amount, origins):
+        state, by = self.redis, (p, number)
+        known = state["used"].get(key)
+        counted = not self.counts(origins)
+        if not counted and (known is None or known[0] <= self.now or self.broken == "keys are not remembered"):
+            known = state["used"][key] = state["unsaved"][key] = (self.now + KEEP, by)
+            if self.now >= self.keys[key][0] + KEEP:
+                self.apart.add(key)
+        charges = known is not None and known[1] == by and not counted
+        for counter in counters:
+            if charges:
+                state["spend"][counter] = state["spend"].get(counter, 0) + amount
+            if charges or self.broken != "what charges nothing flags nothing":
+                self.flag(counter)
+                state["spend"].setdefault(counter, 0)
 
     def ranked(self, p, attempt, counters, rank, amount, origins):
         """False: the attempt's record is not here and must be recalled."""
@@ -463,6 +527,11 @@ class World:
                     self.redis["spend"][counter] = self.redis["spend"].get(counter, 0) + value
             if old and self.broken == "seeding keeps holds":
                 self.redis["holds"] = old["holds"]
+            if self.broken != "seeding does not bring keys back":
+                self.redis["used"] = {k: u for k, u in self.database["used"].items() if u[0] > self.now}
+            if old and self.broken == "seeding keeps unsaved keys":
+                self.redis["used"] = old["unsaved"] | self.redis["used"]
+                self.redis["unsaved"] = dict(old["unsaved"])
             self.redis["changed"] = dict.fromkeys(self.redis["spend"], 1)
             self.redis["version"] = 1
             self.run += 1
@@ -498,7 +567,8 @@ class World:
         if self.broken == "records are not synced":
             records = {}
         snapshot = {"marks": dict(self.redis["marks"]), "changed": changed, "run": self.run}
-        self.writes.append({**snapshot, "spend": spend, "records": records})
+        used = dict(self.redis["unsaved"])
+        self.writes.append({**snapshot, "spend": spend, "records": records, "used": used})
 
     def sync_write(self):
         if not self.writes:
@@ -511,8 +581,15 @@ class World:
             return
         self.database["spend"].update(snapshot["spend"])
         self.database["records"].update(snapshot["records"])
+        if self.broken != "keys are not synced":
+            self.database["used"].update(snapshot["used"])
+        forgets_at = self.now + (KEEP * 9 // 10 if self.broken == "the database forgets keys early" else -1)
+        self.database["used"] = {k: u for k, u in self.database["used"].items() if u[0] > forgets_at}
         self.database["marks"].update({p: n for p, n in snapshot["marks"].items() if p not in self.forgotten})
         if self.redis is not None and snapshot["run"] == self.run:  # flags go after the commit, if unchanged since
+            for key, known in snapshot["used"].items():
+                if self.redis["unsaved"].get(key) == known:
+                    del self.redis["unsaved"][key]
             for name, version in snapshot["changed"].items():
                 if self.redis["changed"].get(name) == version:
                     del self.redis["changed"][name]
@@ -531,7 +608,7 @@ class World:
 
     def step(self):
         self.now += 1
-        p, r = self.rng.choice(list(self.producers)), self.rng.random()
+        p, r = self.rng.choice(list(self.producers)), self.rng.random() * TOGETHER
         for share, action in (
             (0.20, self.admit),
             (0.13, self.finish),
@@ -546,6 +623,7 @@ class World:
             (0.05, self.close_row),
             (0.04, self.drop),
             (0.01, self.crash),
+            (0.05, self.use),
         ):
             if r < share:
                 action(p)
@@ -589,7 +667,7 @@ class World:
                 self.writes = self.writes[-1:]
                 self.sync_write()
                 self.close_row(p)
-        return self.charged_exactly() and not self.overspent and not self.redis["holds"]
+        return self.charged_exactly() and self.used_once() and not self.overspent and not self.redis["holds"]
 
     def charged_exactly(self):
         spend = self.redis["spend"]
@@ -598,8 +676,20 @@ class World:
             adjusted, unsure = self.adjusted.get(counter, 0), self.unsure.get(counter, 0)
             low = sum(0 if a in self.weak else self.truth[a] for a in here) + adjusted
             high = sum(self.holds[a] if a in self.weak else self.truth[a] for a in here) + adjusted + unsure
-            if not low <= spend.get(counter, 0) <= high:
+            if not counter.startswith("used") and not low <= spend.get(counter, 0) <= high:
                 return False
+        return True
+
+    def used_once(self):
+        """Whichever of several months was charged, in total each key was once, in Redis and in the database."""
+        for total in ("used1:total", "used2:total"):
+            here = {key: amount for key, (_, amount, counters) in self.keys.items() if total in counters}
+            low = sum(amount for key, amount in here.items() if key not in self.maybe)
+            high = sum(amount * (self.asks[key] if key in self.apart else 1) for key, amount in here.items())
+            for spend in (self.redis["spend"], self.database["spend"]):
+                months = sum(n for c, n in spend.items() if c.startswith(total.removesuffix("total") + "month"))
+                if not low <= spend.get(total, 0) <= high or months != spend.get(total, 0):
+                    return False
         return True
 
 
@@ -625,6 +715,13 @@ BROKEN = (
     "holds are read before the burial",
     "buried at any number",
     "a returning producer does not ask the database",
+    "keys are not remembered",
+    "keys are not synced",
+    "the database forgets keys early",
+    "what charges nothing flags nothing",
+    "seeding does not bring keys back",
+    "seeding keeps unsaved keys",
+    "usage issued again names no number",
 )
 STEPS = 300
 

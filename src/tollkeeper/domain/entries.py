@@ -336,16 +336,17 @@ def issued_again(entry: Entry, producer: str, forgotten: Collection[str]) -> Ent
     """
     if entry.kind in (EntryKind.BURY, EntryKind.CLOSE):
         return None if entry.dead in forgotten else msgspec.structs.replace(entry, number=0)
-    if entry.kind is EntryKind.USAGE:
-        return msgspec.structs.replace(entry, number=0)  # its idempotency key knows whether it was charged
     origins = (*entry.origins, Origin(producer, entry.number))
     placeable = not any(origin.producer in forgotten for origin in origins)
+    if entry.kind is EntryKind.USAGE and placeable:
+        return msgspec.structs.replace(entry, number=0, origins=origins)
     kind, rank = (entry.kind, entry.rank) if entry.kind in RANKED else (EntryKind.LATE, SETTLED)
+    named = entry.attempt or f"{producer}#{entry.number}"
     return msgspec.structs.replace(
         entry,
         number=0,
         kind=kind,
-        attempt=entry.attempt or f"{producer}#{entry.number}",
+        attempt=f"{producer}#{entry.number}" if entry.kind is EntryKind.USAGE else named,
         runs=(),
         rank=rank if placeable else 0,
         origins=origins if placeable else (),

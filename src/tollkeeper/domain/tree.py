@@ -413,15 +413,17 @@ class Tree:
         self.changed[name] = self._flag()
 
     def _use(self, now_us: int, by: str, entry: Entry) -> None:
-        """Charge, unless the idempotency key is known by another entry. Counters are flagged all the same: what the
-        database has of them may be from a memory that was lost, in which this entry came first."""
+        """Charge, unless the idempotency key is known by another entry, or the entry was counted under the number it
+        had: its key may be forgotten by now. Counters are flagged all the same: what the database has of them may be
+        from a memory that was lost, in which this entry came first."""
         known = self.used.get(entry.attempt)
-        if known is None or known.until_us <= now_us:
+        counted = any(origin.number <= included(self.marks.get(origin.producer, 0)) for origin in entry.origins)
+        if not counted and (known is None or known.until_us <= now_us):
             known = Used(entry.cost_nano, now_us + USED_KEEP_US, by)
             self.used[entry.attempt] = self.unsaved[entry.attempt] = known
         for ref in entry.counters:
             counter = self._counter(ref.name, ref.expires_us)
-            if known.by == by:
+            if known is not None and known.by == by and not counted:
                 self._add(ref.name, counter, entry)
             self.changed[ref.name] = self._flag()
 

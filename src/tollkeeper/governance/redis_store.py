@@ -295,10 +295,12 @@ class RedisStore:
         keys = [marks_key(root), changed_key(root), unsaved_key(root), used_key(root, entry.attempt)]
         keys += [counter_key(root, c.name) for c in entry.counters]
         numbers: list[int] = [self.time_us, entry.number, entry.cost_nano, entry.requests, USED_KEEP_US]
-        numbers += (len(counter_key(root, "")), len(entry.counters))
+        numbers += (len(counter_key(root, "")), len(entry.counters), len(entry.origins))
         for counter in entry.counters:
             numbers += (counter.ends_us, counter.expires_us)
-        return keys, [_doubles(numbers), producer, entry.attempt, entry.number]
+        numbers += [origin.number for origin in entry.origins]
+        origins = [origin.producer for origin in entry.origins]
+        return keys, [_doubles(numbers), producer, entry.attempt, entry.number, *origins]
 
     def _charge_call(
         self, root: str, producer: str, entry: Entry, keys: list[str]

@@ -3,13 +3,16 @@
 --
 -- KEYS  1 marks:{root}  2 changed:{root}  3 unsaved:{root}  4 used:{root}:<digest>  then one per counter
 -- ARGV  1 doubles: now (µs, 0: TIME), number, cost (nano-dollars), requests, how long a key is remembered (µs), length of
---           the prefix of counter keys, number of counters; then per counter: end of its period, its expiry (µs, 0: never)
---       2 producer  3 digest of the idempotency key  4 number
--- Reply as apply.lua, 5 too. A key that is known by another entry charges nothing: the caller looks it up. Its counters are
---       flagged all the same, because what the database has of them may be from a memory that was lost.
+--           the prefix of counter keys, number of counters, of origins; then per counter: end of its period, its expiry
+--           (µs, 0: never); per origin: the number that the entry had
+--       2 producer  3 digest of the idempotency key  4 number  then the producer of each origin
+-- Reply as apply.lua, 5 too. A key that is known by another entry charges nothing: the caller looks it up. Nor does an entry
+--       that was counted under the number it had: its key may be forgotten by now. Its counters are flagged all the same,
+--       because what the database has of them may be from a memory that was lost.
 -- include: clock.lua
 -- include: counter.lua
-local given, entry, cost, requests, keep, prefix, counter_count, at = read('<ddddddd', ARGV[1])
+-- include: marks.lua
+local given, entry, cost, requests, keep, prefix, counter_count, origin_count, at = read('<dddddddd', ARGV[1])
 local tree = call('HMGET', KEYS[1], 'sync', ARGV[2])
 local sync, mark = tree[1], tonumber(tree[2] or 0)
 if not sync then
@@ -33,6 +36,14 @@ for i = 1, counter_count do
     return {3, mark, i}
   end
 end
+local counted = false
+for i = 1, origin_count do
+  local number
+  number, at = read('<d', ARGV[1], at)
+  if number <= included(tonumber(call('HGET', KEYS[1], ARGV[4 + i]) or 0)) then
+    counted = true
+  end
+end
 
 -- Nothing below can fail: validate first, write last. The removal of a field that nobody has checks a type; and as a
 -- write that needs no memory, it makes Redis let a script write on though its memory is full.
@@ -40,12 +51,12 @@ call('HDEL', KEYS[2], '')
 call('HDEL', KEYS[3], '')
 local by = ARGV[2] .. ':' .. ARGV[4]
 local known = call('GET', KEYS[4])
-if not known or tonumber(string.match(known, ' (%d+) ')) <= now then
+if not counted and (not known or tonumber(string.match(known, ' (%d+) ')) <= now) then
   known = string.format('%.0f %.0f %s', cost, now + keep, by)
   call('SET', KEYS[4], known, 'PXAT', math.ceil((now + keep) / 1000))
   call('HSET', KEYS[3], ARGV[3], known)
 end
-if string.match(known, ' ([^ ]+)$') ~= by then
+if counted or string.match(known, ' ([^ ]+)$') ~= by then
   cost, requests = 0, 0
 end
 for i = 1, counter_count do
