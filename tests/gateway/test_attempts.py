@@ -432,6 +432,23 @@ async def test_a_deployment_at_its_limit_lets_others_serve(tmp_path: Path, simul
     assert len(stand.governor.granted) == 4, "and the key's limits were not asked"
 
 
+async def test_a_deployments_tokens_are_the_truth_of_what_ran_and_the_estimate_of_what_asks(
+    tmp_path: Path, simulator: Simulator
+) -> None:
+    """250 of 300 tokens are used: a request that may take 200 goes to the other one."""
+    two = (
+        DeploymentSettings(provider="sim", upstream_model="gpt-4o", tokens_per_minute=300, weight=1000),
+        DeploymentSettings(provider="sim", upstream_model="gpt-4o-mini"),
+    )
+    async with stand_of(tmp_path, simulator, smart=ModelSettings(deployments=two)) as stand:
+        stand.plane._attempts.draw = lambda: 0.0
+        for _ in range(2):
+            body = chat("[[sim input=50 output=200]]", model="smart", max_tokens=200)
+            assert (await stand.post(body)).status == 200
+        await stand.settled()
+    assert [r.model for r in simulator.served.requests] == ["gpt-4o", "gpt-4o-mini"]
+
+
 async def test_a_cooled_deployment_is_tried_by_one_request_and_comes_back(
     tmp_path: Path, simulator: Simulator
 ) -> None:
