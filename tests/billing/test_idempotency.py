@@ -22,6 +22,7 @@ from tollkeeper.domain.entries import (
 from tollkeeper.domain.errors import StoreUnavailable
 from tollkeeper.domain.policy import Policy
 from tollkeeper.domain.ports import SpendTotals
+from tollkeeper.governance import ledger as ledger_module
 from tollkeeper.governance.redis_store import RedisStore
 
 
@@ -243,3 +244,18 @@ def test_usage_of_a_producer_that_nobody_remembers_is_only_listed() -> None:
     assert (listed.attempt, listed.rank, listed.origins) == ("p_old#3", 0, ())
     placed = issued_again(entry, "p_old", set())
     assert placed is not None and (placed.kind, placed.origins) == (EntryKind.USAGE, (Origin("p_old", 3),))
+
+
+@pytest.mark.parametrize("more", [0, 1])
+async def test_many_keys_come_back_in_pages(
+    shop: Shop, cache: BillingCache, monkeypatch: pytest.MonkeyPatch, more: int
+) -> None:
+    """All of them, however many pages they fill."""
+    monkeypatch.setattr(ledger_module, "USED_AT_ONCE", 4)
+    key, names = await make_key(cache), [f"charge {n}" for n in range(12 + more)]
+    await asyncio.gather(*(cache.add_usage(key, 1, idempotency_key=name) for name in names))
+    await cache.sync()
+    shop.forget(cache)
+    again = [await cache.add_usage(key, 1, idempotency_key=name) for name in names]
+    assert again == [Charged.BEFORE] * len(names)
+    assert await cache.get_monthly_spending(key) == len(names)

@@ -99,7 +99,7 @@ class NothingDurable:
     async def save_all(self, snapshots: Sequence[RootSnapshot], now_us: int) -> set[str]:
         return {snapshot.root for snapshot in snapshots}
 
-    async def used(self, root: str, now_us: int) -> dict[str, Used]:
+    async def used(self, root: str, now_us: int, *, after: str = "", limit: int) -> dict[str, Used]:
         return {}
 
     async def begin(self, root: str, producer: str) -> bool:

@@ -255,8 +255,9 @@ class SpendLedger(Protocol):
         """
         ...
 
-    async def used(self, root: str, now_us: int) -> Mapping[str, Used]:
-        """The idempotency keys, by digest, that are still remembered. Raises `DatabaseUnavailable`."""
+    async def used(self, root: str, now_us: int, *, after: str = "", limit: int) -> Mapping[str, Used]:
+        """The idempotency keys that are still remembered: those that follow the digest `after`, by digest and in its
+        order, at most `limit`; fewer: these were the last. Raises `DatabaseUnavailable`."""
         ...
 
     async def charge(self, root: str, attempt: str) -> tuple[Charge | None, Mapping[str, int]]:

@@ -93,6 +93,8 @@ RECALLS_MAX: Final = 10
 """How often the record of an attempt is brought back for one entry; once is usual."""
 REFUSALS_MAX: Final = 5
 """How often the store may refuse one entry, its keys mended, before the entry is set aside; about 2 s."""
+USED_AT_ONCE: Final = 5_000
+"""Idempotency keys that are brought from the database into the store together."""
 GATE_POLL_S: Final = 0.05
 """How often a root that waits for other producers is asked whether they have come."""
 ANNOUNCED_POLL_S: Final = 0.1
@@ -860,12 +862,23 @@ class Ledger:
         snapshot = await self._spend.load(root)
         seeds = seeds_of(snapshot, self._store.now_us())
         # Read after the marks and put there before the seed: more than these marks include is harmless, less is not.
-        await self._store.remember(root, await self._spend.used(root, self._store.now_us()))
+        await self._remember_used(root)
         never_used = not snapshot.marks and not snapshot.totals and await self._spend.begin(root, self.producer)
         if await self._store.seed(root, secrets.token_hex(8), snapshot.marks, seeds, lost=not never_used):
             self._seeded.inc()
             self._log.info("root_loaded", root=root, counters=len(seeds), cold=marks is None)
         state.suspect = False
+
+    async def _remember_used(self, root: str) -> None:
+        """In pages: a root may have a million. What is written while this reads is beyond the marks that were read
+        before, so that it does not matter whether a page has it."""
+        after = ""
+        while True:
+            page = await self._spend.used(root, self._store.now_us(), after=after, limit=USED_AT_ONCE)
+            await self._store.remember(root, page)
+            if len(page) < USED_AT_ONCE:
+                return
+            *_, after = page
 
     async def _resend(self, root: str, state: _Root) -> bool:
         """Send everything above the mark, in order; True when nothing is left to send."""

@@ -157,8 +157,11 @@ class StoredSpend:
             await _save_used(transaction, [s for s in newer if s.used], now_us)
         return {s.root for s in newer}
 
-    async def used(self, root: str, now_us: int) -> dict[str, Used]:
-        query = select(usage_keys).where(usage_keys.c.root == root, usage_keys.c.until_us > now_us)
+    async def used(self, root: str, now_us: int, *, after: str = "", limit: int) -> dict[str, Used]:
+        """See `ports.SpendLedger`."""
+        key = usage_keys.c
+        query = select(usage_keys).where(key.root == root, key.digest > after, key.until_us > now_us)
+        query = query.order_by(key.root, key.digest).limit(limit)
         async with self._transactions.read() as transaction:
             rows = await transaction.rows(query)
         return {row.digest: Used(row.cost_nano, row.until_us, row.entry) for row in rows}
