@@ -34,7 +34,7 @@ from tollkeeper.domain.policy import Budget, Policy, Principal, Scope, ScopeKind
 from tollkeeper.domain.ports import SpendTotals
 from tollkeeper.domain.usage import Usage
 from tollkeeper.governance.memory import MemoryStore
-from tollkeeper.governance.redis_store import RedisStore
+from tollkeeper.governance.redis_store import RedisStore, marks_key
 from tollkeeper.governance.store import SeedTotals, Store
 from tollkeeper.settings import StoreSettings
 
@@ -326,11 +326,13 @@ class Pair:
     async def on_life(self) -> None:
         """The server lives another life, with the memory it had."""
         self.lives += 1
-        self.memory.life = f"life{self.lives}"
+        self.memory.life = f"life{self.root}.{self.lives}"  # a name that no other pair on this server has used
         if hasattr(self.redis.client, "life"):
             self.redis.client.life = self.memory.life
         else:
-            self.redis.client.nodes[0].lead.life = self.memory.life
+            client = self.redis.client
+            node = client._only or client._node_of(marks_key(self.root))
+            node.lead.life = self.memory.life
 
     async def on_reassert(self) -> None:
         dispatches = [dispatch for _, dispatch in self.grants]
