@@ -265,6 +265,38 @@ def test_redis_by_its_address(start: Start, own_redis: RedisServer) -> None:
     assert running.stop() == 0
 
 
+def test_reconciliation_without_a_gateway(
+    start: Start, process: Command, own_redis: RedisServer, postgres: PostgresServer
+) -> None:
+    """A gateway was killed before its spend was in the database: Redis and its outbox are read as they are, whoever
+    has them; after the next start and clean stop all agree."""
+    own_redis.stop()
+    own_redis.port = free_port()
+    own_redis.start()
+    environ = {
+        "REDIS_URL": f"redis://127.0.0.1:{own_redis.port}",
+        "DATABASE_URL": postgres.create_database("reconciled"),
+        "TOLLKEEPER_DIGEST_KEY": "d" * 64,
+    }
+    assert process("migrate", **environ).code == 0
+    demo = start("serve", "--demo", "--port", "0", **environ).wait_for("Ctrl-C stops")
+    assert any("choices" in shell(demo.commands()[0]) for _ in range(20)), demo.output
+    demo.process.kill()
+    demo.ended()
+    waiting = process("reconcile", "--no-logs", "--json", **environ)
+    assert (waiting.code, waiting.json["store_asked"]) == (1, True), waiting.out + waiting.err + demo.output
+    (row,) = waiting.json["accounts"]
+    assert float(row["store_usd"]) > 0 and float(row["database_usd"]) == 0 and row["explained"], row
+    again = start("serve", "--demo", "--port", "0", **environ).wait_for("Ctrl-C stops")
+    assert again.stop(signal.SIGTERM) == 0, again.output
+    settled = process("reconcile", "--no-logs", "--json", **environ)
+    assert (settled.code, settled.json["store_asked"]) == (0, True), settled.out + settled.err
+    assert settled.json["accounts"][0]["store_usd"] == row["store_usd"]
+    own_redis.kill()
+    away = process("reconcile", "--no-logs", **environ)
+    assert away.code not in (0, None) and "Traceback" not in away.err, away.err
+
+
 def test_reconciliation_and_corrections(start: Start, process: Command) -> None:
     """Store, database and logs agree after a clean stop; an adjustment makes a difference that is explained."""
     demo = start("serve", "--demo", "--port", "0").wait_for("Ctrl-C stops")

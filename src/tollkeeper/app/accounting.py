@@ -9,7 +9,17 @@ from contextlib import AsyncExitStack
 from tollkeeper.app.webhook import Webhook
 from tollkeeper.domain.errors import Unavailable
 from tollkeeper.domain.outage import OutageMode, OutageModes
-from tollkeeper.governance import Closer, Ledger, OrphanWatch, Store, StoreReader, SyncWorker, open_store
+from tollkeeper.domain.ports import SpendLedger, StoreAccounts
+from tollkeeper.governance import (
+    Closer,
+    Ledger,
+    OrphanWatch,
+    Store,
+    StoreReader,
+    SyncWorker,
+    accounts_from_outside,
+    open_store,
+)
 from tollkeeper.governance.alerts import BudgetWatch
 from tollkeeper.governance.webhooks import WebhookWorker
 from tollkeeper.observability.logging import logger
@@ -117,3 +127,18 @@ class Accounting:
         except Unavailable as error:
             self._synced = False
             self._log.warning("last_sync_failed", why=str(error), then="the outbox keeps it for the next start")
+
+
+async def read_store(settings: Settings, spend: SpendLedger, now_us: Callable[[], int]) -> StoreAccounts | None:
+    """What the shared store says, without a gateway. None: the store is a gateway's own memory, and gone with it.
+
+    Raises `Unavailable`.
+    """
+    if settings.embedded:
+        return None
+    store = open_store(settings, now_us)
+    try:
+        await store.start()
+        return await accounts_from_outside(store, spend, settings.data_dir / "outbox")
+    finally:
+        await store.stop()

@@ -1,7 +1,7 @@
 """`tollkeeper reconcile`: the fast store, the database and the log store, compared per key and month.
 
-The store is asked through the running gateway. Exit code 0: all that were asked agree; 1: they do not, and each
-difference is told with its reason.
+The store is asked through the running gateway; where none runs, a shared one is read directly. Exit code 0: all that
+were asked agree; 1: they do not, and each difference is told with its reason.
 """
 
 from pathlib import Path
@@ -10,7 +10,8 @@ from typing import Annotated, Any, Final
 import msgspec
 import typer
 
-from tollkeeper.cli.common import ConfigOption, JsonOption, note, open_accounts, print_json, print_table, run
+from tollkeeper.app.accounting import read_store
+from tollkeeper.cli.common import ConfigOption, JsonOption, note, now_us, open_accounts, print_json, print_table, run
 from tollkeeper.cli.remote import GatewayAway, RemoteGateway
 from tollkeeper.domain.ports import ListedCharge, StoreAccounts
 from tollkeeper.domain.reconcile import Account, Line, Logged, reconcile, request_of
@@ -34,8 +35,7 @@ def reconcile_accounts(
     json: JsonOption = False,
 ) -> None:
     """Compare what the fast store, the database and the logs say that each key spent in each month."""
-    store = _store(config)
-    lines, names = run(_lines(config, store, logs=logs))
+    store, lines, names = run(_lines(config, _store(config), logs=logs))
     agree = all(line.agrees for line in lines)
     words = [line.words(names) for line in lines]
     if json:
@@ -43,7 +43,7 @@ def reconcile_accounts(
     else:
         _print(words)
         if store is None:
-            note("no gateway runs: the fast store was not asked")
+            note("no gateway runs and REDIS_URL is not set: there is no fast store to ask, it ended with its gateway")
         note("all agree" if agree else "they do not agree")
     if not agree:
         raise typer.Exit(1)
@@ -59,13 +59,15 @@ def _store(config: Path | None) -> StoreAccounts | None:
 
 async def _lines(
     config: Path | None, store: StoreAccounts | None, *, logs: bool
-) -> tuple[list[Line], dict[str, str]]:
+) -> tuple[StoreAccounts | None, list[Line], dict[str, str]]:
     async with open_accounts(config) as (accounts, spend):
         names = {key.id: key.name for key in await accounts.list_keys(include_revoked=True)}
         database = {(row.key_id, row.year, row.month): row.cost_nano for row in await spend.monthly_usage()}
         charges = await spend.listed(limit=CHARGES_MAX)
+        if store is None:
+            store = await read_store(load(config), spend, now_us)
     logged = await _logged(config, database, list(charges)) if logs else None
-    return reconcile(database, store, logged, charges), names
+    return store, reconcile(database, store, logged, charges), names
 
 
 async def _logged(config: Path | None, database: dict[Account, int], charges: list[ListedCharge]) -> Logged:

@@ -7,7 +7,7 @@ from tollkeeper.governance.ledger import Ledger
 from tollkeeper.governance.memory import MemoryStore
 from tollkeeper.governance.orphans import OrphanWatch
 from tollkeeper.governance.outage import Outage
-from tollkeeper.governance.reading import StoreReader
+from tollkeeper.governance.reading import StoreReader, accounts_from_outside
 from tollkeeper.governance.redis_store import RedisStore
 from tollkeeper.governance.store import Store
 from tollkeeper.governance.sync import SyncWorker
@@ -23,6 +23,7 @@ __all__ = [
     "Store",
     "StoreReader",
     "SyncWorker",
+    "accounts_from_outside",
     "open_store",
 ]
 

@@ -360,6 +360,22 @@ def new_outbox(base: Path) -> Outbox:
     return Outbox(folder, lock_fd, producer, {})
 
 
+def entries_kept(base: Path) -> dict[tuple[str, str], list[int]]:
+    """Numbers of the entries in all outboxes, by producer and root; only read, whoever has them open.
+
+    A producer that writes meanwhile may have forgotten a segment: what is gone by now is covered.
+    """
+    kept: dict[tuple[str, str], list[int]] = {}
+    for path in sorted(base.glob("*/*.seg")):
+        try:
+            for line in Segment(path).read():
+                if isinstance(line, EntryLine):
+                    kept.setdefault((path.parent.name, line.root), []).append(line.entry.number)
+        except FileNotFoundError:
+            continue
+    return kept
+
+
 def _lock(folder: Path) -> int | None:
     fd = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
