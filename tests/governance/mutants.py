@@ -1,14 +1,16 @@
 """Mutation of the scripts: change one comparison, operator or number at a time; a test must notice.
 
-`python -m tests.governance.mutants` tries every mutant, writes docs/mutants.md, and fails if one survives that is not
-argued to be equivalent in equivalent_mutants.py. `test_mutants.py` tries a sample in each test run. What notices is
-`suite`: fixed schedules of `script_trials.py`, and a few made by hand for what random ones seldom reach.
+`python -m tests.governance.mutants` tries every mutant of the scripts that changed since (with names of files: of
+these; with `all`: of all), writes docs/mutants.json and docs/mutants.md, and fails if one survives that is not argued
+to be equivalent in equivalent_mutants.py. `test_mutants.py` tries a sample in each test run. What notices are
+`trials`: fixed schedules of `script_trials.py`, and a few made by hand for what random ones seldom reach.
 """
 
 import asyncio
+import hashlib
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from importlib.resources import files
@@ -43,6 +45,7 @@ from tollkeeper.governance.scripts import SCRIPTS, assemble, source
 
 WORKERS: Final = 2
 DOCUMENT: Final = Path(__file__).parents[2] / "docs" / "mutants.md"
+RESULTS: Final = DOCUMENT.with_suffix(".json")
 
 _TOKEN: Final = re.compile(
     r"(?P<comment>--[^\n]*)|(?P<digits>'-?\d+')|(?P<string>'(?:[^'\\\n]|\\.)*')"
@@ -66,6 +69,24 @@ _OTHERS: Final = {
     "math.ceil": ("math.floor",),
     "math.floor": ("math.ceil",),
 }
+_KINDS: Final = {
+    **dict.fromkeys(("<", "<=", ">", ">=", "==", "~="), "comparison"),
+    **dict.fromkeys(("+", "-", "*", "/", "%"), "arithmetic"),
+    **dict.fromkeys(("math.min", "math.max", "math.ceil", "math.floor"), "rounding and bounds"),
+}
+_BEFORE_A_SIGN: Final = frozenset("=({,<>+-*/%") | {
+    "return",
+    "and",
+    "or",
+    "==",
+    "~=",
+    "<=",
+    ">=",
+    "..",
+    "then",
+    "not",
+}
+"""A minus after one of these is a sign: it is left out, since a plus would be no Lua."""
 
 
 class Mutant(msgspec.Struct, frozen=True):
@@ -81,7 +102,18 @@ class Mutant(msgspec.Struct, frozen=True):
     """Which `old` of its line it is, from 1."""
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line} `{self.text}`: {self.old} ({self.nth}) → {self.new}"
+        return f"{self.file}:{self.line} `{self.text}`: {self.old} ({self.nth}) → {self.new or 'nothing'}"
+
+    @property
+    def kind(self) -> str:
+        """What was changed in it."""
+        return _KINDS.get(self.old, "number")
+
+    @property
+    def draw(self) -> str:
+        """Its place in a draw, which hangs on nothing else in the scripts."""
+        text = f"{self.file}\n{self.text}\n{self.old}\n{self.nth}\n{self.new}"
+        return hashlib.sha256(text.encode()).hexdigest()
 
     @property
     def equivalent(self) -> str | None:
@@ -98,6 +130,23 @@ class Mutant(msgspec.Struct, frozen=True):
 
 
 @cache
+def _within(file: str) -> tuple[str, ...]:
+    """The scripts that a file is, or is a part of."""
+
+    def contains(name: str) -> bool:
+        found = []
+
+        def read(part: str) -> str:
+            found.append(part)
+            return _text(part)
+
+        assemble(f"{name}.lua", read)
+        return file in found
+
+    return tuple([name for name in SCRIPTS if contains(name)])
+
+
+@cache
 def _text(file: str) -> str:
     return (files(scripts) / file).read_text()
 
@@ -110,9 +159,14 @@ def lua_files() -> list[str]:
 def mutants_of(file: str) -> Iterator[Mutant]:
     """All of one file; comments and strings are left alone."""
     text = _text(file)
+    last = ""
     for found in _TOKEN.finditer(text):
         old = found.group()
         news: Iterable[str] = _OTHERS.get(old, ())
+        if old == "-" and last in _BEFORE_A_SIGN:
+            news = ("",)
+        if found.lastgroup != "comment" and not old.isspace():
+            last = old
         if found.lastgroup == "number":
             news = (str(int(old) + 1), f"({int(old) - 1})")
         if found.lastgroup == "digits":
@@ -136,7 +190,7 @@ def mutated(mutant: Mutant) -> dict[str, str]:
     def read(file: str) -> str:
         return changed if file == mutant.file else _text(file)
 
-    texts = {name: assemble(f"{name}.lua", read) for name in SCRIPTS}
+    texts = {name: assemble(f"{name}.lua", read) for name in _within(mutant.file)}
     return {name: text for name, text in texts.items() if text != source(name)}
 
 
@@ -210,6 +264,8 @@ CROWDED: Final = [
     ),
     (_TOKENS, None, None, [("push", 0, 0, 0, [(START_US % 10_000 - 1, 1, 0)]), ("state",)], True),
     (_TOKENS, None, None, [("admit", 1, 9), ("admit", 2, 9), ("lose", 5), ("settle", 0, 4, 3), ("state",)], False),
+    (_TOKENS, None, None, [("admit", 1, 9), ("rank", 0, 2, 4, True, (1, 9, True)), ("held",), ("state",)], False),
+    (_TOKENS, None, None, [("ended", ends) for ends in (-1, 0, 1)], False),
     (Policy(windows=(Window(Unit.TOKENS, 5),)), None, None, [("admit", 3, 1), ("admit", 5, 1)], False),
     (Policy(windows=(Window(Unit.REQUESTS, 1),)), None, None, [("admit", 0, 1), ("admit", 0, 1)], False),
     (
@@ -223,7 +279,7 @@ CROWDED: Final = [
 """Refusals that end only when several runs have left; a run that is full; holds that are made again; weights that are
 just as large as the limit; refusals without a wait at once; corrections of runs that are not among the newest; a log
 that knows more of one unit and less of the other than was seen of it; a charge that was counted under the number it
-had."""
+had, or is held by a producer that is taken for dead; corrections in a period that has just ended."""
 _BUDGET: Final = Policy(budgets=(Budget(10**6, Period.MONTH), Budget(10**6, Period.TOTAL)), concurrency=9)
 _ORIGINS: Final = [None, *[(p, n, held) for p in (2, 9) for n in (0, 1, 2) for held in (False, True)]]
 SUCCESSION = [
@@ -256,117 +312,189 @@ FULL_AGAIN: Final = [("ask", 2, 1), ("wait", 999_999), ("usage", 3), ("wait", 1)
 """A bucket is forgotten in the very µs in which it is full, whatever it is asked for next."""
 
 
+class Trial(msgspec.Struct, frozen=True):
+    """Something to play with the scripts, and what it is called."""
+
+    name: str
+    play: Callable[[CheckedLua], Awaitable[None]]
+
+
+def _each(name: str, play: Callable[[CheckedLua, Any], Awaitable[None]], examples: Sequence[Any]) -> list[Trial]:
+    def trial(number: int, example: Any) -> Trial:
+        return Trial(f"{name} {number}", lambda lua: play(lua, example))
+
+    return [trial(number, example) for number, example in enumerate(examples, 1)]
+
+
+async def _large_queue(lua: CheckedLua) -> None:
+    lua.begin(lambda: START_US)
+    await play_large_queue(LuaClient(lua))
+    nothing_is_left_behind(lua)
+
+
+async def _queue_edges(lua: CheckedLua) -> None:
+    lua.begin(lambda: START_US)
+    await play_edges(LuaClient(lua))
+    nothing_is_left_behind(lua)
+
+
 @cache
-def schedules() -> dict[str, list[Any]]:
-    """By what plays them."""
-    return {
-        "window": [*EDGES, *fixed(windows(50), 150), RUSH, SLOW_RUSH],
-        "bucket": [*fixed(buckets(50), 150), FULL_AGAIN],
-        "admission": [*CROWDED, *SUCCESSION, *WAITING, *fixed(admissions(40), 300)],
-        "queue": fixed(queue_schedules, 200),
-    }
+def trials(kind: str) -> list[Trial]:
+    """All of one kind: of the limiter's window, its bucket, admission and settlement, or log queues."""
+    if kind == "window":
+        played = [*EDGES, *fixed(windows(50), 150), RUSH, SLOW_RUSH]
+        return [
+            Trial("window replies", lambda lua: play_replies(lua, "allow")),
+            *_each("window", play_window, played),
+        ]
+    if kind == "bucket":
+        return [
+            Trial("bucket replies", lambda lua: play_replies(lua, "bucket")),
+            *_each("bucket", play_bucket, [*fixed(buckets(50), 150), FULL_AGAIN]),
+        ]
+    if kind == "admission":
+        return [
+            Trial("limits of nothing", play_limits_of_nothing),
+            *_each("crowded", play_admission, CROWDED),
+            *_each("succession", play_admission, SUCCESSION),
+            *_each("waiting", play_admission, WAITING),
+            *_each("admission", play_admission, fixed(admissions(40), 300)),
+            Trial("heavy runs", play_heavy_runs),
+            Trial("damage", play_damage),
+        ]
+    return [
+        *_each("queue", play_queue_lua, fixed(queue_schedules, 200)),
+        Trial("large queue", _large_queue),
+        Trial("queue edges", _queue_edges),
+    ]
 
 
-_PLAYERS: Final[dict[str, Any]] = {
-    "window": play_window,
-    "bucket": play_bucket,
-    "admission": play_admission,
-    "queue": play_queue_lua,
-}
+def _kinds(scripts_changed: Iterable[str]) -> list[str]:
+    """Of the trials that run any of these scripts."""
+    names = set(scripts_changed)
+    queue = {name for name in names if name.startswith("log")}
+    kinds = {"window": names & {"allow"}, "bucket": names & {"bucket"}, "queue": queue}
+    kinds["admission"] = names - {"allow", "bucket"} - queue
+    return [kind for kind, played in kinds.items() if played]
 
 
 def suite(sources: dict[str, str]) -> None:
     """Raises if scripts with these texts differ from their twins."""
-    kinds = []
-    if not sources or "allow" in sources:
-        kinds.append("window")
-    if not sources or "bucket" in sources:
-        kinds.append("bucket")
-    queue = {name for name in sources or SCRIPTS if name.startswith("log")}
-    if not sources or set(sources) - {"allow", "bucket"} - queue:
-        kinds.append("admission")
-    if queue:
-        kinds.append("queue")
 
     async def run() -> None:
-        asyncio.get_running_loop().set_exception_handler(lambda *_: None)  # a callback's answer is missed anyway
         lua = CheckedLua(lambda: START_US, sources)
-        for script in {"allow", "bucket"} & set(sources or SCRIPTS):
-            await play_replies(lua, script)
-        if "admission" in kinds:
-            await play_limits_of_nothing(lua)
-            await play_heavy_runs(lua)
-            await play_damage(lua)
-        for kind in kinds:
-            for example in schedules()[kind]:
-                await _PLAYERS[kind](lua, example)
-        if queue:
-            for play in (play_large_queue, play_edges):
-                lua.begin(lambda: START_US)
-                await play(LuaClient(lua))
-                nothing_is_left_behind(lua)
+        for kind in _kinds(sources or SCRIPTS):
+            for trial in trials(kind):
+                await trial.play(lua)
 
     asyncio.run(run())
 
 
-def survives(mutant: Mutant) -> bool:
-    """True if no test notices it."""
-    try:
-        suite(mutated(mutant))
-    except Exception:
-        return False
-    return True
+_lately: dict[str, int] = {}
+"""When a trial last noticed a mutant: what noticed the last one often notices the next, so it is played first."""
 
 
-def document() -> str:
-    """What docs/mutants.md says once every mutant that is not argued for was noticed."""
-    rows: list[tuple[str, int, int, int]] = []
-    arguments = []
-    for file in lua_files():
-        of_file = list(mutants_of(file))
-        same = [mutant for mutant in of_file if mutant.equivalent]
-        rows.append((file, len(of_file), len(of_file) - len(same), len(same)))
-        arguments += [f"- `{m.file}` `{m.text}`: `{m.old}` ({m.nth}) → `{m.new}`. {m.equivalent}" for m in same]
-    rows.append(("all", sum(r[1] for r in rows), sum(r[2] for r in rows), sum(r[3] for r in rows)))
-    table = [f"| {file} | {tried} | {noticed} | {same} |" for file, tried, noticed, same in rows]
-    return "\n".join([_HEAD, *table, "", _EQUIVALENT_HEAD, "", *arguments, ""])
+def noticed_by(mutant: Mutant) -> str | None:
+    """The trial that first notices it; None: it survives."""
+    sources = mutated(mutant)
+    lua = CheckedLua(lambda: START_US, sources)
+    played = [trial for kind in _kinds(sources) for trial in trials(kind)]
+    played.sort(key=lambda trial: -_lately.get(trial.name, 0))
+
+    async def run() -> str | None:
+        asyncio.get_running_loop().set_exception_handler(lambda *_: None)  # a callback's answer is missed anyway
+        for trial in played:
+            try:
+                await trial.play(lua)
+            except Exception:
+                _lately[trial.name] = max(_lately.values(), default=0) + 1
+                return trial.name
+        return None
+
+    return asyncio.run(run())
 
 
-_HEAD: Final = """# Mutants of the scripts
+class Tried(msgspec.Struct, frozen=True):
+    """One mutant of a script, as docs/mutants.json has it."""
 
-Written by `python -m tests.governance.mutants`; a test holds it equal to the scripts.
+    line: int
+    old: str
+    nth: int
+    new: str
+    kind: str
+    noticed_by: str | None
 
-Each comparison, arithmetic operator, rounding and number of every Lua script is changed, one at a time, and the
-schedules of `tests/governance/script_trials.py` are played against the result under Lua 5.1. A mutant is *noticed* if
-an answer or a stored field then differs from the Python twin or from a brute-force oracle. A comparison becomes its
-neighbour and its opposite (`<`: `<=`, `>=`), `+` `-` and `*` `/` are exchanged, as are `min` `max` and `ceil`
-`floor`, and a number becomes one more and one less.
 
-| script | mutants | noticed | equivalent |
-|---|---|---|---|"""
-_EQUIVALENT_HEAD: Final = """## Equivalent mutants
+class Outcome(msgspec.Struct, frozen=True):
+    """What became of one script's mutants."""
 
-These change nothing that anybody could see, and why."""
+    digest: str
+    """The first digits of the SHA-256 of the file they were made of,"""
+    within: str
+    """and of all scripts it is part of."""
+    mutants: list[Tried]
+
+
+def _digest(*texts: str) -> str:
+    return hashlib.sha256("".join(texts).encode()).hexdigest()[:12]
+
+
+def digests(file: str) -> tuple[str, str]:
+    """Of the file as it is now, and of the scripts it is part of."""
+    return _digest(_text(file)), _digest(*[source(name) for name in _within(file)])
+
+
+def results() -> dict[str, Outcome]:
+    """By file, as they were written last."""
+    if not RESULTS.exists():
+        return {}
+    return msgspec.json.decode(RESULTS.read_bytes(), type=dict[str, Outcome])
+
+
+def write(outcomes: dict[str, Outcome]) -> None:
+    """Both documents; a mutant a line, so that a change can be read."""
+    text = msgspec.json.encode(dict(sorted(outcomes.items()))).decode()
+    RESULTS.write_text(re.sub(r'(?<=[\[,])(?=\{"line")|(?<=[{,])(?="[a-z]+\.lua")', "\n", text) + "\n")
+    DOCUMENT.write_text(document(outcomes))
+
+
+def document(outcomes: dict[str, Outcome]) -> str:
+    """What docs/mutants.md says of them."""
+    return ""
+
+
+def try_all(files_named: Sequence[str], pool: ProcessPoolExecutor) -> Iterator[tuple[str, Outcome, list[str]]]:
+    """File by file, and what is wrong with it: mutants that live, and arguments that do not hold."""
+    for file in files_named:
+        mutants = list(mutants_of(file))
+        names = list(pool.map(noticed_by, mutants, chunksize=4))
+        wrong = []
+        for mutant, name in zip(mutants, names, strict=True):
+            if name is None and not mutant.equivalent:
+                wrong.append(f"survived: {mutant}")
+            if name is not None and mutant.equivalent:
+                wrong.append(f"not equivalent after all ({name}): {mutant}")
+        tried = [Tried(m.line, m.old, m.nth, m.new, m.kind, name) for m, name in zip(mutants, names, strict=True)]
+        yield file, Outcome(*digests(file), tried), wrong
 
 
 def main() -> int:
-    """Try all, or those of the files named; write the document if every mutant was noticed or is argued for."""
-    only = set(sys.argv[1:])
-    everything = [mutant for file in lua_files() if not only or file in only for mutant in mutants_of(file)]
+    """Try what is asked for; write the documents file by file; fail if anything is wrong."""
+    outcomes = {file: outcome for file, outcome in results().items() if file in lua_files()}
+    named = sys.argv[1:]
+    if not named:
+        named = [
+            f for f in lua_files() if f not in outcomes or digests(f) != (outcomes[f].digest, outcomes[f].within)
+        ]
     suite({})
+    failed = False
     with ProcessPoolExecutor(WORKERS) as pool:
-        lived = pool.map(survives, everything, chunksize=4)
-        survived = [mutant for mutant, lives in zip(everything, lived, strict=True) if lives]
-    unargued = [mutant for mutant in survived if not mutant.equivalent]
-    wrong = [mutant for mutant in everything if mutant.equivalent and mutant not in survived]
-    for mutant in unargued:
-        print(f"survived: {mutant}")
-    for mutant in wrong:
-        print(f"not equivalent after all: {mutant}")
-    print(f"{len(everything)} mutants, {len(survived)} survived, {len(unargued)} of them without an argument")
-    if not unargued and not wrong and not only:
-        DOCUMENT.write_text(document())
-    return 1 if unargued or wrong else 0
+        for file, outcome, wrong in try_all(lua_files() if named == ["all"] else named, pool):
+            print(f"{file}: {len(outcome.mutants)} mutants", *wrong, sep="\n  ", flush=True)
+            failed |= bool(wrong)
+            if not wrong:
+                write(outcomes := {**outcomes, file: outcome})
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -341,6 +341,15 @@ class LuaPair(Pair):
         if (await self.apply(entry)).status == "ok":
             self.number += 1
 
+    async def on_ended(self, ends: int) -> None:
+        """A correction in a period that ends about now, of a counter that is not there, beside one without an end."""
+        self.attempts += 1
+        ref = CounterRef(f"key_1:18{self.attempts:02d}", self.now_us + ends, START_US + 10**12 + 1)
+        counters = (ref, CounterRef("key_1:total", 0, 0))
+        entry = Entry(self.number + 1, EntryKind.CORRECT, f"w{self.attempts}", 3, 1, 5, 7, 0, counters)
+        if (await self.apply(msgspec.structs.replace(entry, rank=2, fresh=True))).status == "ok":
+            self.number += 1
+
     async def on_bring(self, cost: int) -> None:
         seed = SeedTotals(START_US + 10**13 + 1, SpendTotals(cost, 1, 2, 3, 4))
         for _ in range(2):
