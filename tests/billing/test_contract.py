@@ -71,6 +71,36 @@ async def test_amounts_that_cannot_be_taken(cache: BillingCache, amount: object,
     assert await cache.get_monthly_spending(key) == 0
 
 
+async def test_key_ids_that_cannot_be(cache: BillingCache) -> None:
+    """What is no text is refused, what is no key's id or name is not found; no other key pays for it."""
+    key = await make_key(cache, usd_budget("10"))
+    for bad in (7, None, True, key.encode(), [key], (key,)):
+        with pytest.raises(InvalidInput, match="key_id must be a str"):
+            await cache.add_usage(bad, 1)  # type: ignore[arg-type]
+        with pytest.raises(InvalidInput, match="key_id must be a str"):
+            await cache.within_budget(bad)  # type: ignore[arg-type]
+        with pytest.raises(InvalidInput, match="key_id must be a str"):
+            await cache.hold(bad, 1)  # type: ignore[arg-type]
+    awkward = (
+        "",
+        " ",
+        "{" + key + "}",
+        key + ":",
+        f"{key}\n",
+        f"{key}\0",
+        f"\0{key}",
+        f" {key}",
+        key.upper(),
+        "\ud800",
+    )
+    for unknown in (*awkward, "x" * 10_240, "' or 1=1 --", "%", "_" * len(key)):
+        with pytest.raises(NotFound, match="there is no key"):
+            await cache.add_usage(unknown, 1)
+        with pytest.raises(NotFound, match="there is no key"):
+            await cache.get_monthly_spending(unknown)
+    assert await cache.get_monthly_spending(key) == 0
+
+
 async def test_misuse_is_named(shop: Shop, cache: BillingCache) -> None:
     with pytest.raises(NotFound, match="there is no key 'nobody'"):
         await cache.add_usage("nobody", 1)

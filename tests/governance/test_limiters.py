@@ -159,6 +159,15 @@ async def test_awkward_ids_are_kept_apart(store: LimitStore) -> None:
         assert not await bucket.allow(name, 1, 1), name
 
 
+async def test_awkward_request_ids_are_kept_apart(store: LimitStore) -> None:
+    """Each counts once, and is no other's repetition."""
+    window, bucket, name = SlidingWindowLimiter(store), TokenBucketLimiter(store), fresh()
+    for number, request in enumerate(AWKWARD, 1):
+        for _ in range(2):
+            assert (await window.allow(name, 100, request_id=request)).remaining == 100 - number, request
+            assert (await bucket.allow(name, 1, 100, request_id=request)).remaining == 100 - number, request
+
+
 text = st.text(st.characters(codec=None, exclude_categories=()), max_size=12)  # surrogates included
 near = st.text("a%#{}:\n\0 7Bé", max_size=5)
 

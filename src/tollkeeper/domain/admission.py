@@ -238,7 +238,7 @@ def _suffix(pattern: str, user: str | None) -> str:
     """What tells the log or bucket of some models or of one end user from the scope's own."""
     suffix = f":m:{quote(pattern, safe='*')}" if pattern else ""
     if user is not None:
-        suffix += f":u:{blake2b(user.encode('utf-8', 'replace'), digest_size=12).hexdigest()}"
+        suffix += f":u:{blake2b(user.encode('utf-8', 'surrogatepass'), digest_size=12).hexdigest()}"
     return suffix
 
 

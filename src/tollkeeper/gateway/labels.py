@@ -30,12 +30,21 @@ _decode = msgspec.json.Decoder(dict[str, Any]).decode
 def end_user(client: Client, call: Call) -> str | None:
     """The caller's end user: from the header if there is one, else from the body, as each dialect names it."""
     header = client.header(USER_HEADER)
-    user = header.decode("utf-8", "replace") if header else call.user
-    if user is not None and len(user) > USER_CHARS_MAX:
-        # Bounded, and still not to be mixed up with another that begins alike.
-        digest = blake2b(user.encode("utf-8", "replace"), digest_size=16).hexdigest()
+    user = _header_text(header) if header else call.user
+    if user is not None and len(user) >= USER_CHARS_MAX:
+        # Bounded, and still not to be mixed up with another that begins alike, nor with one that is written like
+        # this: only what was cut is as long as that.
+        digest = blake2b(user.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
         user = f"{user[: USER_CHARS_MAX - len(digest) - 1]}#{digest}"
     return user
+
+
+def _header_text(raw: bytes) -> str:
+    """UTF-8, or else Latin-1, as headers once were: never a replacement, which would make one user of two."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw.decode("latin-1")
 
 
 def metadata_of(client: Client, call: Call | None) -> dict[str, str]:

@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
-from tollkeeper.domain.errors import DatabaseUnavailable
+from tollkeeper.domain.errors import DatabaseUnavailable, InvalidInput
 from tollkeeper.domain.policy import Principal
 from tollkeeper.domain.ports import Accounts
 from tollkeeper.observability.logging import logger
@@ -42,7 +42,9 @@ class KnownPrincipals:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def get(self, key: str) -> Principal:
-        """The principal of a key's id or name. Raises `NotFound`, `DatabaseUnavailable`."""
+        """The principal of a key's id or name. Raises `InvalidInput`, `NotFound`, `DatabaseUnavailable`."""
+        if not isinstance(key, str):
+            raise InvalidInput(f"key_id must be a str, the key's id or name, not {type(key).__name__}")
         known = self._known.get(key)
         if known is not None and self.stale_s() <= STALE_MAX_S:
             return known
