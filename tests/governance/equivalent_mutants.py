@@ -39,6 +39,7 @@ _NONE_REPEATED = "Of no repeated records nothing is subtracted."
 _EMPTY_RANGE = "Texts begin after their lengths, so a range of no bytes ends before it begins, and is empty."
 _UNLINKED_TWICE = "A key is named in two calls; the second finds it gone."
 _ORDER = "Only the order of these counts."
+_NO_HEAD = "An empty queue has no head."
 _UNLIKE = "Numbers of chunks name their keys: no two are alike, and they grow."
 _FLAGGED = (
     "A flag that is misread is set once more, to what it is: it is never read as the tree's, which is as long. Only "
@@ -74,12 +75,9 @@ ARGUMENTS: Final = (
     Argument("admit.lua", "refusals[#refusals + 1] = {BUSY, 0,", "0", _WAITLESS, nth=(1,)),
     Argument("admit.lua", "{severity, severity == WAIT and ends - now or 0", "0", _WAITLESS, nth=(1,), new=("(-1)",)),
     Argument("apply.lua", "if ends > 0 and ends <= clock", "0", _FIRST_US, new=("1",)),
-    Argument("apply.lua", "flag = string.sub(raw, COUNTER_BYTES + 1)", "+", _FLAGGED),
-    Argument("apply.lua", "flag = string.sub(raw, COUNTER_BYTES + 1)", "1", _FLAGGED),
+    Argument("apply.lua", "flagging = flagging or string.sub(raw, COUNTER_BYTES + 1)", "+", _FLAGGED),
+    Argument("apply.lua", "flagging = flagging or string.sub(raw, COUNTER_BYTES + 1)", "1", _FLAGGED),
     Argument("charge.lua", "if rises and not counters[i] and ends[i] > 0", "0", _FIRST_US, new=("1",)),
-    Argument(
-        "charge.lua", "local reached = included(tonumber(there or 0))", "0", "Without a mark it is not looked at."
-    ),
     Argument("use.lua", "if not counters[i] and ends > 0", "0", _FIRST_US, new=("1",)),
     Argument("use.lua", "call('HDEL', KEYS[3], '')", "3", "It writes nothing: no field of either is empty."),
     Argument(
@@ -109,7 +107,21 @@ ARGUMENTS: Final = (
         "What comes from a producer without a mark cannot be placed, however far it got.",
     ),
     Argument("logput.lua", "q.next_chunk = q.next_chunk + 1", "1", _UNLIKE, new=("2",)),
+    Argument(
+        "loglease.lua", "local expired = redis.call('ZRANGEBYSCORE'", "1", "Only the first is used.", new=("2",)
+    ),
+    Argument("loglease.lua", "local head, gaps = q.count > 0", ">", _NO_HEAD, new=(">=",)),
+    Argument("loglease.lua", "local head, gaps = q.count > 0", "0", _NO_HEAD, new=("(-1)",), nth=(1,)),
+    Argument(
+        "admit.lua",
+        "local BURIED = ",
+        "4503599627370496",
+        "No producer has applied as many entries as BURIED - 1.",
+        new=("(4503599627370495)",),
+    ),
     Argument("loglease.lua", "q.next_chunk = q.next_chunk + 1", "1", _UNLIKE, new=("2",)),
+    Argument("correct.lua", "runs, from = call('GETRANGE'", "-", _LONGER),
+    Argument("correct.lua", "runs, from = call('GETRANGE'", "1", _LONGER, nth=(1,), new=("(0)",)),
     Argument("sliding.lua", "local CHUNK_RUNS = 64", "64", "How many runs are read at once changes no answer."),
     Argument("sliding.lua", "while index < log[TAIL] do", "<", _WALK, new=("<=",)),
     Argument("sliding.lua", "local count = math.min(CHUNK_RUNS", "math.min", _WALK),

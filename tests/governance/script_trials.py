@@ -162,6 +162,14 @@ class CheckedLua(LuaRedis):
     after_charge = after_apply
     after_use = after_apply
 
+    def after_logack(self, _keys: list[bytes], _arguments: Sequence[Any], _: Any, reply: int) -> None:
+        assert reply in (0, 1)
+
+    after_logrenew = after_logack
+
+    def after_loglease(self, _keys: list[bytes], _arguments: Sequence[Any], _: Any, reply: list[Any]) -> None:
+        assert not reply or reply[2] in (0, 1)
+
     def after_seed(self, _keys: list[bytes], _arguments: Sequence[Any], _: Any, reply: int) -> None:
         assert reply in (0, 1)
 
