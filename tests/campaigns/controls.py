@@ -20,7 +20,7 @@ QUESTION: Final = "Does the judge notice when one rule of the protocol is taken 
 GATEWAYS: Final = 2
 CLIENTS: Final = 12
 LOAD_S: Final = 0.8
-TRIES: Final = 4
+TRIES: Final = 10
 """Bursts of load and faults until the difference must have shown."""
 BROKEN_PATIENCE_S: Final = 3.0
 SOUND_PATIENCE_S: Final = 60.0

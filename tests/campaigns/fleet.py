@@ -42,8 +42,11 @@ budgets = "closed"
 recovery_grace_s = 60
 [database]
 timeout_s = {database_s}
+[routing]
+attempts_max = 1
 """
-"""Deadlines are not the subject: what is slow on a busy machine must not count as away."""
+"""Deadlines are not the subject: what is slow on a busy machine must not count as away. Nor are retries: the
+provider's record knows requests, so the judge can hold charges to it only while a request has one attempt."""
 ANSWER_S: Final = 40.0
 RECOVERY_S: Final = 60.0
 """Until everything agrees again; more is reported as a difference."""

@@ -10,7 +10,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Any, Final
 
@@ -68,7 +68,7 @@ def doomed(point: str, passes: int) -> None:
     around(Ledger, "take_over", after=lambda: at("closing"))
     around_async(stream, "_next_chunk", after=lambda: at("mid-stream"))
     around_async(RedisStore, "snapshot", after=lambda: at("snapshot taken"))
-    around_async(StoredSpend, "save", after=lambda: at("snapshot saved"))
+    around_async(StoredSpend, "save_all", after=lambda: at("snapshot saved"))
 
 
 def nothing() -> None:
@@ -132,16 +132,14 @@ def no_guard() -> None:
 
 def two_transactions() -> None:
     """Marks are committed first, totals in a transaction of their own."""
-    save = StoredSpend.save
+    save_all = StoredSpend.save_all
 
-    async def save_in_two(self: StoredSpend, snapshot: RootSnapshot, now_us: int) -> bool:
-        bare = RootSnapshot(snapshot.root, snapshot.marks, {})
-        if not await save(self, bare, now_us):
-            return False
+    async def save_in_two(self: StoredSpend, snapshots: Sequence[RootSnapshot], now_us: int) -> set[str]:
+        saved = await save_all(self, [RootSnapshot(each.root, each.marks, {}) for each in snapshots], now_us)
         await asyncio.sleep(save_s())
-        return await save(self, snapshot, now_us)
+        return await save_all(self, [each for each in snapshots if each.root in saved], now_us)
 
-    StoredSpend.save = save_in_two  # type: ignore[method-assign]
+    StoredSpend.save_all = save_in_two  # type: ignore[method-assign]
 
 
 def no_outbox() -> None:
@@ -184,13 +182,13 @@ def save_s() -> float:
 
 def slow_saves() -> None:
     """A snapshot is old when it is saved, as those of a worker that was held up are."""
-    save = StoredSpend.save
+    save_all = StoredSpend.save_all
 
-    async def late(self: StoredSpend, snapshot: RootSnapshot, now_us: int) -> bool:
+    async def late(self: StoredSpend, snapshots: Sequence[RootSnapshot], now_us: int) -> set[str]:
         await asyncio.sleep(save_s())
-        return await save(self, snapshot, now_us)
+        return await save_all(self, snapshots, now_us)
 
-    StoredSpend.save = late  # type: ignore[method-assign]
+    StoredSpend.save_all = late  # type: ignore[method-assign]
 
 
 def shifted(by_us: int) -> None:
