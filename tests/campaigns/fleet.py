@@ -298,7 +298,7 @@ class Fleet:
         `patience_s` have passed."""
         deadline = time.monotonic() + patience_s
         while True:
-            found = await self._settled() or Judgement(("gateways are not at rest",))
+            found = await self._settled()
             if not found.differences or time.monotonic() > deadline:
                 counts = (found.served, found.presumed, found.late)
                 since = [now - before for now, before in zip(counts, self._judged, strict=True)]
@@ -306,23 +306,24 @@ class Fleet:
                 return Judgement(found.differences, *since)
             await asyncio.sleep(0.2)
 
-    async def _settled(self) -> Judgement | None:
+    async def _settled(self) -> Judgement:
         for number, gateway in enumerate(self.gateways):
             if gateway.process.poll() is not None:
                 return Judgement((f"gateway {number} is dead: {gateway.log.read_text()[-1500:]}",))
         try:
             for number in range(self.count):
-                if await asyncio.to_thread(self._busy, number):
-                    return None
+                if busy := await asyncio.to_thread(self._busy, number):
+                    return Judgement((f"gateway {number} is not at rest: {busy}",))
             await self.sync_all()
             return await self._compare()
-        except (OSError, AssertionError, Unavailable):
-            return None
+        except (OSError, AssertionError, Unavailable) as error:
+            return Judgement((f"gateways could not be asked: {error!r}",))
 
-    def _busy(self, number: int) -> float:
+    def _busy(self, number: int) -> list[str]:
+        """What a gateway still has under way."""
         lines = self.gateways[number].get("/metrics").decode().splitlines()
         names = ("tollkeeper_entries_unacknowledged ", "tollkeeper_holds ")
-        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(names))
+        return [line for line in lines if line.startswith(names) and float(line.rpartition(" ")[2])]
 
     async def _compare(self) -> Judgement:
         database = await Database.open(self.database_url)
