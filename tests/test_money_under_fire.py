@@ -55,7 +55,7 @@ async def test_the_judge_notices(
     """Without that rule of the protocol there is a difference; `make campaign` also tries that with it there is
     none."""
     found = await controls.play(tmp_path, own_redis, own_postgres, rule, seed=7, broken=True)
-    assert any("provider" in difference for difference in found.differences), found
+    assert found.differences, "the judge noticed nothing"
 
 
 def test_wrong_decisions_are_seen() -> None:

@@ -108,8 +108,8 @@ async def play(
             over.set()
             await loading
             found = await fleet.judge(BROKEN_PATIENCE_S if broken else SOUND_PATIENCE_S)
-            if found.differences:
-                break
+            if any("provider" in difference for difference in found.differences):
+                break  # else it may only have been too busy to come to rest
         return found
     finally:
         await fleet.close()
