@@ -93,6 +93,11 @@ class Transaction:
             await self._connection.invalidate()
         with suppress(*_FOREIGN):
             await self._connection.close()
+        if self.dialect is Dialect.SQLITE:
+            # A task cancelled amid a statement leaves the pool believing that the connection is closed: its file lock
+            # would stay as long as the process.
+            with suppress(Exception):
+                self._driver.stop()
 
     @asynccontextmanager
     async def _deadline(self) -> AsyncIterator[None]:
