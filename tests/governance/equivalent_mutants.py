@@ -47,6 +47,20 @@ _FLAGGED = (
 )
 
 ARGUMENTS: Final = (
+    Argument(
+        "allow.lua",
+        "if log[WRITES] > NOTHING then",
+        ">",
+        "What is written again is the same; where there is no log, an empty one is left, which answers like none.",
+        new=(">=",),
+    ),
+    Argument(
+        "apply.lua",
+        "for i = 1, slot_count do",
+        "1",
+        "The key before the slot sets is of another type: its error is caught, as that of a broken slot set is.",
+        new=("(0)",),
+    ),
     Argument("admit.lua", "local WAIT, BUSY, SPENT, NEVER", "0", _ORDER, new=("(-1)",)),
     Argument("admit.lua", "local WAIT, BUSY, SPENT, NEVER", "3", _ORDER, new=("4",)),
     Argument("admit.lua", "local raw, cost, held = call('GETRANGE'", "'15'", _LONGER, new=("'16'",)),

@@ -494,7 +494,11 @@ def document(outcomes: dict[str, Outcome]) -> str:
         ]
     rows.append(_row("all", "", everything))
     untried = [f"`{file}`" for file in lua_files() if file not in outcomes]
-    left = f"\nNot tried yet: {', '.join(untried)}.\n" if untried else ""
+    left = (
+        f"\nNot clean yet, or not tried to the end: {', '.join(untried)}; `make mutants` names what survives there.\n"
+        if untried
+        else ""
+    )
     return "\n".join([_HEAD, *rows, left, _EQUIVALENT_HEAD, "", *arguments, ""])
 
 
@@ -515,7 +519,8 @@ trials of `tests/governance/mutants.py` are played with the result under Lua 5.1
 schedules, and some made by hand for what random ones seldom reach. A mutant is *noticed* if an answer or a stored
 field then differs from the Python twin or from a brute-force oracle. A comparison becomes its neighbour and its
 opposite (`<`: `<=`, `>=`), `+` `-` and `*` `/` are exchanged, `%` becomes `*`, a sign is left out, `min` `max` and
-`ceil` `floor` are exchanged, a number becomes one more and one less. None survived but those argued to be equivalent.
+`ceil` `floor` are exchanged, a number becomes one more and one less. Of the scripts in the table none survived but
+those argued to be equivalent.
 
 The digest is the beginning of the SHA-256 of the file whose mutants were tried (`sha256sum`): a script with another
 one has changed since. Of each kind: noticed/tried.
