@@ -179,6 +179,7 @@ def cost_nano(served: ServedRequest) -> int:
     return true_cost_nano({"usage": msgspec.to_builtins(served.usage), "model": served.model})
 
 
+@pytest.mark.timeout(600)  # a lock that is slow to go costs seconds at each point, and is not what is tried here
 async def test_a_sync_is_whole_wherever_it_is_cancelled(tmp_path: Path, own_redis: RedisServer) -> None:
     """Marks and totals go into the database together or not at all, and the next run has the rest."""
     parts = await Parts.start(tmp_path, own_redis.url, Clock(time.time_ns() // 1000))
