@@ -94,8 +94,8 @@ class Transaction:
         with suppress(*_FOREIGN):
             await self._connection.close()
         if self.dialect is Dialect.SQLITE:
-            # A task cancelled amid a statement leaves the pool believing that the connection is closed: its file lock
-            # would stay as long as the process.
+            # A task cancelled amid a statement leaves the pool believing that the connection is closed, and its
+            # file lock stays. Under some schedules it still takes seconds to go.
             with suppress(Exception):
                 self._driver.stop()
 
