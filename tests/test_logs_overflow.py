@@ -136,6 +136,8 @@ async def test_what_does_not_fit_without_bodies_is_dropped_from_the_oldest_on_an
     report = await verify(flooded.store)
     (producer,) = report.producers.values()
     assert report.complete and (producer.last, producer.records) == (150, 150 - dropped)
-    assert count(producer.dropped) == dropped and len(producer.dropped) == 1, "one range, before all that was kept"
-    newest = range(producer.dropped[0][1] + 1, 151)
-    assert [record["number"] for record in records][-len(newest) :] == list(newest)
+    # from the oldest on, around at most one batch that was leased meanwhile: what is leased is never dropped
+    assert count(producer.dropped) == dropped and len(producer.dropped) <= 2
+    kept = [n for n in range(1, 151) if not any(first <= n <= last for first, last in producer.dropped)]
+    assert [record["number"] for record in records] == kept
+    assert producer.dropped[-1][1] < 150, "the newest is kept"
