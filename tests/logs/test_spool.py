@@ -3,6 +3,8 @@
 import asyncio
 import itertools
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,34 @@ def test_chunks_come_back_in_order_after_a_crash(tmp_path: Path) -> None:
     again.forget(6)
     again.close(remove=True)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_spool_that_is_just_being_made_is_nobodys(tmp_path: Path) -> None:
+    """Workers start while others look for those of the dead. Locks are of open files: threads stand for processes."""
+    makers, rounds = 4, 100
+    done = threading.Event()
+
+    def make(maker: int) -> int:
+        spools_made = [Spool(tmp_path, f"p{maker}-{number}", 10**6) for number in range(rounds)]
+        for each in spools_made:
+            each.close(remove=True)
+        return len(spools_made)
+
+    def look() -> int:
+        looks = 0
+        while not done.is_set():
+            for found in orphans(tmp_path, 10**6):
+                found.close(remove=True)
+            looks += 1
+        return looks
+
+    with ThreadPoolExecutor(makers + 1) as pool:
+        looks = pool.submit(look)
+        try:
+            made = sum(pool.map(make, range(makers)))
+        finally:
+            done.set()
+    assert (made, looks.result() > 0) == (makers * rounds, True)
 
 
 def test_a_live_producers_spool_is_nobody_elses(tmp_path: Path) -> None:

@@ -30,6 +30,8 @@ LINE_BYTES: Final = 2048
 CLEAN_FILE: Final = "clean.json"
 LOCK_FILE: Final = "lock"
 ROOTS_FILE: Final = "roots"
+ASIDE: Final = "."
+"""Begins the name of a folder that is no outbox yet, or no more."""
 
 
 class DispatchLine(msgspec.Struct, frozen=True, array_like=True, tag="d"):
@@ -305,10 +307,12 @@ class Outbox:
         self.unlock()
 
     def remove(self) -> None:
-        """Delete the folder of a producer that is closed and covered by the database."""
-        for path in self.folder.iterdir():
+        """Delete the folder of a producer that is closed and covered by the database. It is put aside first: whoever
+        looks through the outboxes meanwhile must find it whole or not at all."""
+        aside = self.folder.rename(self.folder.with_name(f"{ASIDE}{self.folder.name}"))
+        for path in aside.iterdir():
             path.unlink()
-        self.folder.rmdir()
+        aside.rmdir()
         self.unlock()
 
     def unlock(self) -> None:
@@ -329,7 +333,7 @@ def open_outbox(base: Path) -> tuple[Outbox, list[Outbox]]:
     dead: list[Outbox] = []
     try:
         base.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for folder in sorted(path for path in base.iterdir() if path.is_dir()):
+        for folder in sorted(path for path in base.iterdir() if not path.name.startswith(ASIDE)):
             lock_fd = _lock(folder)
             if lock_fd is None:
                 continue
@@ -348,12 +352,16 @@ def open_outbox(base: Path) -> tuple[Outbox, list[Outbox]]:
 
 
 def new_outbox(base: Path) -> Outbox:
-    """The outbox of a new producer. Raises OutboxUnavailable."""
+    """The outbox of a new producer. Raises OutboxUnavailable.
+
+    It gets its name when it is locked: a gateway that starts at the same time would take it for a dead one's.
+    """
     producer = f"p_{secrets.token_hex(8)}"
-    folder = base / producer
+    draft = base / f"{ASIDE}{producer}"
     try:
-        folder.mkdir(mode=0o700)
-        lock_fd = _lock(folder)
+        draft.mkdir(mode=0o700)
+        lock_fd = _lock(draft)
+        folder = draft.rename(base / producer)
     except OSError as error:
         raise OutboxUnavailable(f"cannot open an outbox in {base}: {error}") from error
     assert lock_fd is not None, "nobody else knows this name"
@@ -366,7 +374,7 @@ def entries_kept(base: Path) -> dict[tuple[str, str], list[int]]:
     A producer that writes meanwhile may have forgotten a segment: what is gone by now is covered.
     """
     kept: dict[tuple[str, str], list[int]] = {}
-    for path in sorted(base.glob("*/*.seg")):
+    for path in sorted(base.glob("[!.]*/*.seg")):
         try:
             for line in Segment(path).read():
                 if isinstance(line, EntryLine):
@@ -377,13 +385,20 @@ def entries_kept(base: Path) -> dict[tuple[str, str], list[int]]:
 
 
 def _lock(folder: Path) -> int | None:
-    fd = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    """The lock of a folder; None: its process lives, or somebody has just removed it."""
+    path = folder / LOCK_FILE
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        return None
-    return fd
+        if path.stat().st_ino == os.fstat(fd).st_ino:
+            return fd
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    os.close(fd)
+    return None
 
 
 def _write_whole(path: Path, content: bytes) -> None:

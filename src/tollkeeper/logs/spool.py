@@ -30,6 +30,8 @@ from tollkeeper.domain.log_queue import Chunk
 SEGMENT_BYTES: Final = 8 * 2**20
 LOCK_FILE: Final = "lock"
 LAST_FILE: Final = "last"
+DRAFT: Final = "."
+"""Begins the name of a folder that is not a spool yet."""
 _HEAD: Final = struct.Struct("<II")
 _LAST: Final = struct.Struct("<Q")
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -59,14 +61,14 @@ class Spool:
         self._file = -1
         self.bytes = 0
         try:
-            if create:
-                self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock = os.open(self.folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                os.close(self._lock)
-                raise OutboxUnavailable(f"the log spool {self.folder} belongs to a process that lives") from None
+            if create and not self.folder.exists():
+                # it gets its name when it is locked: whoever looks for orphans now would take it for one
+                draft = root / f"{DRAFT}{producer}"
+                draft.mkdir(mode=0o700, parents=True, exist_ok=True)
+                self._lock = _locked(draft)
+                draft.rename(self.folder)
+            else:
+                self._lock = _locked(self.folder)
             self._open_last()
             self._load()
         except OSError as error:
@@ -181,6 +183,16 @@ class Spool:
             self._file = -1
 
 
+def _locked(folder: Path) -> int:
+    lock = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        raise OutboxUnavailable(f"the log spool {folder} belongs to a process that lives") from None
+    return lock
+
+
 def _chunks(data: bytes) -> Iterator[Chunk]:
     """All whole chunks; what a crash cut off at the end is left out."""
     at = 0
@@ -196,7 +208,7 @@ def _chunks(data: bytes) -> Iterator[Chunk]:
 def orphans(root: Path, bytes_max: int) -> Iterator[Spool]:
     """Spools of producers that died, each locked for the caller, who closes it."""
     for folder in sorted(root.iterdir()) if root.is_dir() else ():
-        if folder.is_dir():
+        if folder.is_dir() and not folder.name.startswith(DRAFT):
             try:
                 yield Spool(root, folder.name, bytes_max, create=False)
             except OutboxUnavailable:
