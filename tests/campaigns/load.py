@@ -37,6 +37,9 @@ class Verdict(NamedTuple):
     fullest: int
     reconnects: int
     unsure: int
+    """Admitted with a lost connection between question and answer."""
+    losses: int
+    """How often the reply of an admission was lost for certain."""
     why: str
     """The commonest error and how often it was seen."""
 
@@ -98,6 +101,7 @@ def judge(reports: Sequence[Report], limit: int, window_us: int) -> Verdict:
         oracle.fullest(),
         sum(report.reconnects for report in reports),
         sum(a.from_us != a.until_us for a in oracle.admitted),
+        sum(report.losses for report in reports),
         "; ".join(
             f"{count} × {why}" for why, count in Counter(f.why for r in reports for f in r.failed).most_common(1)
         ),

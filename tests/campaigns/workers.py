@@ -6,6 +6,7 @@ clock of its own, and on demand a proxy before Redis that loses replies.
 
 import asyncio
 import random
+import re
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager, suppress
@@ -27,8 +28,12 @@ from tollkeeper.settings import StoreSettings
 PROCESSES: Final = 8
 TASKS: Final = 64
 ROOT: Final = "org_load"
+LOSSES: Final = 2
+"""Of each process with a proxy before Redis: so often an admission's reply is lost, and its connection cut."""
 LOSS_S: Final = 0.05
-"""How long replies get lost before the connection is cut."""
+"""How long replies go on being lost before the connection is cut."""
+ADMITTED: Final = re.compile(rb"\*\d+\r\n:1\r\n")
+"""How the reply of an admission begins, the limiter's and the gateway's."""
 ERROR_PAUSE_S: Final = 0.01
 PATIENCE_S: Final = 60.0
 """With a process that should have ended."""
@@ -85,6 +90,8 @@ class Report(NamedTuple):
     asked: list[Asked]
     failed: list[Failed]
     reconnects: int
+    losses: int
+    """How often the reply of an admission was lost for certain."""
 
 
 Ask = Callable[[str, int], Awaitable[tuple[bool, int]]]
@@ -117,6 +124,7 @@ async def _asker(part: Part, url: str, stack: AsyncExitStack) -> tuple[Ask, Redi
         await _started(client.start, client)
         witness = Witness(client)
         limiter = SlidingWindowLimiter(witness, window=part.window_us / 1e6, deadline=part.deadline_s)
+        await _repeated(lambda: limiter.get_current_usage(part.key))  # Redis' time is known: no ask is for the state
 
         async def ask(request: str, weight: int) -> tuple[bool, int]:
             result = await limiter.allow_n(part.key, part.limit, weight, request_id=request)
@@ -145,17 +153,25 @@ async def _started(start: Callable[[], Awaitable[None]], client: RedisClient) ->
         await asyncio.sleep(ERROR_PAUSE_S)
 
 
+async def _repeated(call: Callable[[], Awaitable[object]]) -> None:
+    while True:
+        with suppress(StoreUnavailable):
+            await call()
+            return
+        await asyncio.sleep(ERROR_PAUSE_S)
+
+
 async def _work(part: Part) -> Report:
     asked: list[Asked] = []
     failed: list[Failed] = []
-    latest_us = 0
+    latest_us = losses_left = 0
 
     async def task(number: int, ask: Ask, client: RedisClient) -> None:
         nonlocal latest_us
         rng = random.Random(f"{part.seed}/{part.number}/{number}")
         for turn in range(part.asks):
             begun_s = time.monotonic()
-            if begun_s >= part.stop_s:
+            if begun_s >= part.stop_s and not losses_left:
                 return
             request, weight = f"r{part.seed}.{part.number}.{number}.{turn}", rng.choice((1, 1, 1, 2, 5))
             lower_us, losses = latest_us, client.get_stats().reconnects
@@ -174,33 +190,33 @@ async def _work(part: Part) -> Report:
             if part.pause_s:
                 await asyncio.sleep(part.pause_s * rng.random())
 
+    async def lose(proxy: Proxy) -> None:
+        """At times of its own from then on the next admission's reply is lost and what follows it, then the
+        connection is cut. The tasks go on asking until that has happened."""
+        nonlocal losses_left
+        rng = random.Random(f"{part.seed}/{part.number}/loss")
+        while losses_left:
+            at_s = part.start_s + (part.stop_s - part.start_s) * (LOSSES - losses_left + rng.random()) / (
+                LOSSES + 0.5
+            )
+            await asyncio.sleep(max(0.0, at_s - time.monotonic()))
+            await proxy.swallow_from(ADMITTED)
+            await asyncio.sleep(LOSS_S)
+            proxy.swallowing = False
+            proxy.cut()
+            losses_left -= 1
+
     async with AsyncExitStack() as stack:
-        url, losing = part.url, None
+        work: list[Awaitable[None]] = []
+        url = part.url
         if part.lossy:
             proxy = await stack.enter_async_context(Proxy(Path(part.lossy)))
-            url = proxy.url
-            losing = asyncio.create_task(_lose(proxy, part))
+            url, losses_left = proxy.url, LOSSES
+            work.append(lose(proxy))
         ask, client = await _asker(part, url, stack)
         await asyncio.sleep(max(0.0, part.start_s - time.monotonic()))
-        await asyncio.gather(*(task(n, ask, client) for n in range(TASKS)))
-        if losing is not None:
-            losing.cancel()
-            with suppress(asyncio.CancelledError):
-                await losing
-        return Report(asked, failed, client.get_stats().reconnects)
-
-
-async def _lose(proxy: Proxy, part: Part) -> None:
-    """Twice, at times of its own: replies get lost, then the connection is cut."""
-    rng = random.Random(f"{part.seed}/{part.number}/loss")
-    length_s = part.stop_s - part.start_s
-    for third in (0, 1):
-        at_s = part.start_s + length_s * (third + rng.random()) / 2.5
-        await asyncio.sleep(max(0.0, at_s - time.monotonic()))
-        proxy.swallowing = True
-        await asyncio.sleep(LOSS_S)
-        proxy.swallowing = False
-        proxy.cut()
+        await asyncio.gather(*work, *(task(n, ask, client) for n in range(TASKS)))
+        return Report(asked, failed, client.get_stats().reconnects, len(work) * LOSSES)
 
 
 def play(part: Part) -> Report:

@@ -1,13 +1,15 @@
 """A TCP proxy before a server of ours on a unix socket, to lose replies and to cut connections."""
 
 import asyncio
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
 
 class Proxy:
-    """Forwards to a unix socket. While `swallowing`, what the server says is thrown away.
+    """Forwards to a unix socket. While `swallowing`, what the server says is thrown away; `swallow_from` begins with
+    a certain reply, so that this one is lost whatever else happens.
 
     After `hold_back` what clients say on the connections there are is kept, also beyond a `cut`, and reaches the
     server at `release`: late, as from a network that had it all the time.
@@ -17,6 +19,7 @@ class Proxy:
         self._socket = socket
         self.swallowing = False
         self.port = 0
+        self._awaited: tuple[re.Pattern[bytes], asyncio.Future[None]] | None = None
         self._writers: list[asyncio.StreamWriter] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._late: dict[asyncio.StreamWriter, list[bytes]] = {}
@@ -45,6 +48,12 @@ class Proxy:
                 writer.close()
         self._writers.clear()
 
+    def swallow_from(self, reply: re.Pattern[bytes]) -> "asyncio.Future[None]":
+        """Swallow what the server says from the next read on in which `reply` is found; done once that is lost."""
+        lost = asyncio.get_running_loop().create_future()
+        self._awaited = reply, lost
+        return lost
+
     def hold_back(self) -> None:
         """Keep what comes from the clients that are connected now."""
         self._late = {writer: [] for writer in self._to_server}
@@ -72,6 +81,8 @@ class Proxy:
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, replies: bool) -> None:
         with suppress(OSError):
             while data := await reader.read(65536):
+                if replies:
+                    self._look_for_reply(data)
                 if writer in self._late:
                     self._late[writer].append(data)
                 elif not (replies and self.swallowing):
@@ -79,3 +90,9 @@ class Proxy:
         self._to_server.discard(writer)
         if writer not in self._late:
             writer.close()
+
+    def _look_for_reply(self, data: bytes) -> None:
+        if self._awaited is not None and self._awaited[0].search(data):
+            self.swallowing = True
+            self._awaited[1].set_result(None)
+            self._awaited = None
