@@ -17,21 +17,11 @@
 -- include: correct.lua
 -- include: counter.lua
 -- include: refill.lua
-local plan, attempt = ARGV[1], ARGV[3]
+local plan, producer, attempt = ARGV[1], ARGV[2], ARGV[3]
 local given, entry, charges, hold, cost, requests, input, output, cached, counter_count, run_count, bucket_count,
   slot_count, prefix, at = read('<dddddddddddddd', plan)
+-- include: numbered.lua
 
-local tree = call('HMGET', KEYS[1], 'sync', ARGV[2])
-local sync, mark = tree[1], tonumber(tree[2] or 0)
-if not sync then
-  return {2, 0, 0}
-end
-if entry <= mark then
-  return {0, mark, 0}
-end
-if entry ~= mark + 1 then
-  return {1, mark, 0}
-end
 local counters, expiries, flagging = {}, nil, false
 for i = 1, counter_count do
   local raw = call('GET', KEYS[3 + i])
@@ -82,7 +72,7 @@ for i = 1, counter_count do
     call('HSET', KEYS[3], string.sub(key, prefix + 1), sync)
   end
 end
-call('HSET', KEYS[1], ARGV[2], ARGV[4])
+call('HSET', KEYS[1], producer, ARGV[4])
 
 -- The money is right by now. A log, bucket or slot set that is none of ours stays as it is: the next admission tells.
 for i = 1, run_count do

@@ -4,24 +4,16 @@
 -- KEYS  1 marks:{root}  2 hold:{root}
 -- ARGV  producer, number, the producer that is buried, release (1, or 0), prefix of counter keys, prefix of slot keys, slot
 --       key of the root itself
--- Reply {status, mark}: 0 ok, 1 gap, 2 cold, 5 damaged: a hold names what is no counter. Counters and slots are found through the holds; they carry the same tag.
+-- Reply {status, mark, 0}: 0 ok (now or before), 1 gap, 2 cold, 5 damaged: a hold names what is no counter. Counters and
+--       slots are found through the holds; they carry the same tag.
 -- include: clock.lua
 -- include: counter.lua
 -- include: holds.lua
 -- include: marks.lua
-local producer, number, dead, release = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4] == '1'
+local producer, entry, dead, release = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4] == '1'
 local counter_prefix, slot_prefix, root_slot = ARGV[5], ARGV[6], ARGV[7]
-local tree = call('HMGET', KEYS[1], 'run', producer, dead)
-if not tree[1] then
-  return {2, 0}
-end
-local mark, reached = tonumber(tree[2] or 0), tonumber(tree[3] or 0)
-if number <= mark then
-  return {0, mark}
-end
-if number ~= mark + 1 then
-  return {1, mark}
-end
+-- include: numbered.lua
+
 local holds, whole = {}, true
 if release then
   each_hold(KEYS[2], function(attempt, amount, owner, counters, slots)
@@ -32,10 +24,11 @@ if release then
   end)
 end
 if not whole then
-  return {5, mark}
+  return {5, mark, 0}
 end
 
 -- Nothing below can fail: validate first, write last.
+local reached = tonumber(call('HGET', KEYS[1], dead) or 0)
 if reached < BURIED then
   call('HSET', KEYS[1], dead, string.format('%.0f', BURIED + reached))
 end
@@ -47,4 +40,4 @@ for _, hold in ipairs(holds) do
   end)
 end
 call('HSET', KEYS[1], producer, ARGV[2])
-return {0, number}
+return {0, entry, 0}

@@ -20,18 +20,8 @@ local UNCHARGED = '0\n0\n0\n0\n0\n0\n'
 local plan, producer, attempt, record, prefix = ARGV[1], ARGV[2], ARGV[3], ARGV[5], ARGV[6]
 local given, entry, rank, cost, requests, input, output, cached, fresh, counter_count, slot_count, origin_count, at =
   read('<dddddddddddd', plan)
+-- include: numbered.lua
 
-local tree = call('HMGET', KEYS[1], 'sync', producer)
-local sync, mark = tree[1], tonumber(tree[2] or 0)
-if not sync then
-  return {2, 0, 0}
-end
-if entry <= mark then
-  return {0, mark, 0}
-end
-if entry ~= mark + 1 then
-  return {1, mark, 0}
-end
 local before = call('HGET', KEYS[4], attempt)
 if not before and fresh == 0 then
   return {4, mark, 0}

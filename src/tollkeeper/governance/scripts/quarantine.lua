@@ -3,22 +3,13 @@
 --
 -- KEYS  1 marks:{root}  2 hold:{root}  3 changed:{root}  4 charges:{root}
 -- ARGV  producer, number, attempt, name of the record, the record (charge.lua tells its form), prefix of counter keys
--- Reply {status, mark}: 0 ok, 1 gap, 2 cold. The hold is released as far as what it names are counters.
+-- Reply {status, mark, 0}: 0 ok (now or before), 1 gap, 2 cold. The hold is released as far as what it names are counters.
 -- include: clock.lua
 -- include: counter.lua
 -- include: holds.lua
-local producer, number, attempt, name, prefix = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4], ARGV[6]
-local tree = call('HMGET', KEYS[1], 'sync', producer)
-local sync, mark = tree[1], tonumber(tree[2] or 0)
-if not sync then
-  return {2, 0}
-end
-if number <= mark then
-  return {0, mark}
-end
-if number ~= mark + 1 then
-  return {1, mark}
-end
+local producer, entry, attempt, name, prefix = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4], ARGV[6]
+-- include: numbered.lua
+
 call('HDEL', KEYS[3], '')
 call('HSET', KEYS[4], name, ARGV[5])
 call('HSET', KEYS[3], '!' .. name, sync)
@@ -35,4 +26,4 @@ pcall(function()
     end
   end)
 end)
-return {0, number}
+return {0, entry, 0}

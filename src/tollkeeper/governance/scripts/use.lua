@@ -12,18 +12,10 @@
 -- include: clock.lua
 -- include: counter.lua
 -- include: marks.lua
+local producer = ARGV[2]
 local given, entry, cost, requests, keep, prefix, counter_count, origin_count, at = read('<dddddddd', ARGV[1])
-local tree = call('HMGET', KEYS[1], 'sync', ARGV[2])
-local sync, mark = tree[1], tonumber(tree[2] or 0)
-if not sync then
-  return {2, 0, 0}
-end
-if entry <= mark then
-  return {0, mark, 0}
-end
-if entry ~= mark + 1 then
-  return {1, mark, 0}
-end
+-- include: numbered.lua
+
 local now, counters, expiries = clock(given), {}, {}
 for i = 1, counter_count do
   local ends
@@ -49,7 +41,7 @@ end
 -- write that needs no memory, it makes Redis let a script write on though its memory is full.
 call('HDEL', KEYS[2], '')
 call('HDEL', KEYS[3], '')
-local by = ARGV[2] .. ':' .. ARGV[4]
+local by = producer .. ':' .. ARGV[4]
 local known = call('GET', KEYS[4])
 if not counted and (not known or tonumber(string.match(known, ' (%d+) ')) <= now) then
   known = string.format('%.0f %.0f %s', cost, now + keep, by)
@@ -71,5 +63,5 @@ for i = 1, counter_count do
   end
   call('HSET', KEYS[2], string.sub(key, prefix + 1), sync)
 end
-call('HSET', KEYS[1], ARGV[2], ARGV[4])
+call('HSET', KEYS[1], producer, ARGV[4])
 return {0, entry, 0}
