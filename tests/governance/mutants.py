@@ -279,6 +279,13 @@ CROWDED: Final = [
     (_TOKENS, None, None, [("admit", 1, 9), ("admit", 2, 9), ("lose", 5), ("settle", 0, 4, 3), ("state",)], False),
     (_TOKENS, None, None, [("admit", 1, 9), ("rank", 0, 2, 4, True, (1, 9, True)), ("held",), ("state",)], False),
     (_TOKENS, None, None, [("ended", ends) for ends in (-1, 0, 1)], False),
+    (
+        Policy(),
+        None,
+        Policy(concurrency=3),
+        [("admit", 1, 9), ("orphan", 1, 9), ("orphan", 1, 9), ("bury", 1)],
+        False,
+    ),
     (Policy(windows=(Window(Unit.TOKENS, 5),)), None, None, [("admit", 3, 1), ("admit", 5, 1)], False),
     (Policy(windows=(Window(Unit.REQUESTS, 1),)), None, None, [("admit", 0, 1), ("admit", 0, 1)], False),
     (
@@ -292,7 +299,8 @@ CROWDED: Final = [
 """Refusals that end only when several runs have left; a run that is full; holds that are made again; weights that are
 just as large as the limit; refusals without a wait at once; corrections of runs that are not among the newest; a log
 that knows more of one unit and less of the other than was seen of it; a charge that was counted under the number it
-had, or is held by a producer that is taken for dead; corrections in a period that has just ended."""
+had, or is held by a producer that is taken for dead; corrections in a period that has just ended; slots of the
+root itself that a dead producer held."""
 _BUDGET: Final = Policy(budgets=(Budget(10**6, Period.MONTH), Budget(10**6, Period.TOTAL)), concurrency=9)
 _ORIGINS: Final = [None, *[(p, n, held) for p in (2, 9) for n in (0, 1, 2) for held in (False, True)]]
 SUCCESSION = [

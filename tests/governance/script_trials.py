@@ -161,6 +161,8 @@ class CheckedLua(LuaRedis):
 
     after_charge = after_apply
     after_use = after_apply
+    after_bury = after_apply
+    after_quarantine = after_apply
 
     def after_logack(self, _keys: list[bytes], _arguments: Sequence[Any], _: Any, reply: int) -> None:
         assert reply in (0, 1)
