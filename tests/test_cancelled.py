@@ -6,10 +6,9 @@ is where its task is cancelled, for every n until one comes through; then the sa
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Coroutine, Generator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 import pytest
@@ -19,7 +18,6 @@ from tests.governance.parts import Clock, Parts, budget, one_key
 from tests.servers.redis import RedisServer, own_redis
 from tests.test_replay import true_cost_nano
 from tollkeeper.domain.admission import LimitKind
-from tollkeeper.domain.errors import DatabaseUnavailable
 from tollkeeper.domain.periods import Period
 from tollkeeper.domain.policy import Budget, Policy
 from tollkeeper.gateway.server import DataPlane
@@ -31,7 +29,6 @@ from tollkeeper.simulator.account import ServedRequest
 __all__ = ["own_redis"]
 
 SECRET = f"tk_{1:043d}"
-LOCKED_MAX = 200
 POINTS_MAX = 200
 """More suspensions than there are: reaching it fails the test."""
 
@@ -73,23 +70,9 @@ async def cancelled_at(point: int, work: Coroutine[Any, Any, Any]) -> bool:
 
     task = asyncio.create_task(run())
     await asyncio.wait([task])
-    if task.cancelled() or (error := task.exception()) is None:
-        return steps.seen >= point
-    if isinstance(error, DatabaseUnavailable):
-        return True  # SQLite's lock is still with the connection of the one that was cancelled before
-    raise error
-
-
-T = TypeVar("T")
-
-
-async def patiently(ask: Callable[[], Awaitable[T]]) -> T:
-    """The answer, as soon as SQLite's lock is free."""
-    for _ in range(LOCKED_MAX):
-        with suppress(DatabaseUnavailable):
-            return await ask()
-        await asyncio.sleep(0.05)
-    raise AssertionError("the database stays locked")
+    if not task.cancelled() and (error := task.exception()) is not None:
+        raise error
+    return steps.seen >= point
 
 
 class Stand:
@@ -179,7 +162,6 @@ def cost_nano(served: ServedRequest) -> int:
     return true_cost_nano({"usage": msgspec.to_builtins(served.usage), "model": served.model})
 
 
-@pytest.mark.timeout(600)  # a lock that is slow to go costs seconds at each point, and is not what is tried here
 async def test_a_sync_is_whole_wherever_it_is_cancelled(tmp_path: Path, own_redis: RedisServer) -> None:
     """Marks and totals go into the database together or not at all, and the next run has the rest."""
     parts = await Parts.start(tmp_path, own_redis.url, Clock(time.time_ns() // 1000))
@@ -191,11 +173,11 @@ async def test_a_sync_is_whole_wherever_it_is_cancelled(tmp_path: Path, own_redi
         assert await parts.ledger.flush(5)
         if not await cancelled_at(point, parts.sync.sync_once()):
             break
-        snapshot = await patiently(lambda: parts.database.spend.load("org_a"))
+        snapshot = await parts.database.spend.load("org_a")
         number = snapshot.marks.get(parts.ledger.producer, 0)
         known = [total.cost_nano for total in snapshot.totals.values()]
         assert known in ([], [number * (number + 1) // 2])
     assert 5 < point < POINTS_MAX
-    await patiently(parts.sync.sync_once)
+    await parts.sync.sync_once()
     assert set((await parts.spent("org_a")).values()) == {spent}
     await parts.stop()

@@ -184,6 +184,28 @@ async def test_a_locked_sqlite_file_is_given_up_in_time(tmp_path: Path, opened: 
     assert len(await accounts.list_keys()) == 1
 
 
+async def test_a_cancelled_write_gives_sqlites_lock_back(tmp_path: Path, opened: Opener) -> None:
+    """At once, also while a statement of it is still alive, as one is in the traceback of its error."""
+    database = await opened(f"sqlite:///{tmp_path / 'toll.db'}", timeout_s=TIMEOUT_S)
+    await database.migrate()
+    alive: list[object] = []
+
+    async def write() -> None:
+        async with database._transactions.write() as transaction:
+            await transaction.execute(text("UPDATE change_counter SET version = 9"))
+            cursor = await transaction._driver.cursor()
+            alive.append(await cursor.execute("SELECT * FROM sqlite_schema"))
+            await asyncio.get_running_loop().create_future()
+
+    task = asyncio.create_task(write())
+    while not alive:
+        await asyncio.sleep(0)
+    task.cancel()
+    assert [type(e) for e in await asyncio.gather(task, return_exceptions=True)] == [asyncio.CancelledError]
+    async with database._transactions.write() as transaction:
+        assert (await transaction.rows(text("SELECT version FROM change_counter")))[0][0] < 9
+
+
 async def test_a_long_query_of_sqlite_is_ended(tmp_path: Path, opened: Opener) -> None:
     database = await opened(f"sqlite:///{tmp_path / 'toll.db'}", timeout_s=TIMEOUT_S)
     await database.migrate()

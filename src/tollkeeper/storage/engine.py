@@ -6,6 +6,7 @@ import sqlite3
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
+from weakref import WeakSet
 
 import asyncpg
 from sqlalchemy import URL, event
@@ -52,11 +53,35 @@ def _postgresql(address: Address, pool_size: int, timeout_s: float) -> AsyncEngi
     return engine
 
 
+class _WhollyClosed(sqlite3.Connection):
+    """Gives SQLite's lock back when it is closed.
+
+    SQLite keeps a connection open, with its lock, as long as a statement of it is under way; that of a cancelled task
+    lives on in the traceback of its error, until Python collects that: seconds or minutes in which nobody can write.
+    A ROLLBACK would not do: after `interrupt` it, too, is interrupted until the last statement has ended. Statements
+    are those of cursors that were asked for; SQLAlchemy makes no others.
+    """
+
+    def __init__(self, *args: Any, **named: Any) -> None:
+        super().__init__(*args, **named)
+        self._cursors = WeakSet[sqlite3.Cursor]()
+
+    def cursor(self, *args: Any, **named: Any) -> Any:
+        cursor = super().cursor(*args, **named)
+        self._cursors.add(cursor)
+        return cursor
+
+    def close(self) -> None:
+        for cursor in list(self._cursors):
+            cursor.close()
+        super().close()
+
+
 def _sqlite(path: Path, pool_size: int, timeout_s: float) -> AsyncEngine:
     engine = create_async_engine(
         URL.create("sqlite+aiosqlite", database=str(path)),
         # The driver must begin nothing by itself: transactions are begun by `transactions.py`.
-        connect_args={"isolation_level": None, "timeout": timeout_s * BUSY_SHARE},
+        connect_args={"isolation_level": None, "timeout": timeout_s * BUSY_SHARE, "factory": _WhollyClosed},
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=timeout_s,

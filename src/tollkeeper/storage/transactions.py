@@ -93,11 +93,6 @@ class Transaction:
             await self._connection.invalidate()
         with suppress(*_FOREIGN):
             await self._connection.close()
-        if self.dialect is Dialect.SQLITE:
-            # A task cancelled amid a statement leaves the pool believing that the connection is closed, and its
-            # file lock stays. Under some schedules it still takes seconds to go.
-            with suppress(Exception):
-                self._driver.stop()
 
     @asynccontextmanager
     async def _deadline(self) -> AsyncIterator[None]:
