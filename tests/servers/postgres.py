@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
@@ -114,13 +115,17 @@ class PostgresServer:
         self._signal(signal.SIGCONT)
 
     def kill(self) -> None:
-        """End all of it at once (SIGKILL)."""
+        """End all of it at once (SIGKILL), and wait until none is left: one would keep the next from starting."""
         process = self._process
         if process is None:
             return
+        process.send_signal(signal.SIGSTOP)  # it starts no more children, and stays their parent until all are known
+        children = _children(process.pid)
         self._signal(signal.SIGKILL)
         process.wait(STOP_TIMEOUT_S)
         self._process = None
+        for child in children:
+            _end(child, STOP_TIMEOUT_S)
 
     def stop(self) -> None:
         """End it and remove its folder."""
@@ -166,17 +171,28 @@ class PostgresServer:
         return {"user": self._owner.pw_uid, "group": self._owner.pw_gid, "extra_groups": []}
 
 
+def _stat(pid: int) -> list[str]:
+    """State, parent and so on of a process; nothing if there is none."""
+    try:
+        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
 def _children(parent: int) -> list[int]:
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            if int(fields[1]) == parent:
-                found.append(int(entry.name))
-    return found
+    pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    return [pid for pid in pids if _stat(pid)[1:2] == [str(parent)]]
+
+
+def _end(pid: int, timeout_s: float) -> None:
+    """Kill a process and wait until it has let go of everything."""
+    deadline = time.monotonic() + timeout_s
+    while _stat(pid)[:1] not in ([], ["Z"], ["X"]):
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"process {pid} does not end")
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(0.005)
 
 
 @pytest.fixture(scope="session")
