@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import os
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from tests.logs.conftest import until
 from tollkeeper.domain.errors import OutboxUnavailable, StoreUnavailable
 from tollkeeper.domain.log_queue import Bounds, Chunk, Kept
+from tollkeeper.logs import producer as producers
 from tollkeeper.logs import spool as spools
 from tollkeeper.logs.producer import SPILL_CHUNKS, Producer, adopt
 from tollkeeper.logs.queues import MemoryQueue
@@ -108,6 +110,18 @@ class Away(MemoryQueue):
         return await super().put(chunk)
 
 
+class Meanwhile(Away):
+    """Something happens in the very step in which an answer comes."""
+
+    meanwhile: list[Callable[[], object]] = []  # noqa: RUF012 - each test gives its own
+
+    async def put(self, chunk: Chunk) -> Kept:
+        kept = await super().put(chunk)
+        if self.meanwhile:
+            self.meanwhile.pop(0)()
+        return kept
+
+
 def queue() -> Away:
     return Away("run", Bounds(), lambda: 1)
 
@@ -126,6 +140,36 @@ async def test_records_of_the_very_tick_in_which_the_spool_ends_are_not_waited_f
     producer.number += 1
     target.away = False
     await asyncio.wait_for(until(lambda: not producer.spooling), 5)
+    await producer.stop()
+
+
+async def test_a_record_that_comes_while_the_last_chunk_is_answered_does_not_spin_the_loop(tmp_path: Path) -> None:
+    target = Meanwhile("run", Bounds(), lambda: 1)
+    producer = Producer("p", target, Spool(tmp_path, "p", 10**6))
+    await producer.start()
+    producer.add(b"one")
+    await until(lambda: producer.spooling)
+    target.meanwhile = [lambda: producer.add(b"two"), lambda: producer.add(b"three")]
+    target.away = False
+    await until(lambda: not producer.spooling and producer.brought == 3)
+    await producer.stop()
+
+
+async def test_an_answer_that_never_comes_is_asked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found in a run on a busy machine: nothing was brought any more until the restart."""
+    monkeypatch.setattr(producers, "REPLAY_TIMEOUT_S", 0.02)
+    target = queue()
+    producer = Producer("p", target, Spool(tmp_path, "p", 10**6))
+    await producer.start()
+    producer.add(b"one")
+    await until(lambda: producer.spooling)
+    silent: asyncio.Future[Kept] = asyncio.get_running_loop().create_future()
+    with monkeypatch.context() as patch:
+        patch.setattr(target, "put", lambda _: silent)
+        await until(silent.cancelled)
+        assert producer.last_error is not None and "no answer" in producer.last_error
+    target.away = False
+    await until(lambda: not producer.spooling)
     await producer.stop()
 
 

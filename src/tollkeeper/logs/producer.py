@@ -239,8 +239,8 @@ class Producer:
                     self._wake.clear()
                     await self._wake.wait()
                     self._idle.clear()
-            except Unavailable as error:
-                self.last_error = str(error)
+            except (Unavailable, TimeoutError) as error:
+                self.last_error = str(error) or f"no answer within {REPLAY_TIMEOUT_S:g} s"
                 await asyncio.sleep(delay_s)
                 delay_s = min(BACKOFF_MAX_S, 2 * delay_s)
                 continue
@@ -375,6 +375,7 @@ class Producer:
                 self._on_kept(await self._queue.put(chunk))
             self._replayed = chunk.last
             spool.forget(chunk.last)
+            await asyncio.sleep(0)  # so that what came meanwhile has its turn: a queue may answer at once
         if not len(spool) and not self._parts:
             self._spooling = False
             self.last_error = None
