@@ -81,7 +81,7 @@ def store_at(
     return open_store(url or server.url(), timeout_s, environ)
 
 
-async def until(condition: Callable[[], object], timeout_s: float = 10.0) -> None:
+async def until(condition: Callable[[], object], timeout_s: float = 60.0) -> None:
     """Wait for the pipeline's task to get there."""
     deadline = time.monotonic() + timeout_s
     while not condition():

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -121,7 +122,7 @@ async def test_redis_away_records_go_to_disk_and_come_back_in_order_once(
     client: RedisClient, own_redis: RedisServer, folder: LogStore, tmp_path: Path
 ) -> None:
     """Killed in the midst of a stream of records, twice; what was on its way may have arrived or not."""
-    pipeline = gateway(client, folder, "gw", tmp_path / "spool", object_records_max=20)
+    pipeline = gateway(client, folder, "gw", tmp_path / "spool", object_records_max=20, lease_s=1.0)
     await pipeline.start()
 
     async def some(count: int) -> None:
@@ -139,6 +140,13 @@ async def test_redis_away_records_go_to_disk_and_come_back_in_order_once(
         await until(lambda: pipeline.stats().spooled_bytes == 0)
     stats = await pipeline.stop()
     assert (stats.produced, stats.dropped, stats.pending) == (600, 0, 0)
+    other = worker(client, folder)  # takes over what was leased when a kill took the lease's answer
+    await other.start()
+    deadline = time.monotonic() + 60
+    while not await drained(client):
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.1)
+    await other.stop()
     report = await verify(folder, {"gw": 600}, [RedisQueue(client, "test", Bounds())])
     assert report.complete and report.records == 600
 
