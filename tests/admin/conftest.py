@@ -1,8 +1,9 @@
 """The control plane over real parts: SQLite in a temporary directory, the memory store, the ledger."""
 
 import json
+import shutil
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import msgspec
 import pytest
 
 from tests.logs.conftest import make_pipeline
-from tollkeeper.admin import Readiness, create_admin
+from tollkeeper.admin import ControlPlane, Parts, Readiness
 from tollkeeper.domain.errors import DatabaseUnavailable
 from tollkeeper.governance import Ledger, MemoryStore, StoreReader, SyncWorker
+from tollkeeper.governance.logins import LoginLimits
 from tollkeeper.logs.prover import LogProver
 from tollkeeper.logs.search import LogReader
 from tollkeeper.logs.sinks import LogStore, open_store
@@ -20,6 +22,7 @@ from tollkeeper.observability.metrics import Metrics
 from tollkeeper.storage.database import Database
 
 TOKEN = "t" * 40
+DIGEST_KEY = b"d" * 64
 
 
 def now_us() -> int:
@@ -46,12 +49,18 @@ class Control:
         self.pipeline = make_pipeline(logs)
         self.database, self.ledger, self.sync, self.metrics = database, ledger, sync, metrics
         self.database_away = False
+        self.now_us = now_us()
+        """The clock of the login limiter alone."""
         self.application = self.make(database)
 
-    def make(self, database: Database) -> Any:
+    def make(self, database: Database) -> ControlPlane:
         """A control plane on this database."""
-        return create_admin(
-            accounts=database.accounts(b"d" * 64, now_us),
+        accounts = database.accounts(DIGEST_KEY, now_us)
+        parts = Parts(
+            accounts=accounts,
+            tokens=database.admin_tokens(DIGEST_KEY, now_us),
+            audit=database.audit(now_us),
+            logins=LoginLimits(lambda: self.now_us),
             spend=database.spend,
             governor=self.ledger,
             corrector=self.ledger,
@@ -68,6 +77,7 @@ class Control:
             version="1.2.3",
             now_us=now_us,
         )
+        return ControlPlane(parts)
 
     async def ping(self) -> str | None:
         if self.database_away:
@@ -76,7 +86,15 @@ class Control:
         return None
 
     async def __call__(
-        self, method: str, path: str, json_body: Any = None, *, body: bytes | None = None, token: str | None = TOKEN
+        self,
+        method: str,
+        path: str,
+        json_body: Any = None,
+        *,
+        body: bytes | None = None,
+        token: str | None = TOKEN,
+        address: str = "192.0.2.1",
+        extra: Mapping[str, str] | None = None,
     ) -> Answer:
         """One request, over ASGI as uvicorn speaks it."""
         if body is None:
@@ -84,6 +102,7 @@ class Control:
         headers = [(b"content-type", b"application/json"), (b"host", b"test")]
         if token is not None:
             headers.append((b"authorization", f"Bearer {token}".encode()))
+        headers += [(name.encode(), value.encode()) for name, value in (extra or {}).items()]
         path, _, query = path.partition("?")
         scope = {
             "type": "http",
@@ -97,7 +116,7 @@ class Control:
             "root_path": "",
             "headers": headers,
             "server": ("test", 80),
-            "client": ("test", 1),
+            "client": (address, 1),
         }
         chunks = [body[i : i + 65536] for i in range(0, len(body), 65536)] or [b""]
         sent: list[Any] = []
@@ -117,11 +136,16 @@ class Control:
 
 
 @pytest.fixture
-async def control(tmp_path: Path) -> AsyncIterator[Control]:
+async def control(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Control]:
     """A started control plane."""
     metrics = Metrics()
+    migrated = tmp_path_factory.getbasetemp() / "migrated.db"
+    if not migrated.exists():
+        made = await Database.open(f"sqlite:///{migrated}")
+        await made.migrate()
+        await made.close()
+    shutil.copyfile(migrated, tmp_path / "tollkeeper.db")
     database = await Database.open(f"sqlite:///{tmp_path / 'tollkeeper.db'}", pool_size=2, timeout_s=5.0)
-    await database.migrate()
     store = MemoryStore(now_us)
     await store.start()
     ledger = Ledger(store=store, spend=database.spend, outbox_dir=tmp_path / "outbox", metrics=metrics, now_us=now_us)

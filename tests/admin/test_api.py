@@ -37,12 +37,12 @@ async def test_the_life_of_a_key(control: Control) -> None:
     }
     shown = await control("GET", "/admin/v1/keys/alice")
     assert shown.json == key
-    assert (await control("GET", "/admin/v1/keys")).json == {"keys": [key]}
+    assert (await control("GET", "/admin/v1/keys")).json == {"data": [key], "has_more": False}
     rotated = (await control("POST", f"/admin/v1/keys/{key['id']}/rotate")).json
     assert rotated["secret"] != secret
     assert (await control("POST", "/admin/v1/keys/alice/revoke")).json["state"] == "revoked"
-    assert (await control("GET", "/admin/v1/keys")).json == {"keys": []}
-    (gone,) = (await control("GET", "/admin/v1/keys?include_revoked=true")).json["keys"]
+    assert (await control("GET", "/admin/v1/keys")).json == {"data": [], "has_more": False}
+    (gone,) = (await control("GET", "/admin/v1/keys?include_revoked=true")).json["data"]
     assert gone["state"] == "revoked"
 
 
@@ -85,8 +85,8 @@ async def test_teams_and_organisations(control: Control) -> None:
     assert changed.json["limits"]["max_parallel"] == 3
     changed = await control("PATCH", f"/admin/v1/organisations/{organisation['id']}", {"limits": {"tpm": 9}})
     assert (changed.json["limits"]["rpm"], changed.json["limits"]["tpm"]) == (5, 9)
-    assert [t["name"] for t in (await control("GET", "/admin/v1/teams")).json["teams"]] == ["red"]
-    assert [o["name"] for o in (await control("GET", "/admin/v1/organisations")).json["organisations"]] == ["acme"]
+    assert [t["name"] for t in (await control("GET", "/admin/v1/teams")).json["data"]] == ["red"]
+    assert [o["name"] for o in (await control("GET", "/admin/v1/organisations")).json["data"]] == ["acme"]
     moved = await control("PATCH", "/admin/v1/keys/k", {"team": None})
     assert moved.json["team_id"] is None
 
@@ -153,17 +153,17 @@ async def test_limits_and_usage_follow_a_request(control: Control) -> None:
 async def test_errors_have_one_shape(
     control: Control, request_line: str, body: Any, status: int, kind: str, param: str | None
 ) -> None:
-    """`{"error": {"type", "message", "param"}}`, whoever refused."""
+    """`{"error": {"type", "code", "message", "param", "doc_url"}}`, whoever refused."""
     method, _, path = request_line.partition(" ")
     answer = await control(method, f"/admin/v1/{path}", body)
-    assert (answer.status, answer.json["error"]["type"], answer.json["error"]["param"]) == (status, kind, param)
+    assert (answer.status, answer.json["error"]["code"], answer.json["error"]["param"]) == (status, kind, param)
     assert answer.json["error"]["message"]
 
 
 async def test_malformed_json_is_a_400(control: Control) -> None:
     """Bytes that are no JSON get the same shape."""
     answer = await control("POST", "/admin/v1/keys", body=b"{nope")
-    assert (answer.status, answer.json["error"]["type"]) == (400, "invalid_request")
+    assert (answer.status, answer.json["error"]["code"]) == (400, "invalid_request")
 
 
 @pytest.mark.parametrize("token", [None, "", "wrong", TOKEN + "x", TOKEN[:-1], "\u00e4" * 40])
@@ -171,14 +171,14 @@ async def test_malformed_json_is_a_400(control: Control) -> None:
 async def test_nothing_is_served_without_the_admin_token(control: Control, path: str, token: str | None) -> None:
     """Not even whether a path exists; the body is not read."""
     answer = await control("POST", path, body=b"x" * 10, token=token)
-    assert (answer.status, answer.json["error"]["type"]) == (401, "unauthorized")
+    assert (answer.status, answer.json["error"]["code"]) == (401, "unauthorized")
     assert answer.headers["www-authenticate"] == "Bearer"
 
 
 async def test_a_body_over_the_limit_is_refused(control: Control) -> None:
     """1 MiB, whatever was declared."""
     answer = await control("POST", "/admin/v1/keys", body=b" " * (2**20 + 1))
-    assert (answer.status, answer.json["error"]["type"]) == (413, "request_too_large")
+    assert (answer.status, answer.json["error"]["code"]) == (413, "request_too_large")
 
 
 async def test_a_database_that_is_away_is_a_503(control: Control) -> None:
@@ -186,7 +186,7 @@ async def test_a_database_that_is_away_is_a_503(control: Control) -> None:
     away = await Database.open("postgresql://user:verysecret@127.0.0.1:9/db", pool_size=1, timeout_s=1.0)
     control.application = control.make(away)
     answer = await control("GET", "/admin/v1/keys")
-    assert (answer.status, answer.json["error"]["type"]) == (503, "unavailable")
+    assert (answer.status, answer.json["error"]["code"]) == (503, "unavailable")
     assert b"verysecret" not in answer.body
     await away.close()
 

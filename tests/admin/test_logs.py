@@ -30,26 +30,30 @@ async def test_pages_lead_from_the_newest_to_the_oldest(control: Control) -> Non
     while path is not None:
         answer = await control("GET", path)
         assert answer.status == 200
-        seen += [record["tokens_input"] for record in answer.json["records"]]
+        seen += [record["tokens_input"] for record in answer.json["data"]]
         cursor = answer.json["next_cursor"]
-        path = None if cursor is None else f"/admin/v1/logs?limit=4&cursor={quote(cursor)}"
+        path = None if cursor is None else f"/admin/v1/logs?limit=4&starting_after={quote(cursor)}"
     assert seen == list(range(9, -1, -1))
 
 
 async def test_filters_and_bodies(control: Control) -> None:
     await ship(control)
     query = "since=2026-11-23T12:00:02Z&until=2026-11-23T12:00:07Z&user=ann&key=demo"
-    (one, two) = (await control("GET", f"/admin/v1/logs?{query}")).json["records"]
+    (one, two) = (await control("GET", f"/admin/v1/logs?{query}")).json["data"]
     assert (one["tokens_input"], two["tokens_input"], one["request_body"]) == (5, 3, None)
-    (found,) = (await control("GET", "/admin/v1/logs?request_id=req_4&bodies=true")).json["records"]
+    (found,) = (await control("GET", "/admin/v1/logs?request_id=req_4&bodies=true")).json["data"]
     assert found["request_body"] == "{}"
-    assert (await control("GET", "/admin/v1/logs?errors=true")).json == {"records": [], "next_cursor": None}
+    assert (await control("GET", "/admin/v1/logs?errors=true")).json == {
+        "data": [],
+        "has_more": False,
+        "next_cursor": None,
+    }
 
 
 @pytest.mark.parametrize(
     ("query", "param"),
     [("since=yesterday", "since"), ("limit=0", "limit"), ("limit=101&bodies=1", "limit"), ("status=x", "status"),
-     ("cursor=x", "cursor"), ("limit=many", "limit")],
+     ("starting_after=x", "starting_after"), ("limit=many", "limit")],
 )  # fmt: skip
 async def test_what_cannot_be_asked_is_said(control: Control, query: str, param: str) -> None:
     answer = await control("GET", f"/admin/v1/logs?{query}")
@@ -122,4 +126,4 @@ async def test_a_second_caller_gets_a_409(control: Control) -> None:
     answers = await asyncio.gather(*(control("GET", "/admin/v1/logs/verify") for _ in range(2)))
     assert sorted(answer.status for answer in answers) == [200, 409]
     (refused,) = (answer for answer in answers if answer.status == 409)
-    assert refused.json["error"]["type"] == "busy"
+    assert refused.json["error"]["code"] == "busy"

@@ -1,6 +1,11 @@
-"""The control plane: the REST API for operators, probes and the page that describes them."""
+"""The control plane: the REST API for operators, probes and the page that describes them.
 
-from tollkeeper.admin.api import create_admin
+Read parts.py (what it is given), services/ (what it can do), routes/ and api.py (how that is HTTP), authentication.py
+and access.py (who may).
+"""
+
+from tollkeeper.admin.api import ControlPlane
+from tollkeeper.admin.parts import Parts
 from tollkeeper.admin.probes import Degraded, Probe, Readiness
 
-__all__ = ["Degraded", "Probe", "Readiness", "create_admin"]
+__all__ = ["ControlPlane", "Degraded", "Parts", "Probe", "Readiness"]

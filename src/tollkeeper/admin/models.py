@@ -10,7 +10,7 @@ import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 
 from tollkeeper.domain import policy as policies
-from tollkeeper.domain.accounts import UNCHANGED, Unchanged
+from tollkeeper.domain.accounts import UNCHANGED, PolicyEdit, Unchanged
 from tollkeeper.domain.bodies import BodyLogging
 from tollkeeper.domain.errors import InvalidInput
 from tollkeeper.domain.money import MoneyError, nano_from_usd
@@ -161,9 +161,13 @@ class WithLimits(Request):
 
     limits: LimitsChange | None = None
 
-    def policy(self, before: Policy = UNLIMITED) -> Policy:
-        """The policy after this request. Raises InvalidInput."""
-        return before if self.limits is None else self.limits.applied(before)
+    def policy(self) -> Policy:
+        """The policy of something new. Raises InvalidInput."""
+        return UNLIMITED if self.limits is None else self.limits.applied(UNLIMITED)
+
+    def edit(self) -> PolicyEdit | Unchanged:
+        """What makes the new policy of the one there is; it raises InvalidInput."""
+        return UNCHANGED if self.limits is None else self.limits.applied
 
 
 class NewKeyRequest(WithLimits):
@@ -207,6 +211,40 @@ class NewOrganisationRequest(WithLimits):
 
 class LimitsUpdateRequest(WithLimits):
     """Limits of a team or organisation to change."""
+
+
+class NewAdminTokenRequest(Request):
+    """A token to create."""
+
+    name: str = Field(description="Not that of another one.")
+    role: Literal["admin", "viewer", "owner"] = Field(
+        description="`admin` may do everything, `viewer` read everything, `owner` read what concerns its keys."
+    )
+    owns: list[str] = Field([], description="Of an owner: ids of keys, teams and organisations.")
+    expires_at: Time | None = None
+
+    def expires_us(self) -> int | None:
+        """Raises InvalidInput."""
+        return None if self.expires_at is None else time_us_from(self.expires_at, what="expires_at")
+
+
+class AdminTokenUpdateRequest(Request):
+    """Only what is named changes; null removes its expiry."""
+
+    name: str | None = None
+    owns: list[str] | None = None
+    expires_at: Time | None = None
+
+    def expires_us(self) -> int | None | Unchanged:
+        """Raises InvalidInput."""
+        given = self.given("expires_at")
+        return time_us_from(given, what="expires_at") if isinstance(given, str) else given
+
+
+class RotateRequest(Request):
+    """How long the old secret goes on working."""
+
+    overlap_s: float = Field(0.0, ge=0, le=30 * 86_400, description="Seconds; 0 ends it at once.", examples=[86400])
 
 
 class Limits(BaseModel):
@@ -267,6 +305,52 @@ class Organisation(BaseModel):
     limits: Limits
 
 
+class AdminToken(BaseModel):
+    """A token without its secret; `hint` is the secret's end."""
+
+    id: str
+    name: str
+    role: Literal["admin", "viewer", "owner"]
+    owns: list[str]
+    state: str = Field(description="`active`, `expired` or `revoked`.")
+    hint: str
+    created_at: Time
+    expires_at: Time | None
+    revoked_at: Time | None
+    previous_secret_until: Time | None = Field(description="Until then the secret before the last rotation works.")
+
+
+class AdminTokenWithSecret(AdminToken):
+    """The answer to create and rotate: the only place where the secret is ever shown."""
+
+    secret: str
+
+
+class Actor(BaseModel):
+    """Whoever asks."""
+
+    id: str
+    name: str
+    role: Literal["admin", "viewer", "owner"]
+    owns: list[str]
+
+
+class AuditEvent(BaseModel):
+    """One change. Of a change `before` and `after` are what differs; secrets are never in them."""
+
+    id: str
+    at: Time
+    actor_id: str = Field(description="An admin token, or `bootstrap`, `cli`, `library`.")
+    actor_name: str
+    source: str = Field(description="`api`, `dashboard`, `cli` or `library`.")
+    address: str | None = Field(description="Where the request came from.")
+    request_id: str | None
+    action: str = Field(examples=["key.update"])
+    object_id: str
+    before: dict[str, Any] | None
+    after: dict[str, Any] | None
+
+
 class MonthlyUsage(BaseModel):
     """One month of one key, as of `updated_at`."""
 
@@ -301,22 +385,40 @@ class LimitState(BaseModel):
     shadow: bool = Field(description="Whether it only reports.")
 
 
-class Keys(BaseModel):
-    """All keys asked for."""
+class Listed(BaseModel):
+    """A page. `has_more`: there are others; ask with `starting_after` for the next one."""
 
-    keys: list[Key]
-
-
-class Teams(BaseModel):
-    """All teams."""
-
-    teams: list[Team]
+    has_more: bool
 
 
-class Organisations(BaseModel):
-    """All organisations but those that single keys have of their own."""
+class Keys(Listed):
+    """A page of keys."""
 
-    organisations: list[Organisation]
+    data: list[Key]
+
+
+class Teams(Listed):
+    """A page of teams."""
+
+    data: list[Team]
+
+
+class Organisations(Listed):
+    """A page of organisations, without those that single keys have of their own."""
+
+    data: list[Organisation]
+
+
+class AdminTokens(Listed):
+    """A page of admin tokens."""
+
+    data: list["AdminToken"]
+
+
+class AuditEvents(Listed):
+    """A page of changes, in the order in which they were committed."""
+
+    data: list["AuditEvent"]
 
 
 class Usage(BaseModel):
@@ -332,11 +434,11 @@ class LimitStates(BaseModel):
     limits: list[LimitState]
 
 
-class LogRecords(BaseModel):
+class LogRecords(Listed):
     """Newest first. A page may be short, or empty, and still have a next one."""
 
-    records: list[dict[str, Any]] = Field(description="As described in docs/log-schema.md.")
-    next_cursor: str | None = Field(description="Give it as `cursor` for the next page; null: there is none.")
+    data: list[dict[str, Any]] = Field(description="As described in docs/log-schema.md.")
+    next_cursor: str | None = Field(description="Give it as `starting_after` for the next page; null: there is none.")
 
 
 class LogQueueState(BaseModel):
@@ -432,11 +534,13 @@ class Health(BaseModel):
 
 
 class ErrorDetail(BaseModel):
-    """`param` names the field at fault, if one is."""
+    """`param` names the field at fault, if one is; `doc_url` leads to what the code means."""
 
     type: str
+    code: str
     message: str
     param: str | None
+    doc_url: str
 
 
 class Error(BaseModel):

@@ -9,11 +9,13 @@ from typing import Any, Final
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from tollkeeper.admin.errors import ERRORS
+
 Document = dict[str, Any]
 
 DESCRIPTION: Final = (
     "An LLM gateway with exact rate limits, hard budgets and proven logs. Applications use /v1 with a Tollkeeper "
-    "key; operators use /admin/v1 with the admin token."
+    "key; operators use /admin/v1 with an admin token."
 )
 DATA_PLANE: Final = (
     ("post", "/v1/chat/completions", "Chat, in the OpenAI dialect", "Streams when `stream` is true."),
@@ -41,10 +43,10 @@ td,th{text-align:left;padding:.2rem .6rem .2rem 0;vertical-align:top;border-bott
 
 
 def document(api: FastAPI) -> Document:
-    """The whole document. Raises nothing: it is made once, at start."""
+    """The whole document."""
     described = get_openapi(title=api.title, version=api.version, description=DESCRIPTION, routes=api.routes)
     schemes = described.setdefault("components", {}).setdefault("securitySchemes", {})
-    schemes["Bearer"] = {"type": "http", "scheme": "bearer", "description": "The admin token."}
+    schemes["Bearer"] = {"type": "http", "scheme": "bearer", "description": "An admin token."}
     schemes["Key"] = {"type": "http", "scheme": "bearer", "description": "A Tollkeeper key."}
     for method, path, summary, text in DATA_PLANE:
         described["paths"].setdefault(path, {})[method] = _plain("Data plane", summary, text) | {
@@ -78,12 +80,25 @@ def page(described: Document) -> str:
         f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head><body>'
         f"<h1>{title}</h1><p>{escape(info['description'])}</p>"
         '<p>For machines: <a href="/openapi.json">openapi.json</a></p>'
-        f"{sections}</body></html>"
+        f"{sections}{_errors()}</body></html>"
     )
+
+
+def _errors() -> str:
+    """Where `doc_url` leads."""
+    rows = "".join(
+        f'<tr id="error-{escape(code)}"><td><code>{escape(code)}</code></td><td>{kind.status}</td>'
+        f"<td><code>{escape(kind.type)}</code></td><td>{escape(kind.text)}</td></tr>"
+        for code, kind in ERRORS.items()
+    )
+    head = "<tr><th>code</th><th>status</th><th>type</th><th></th></tr>"
+    return f"<h2>Errors of the admin API</h2><table>{head}{rows}</table>"
 
 
 def _operation(described: Document, path: str, method: str, operation: Document) -> str:
     parts = [f"<p>{escape(operation['description'])}</p>"] if operation.get("description") else []
+    if operation.get("x-roles"):
+        parts.append(f"<p>For {escape(', '.join(operation['x-roles']))}.</p>")
     if operation.get("parameters"):
         rows = [(p["name"], p["in"], p.get("description", "")) for p in operation["parameters"]]
         parts.append(_table(("parameter", "in", ""), rows))

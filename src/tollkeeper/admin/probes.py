@@ -90,7 +90,7 @@ class Probes:
         """Serve one request."""
         if scope["method"] not in ("GET", "HEAD"):
             allow = ((b"allow", b"GET, HEAD"),)
-            await answer_error(send, 405, "method_not_allowed", "Only GET is served here.", allow)
+            await answer_error(send, "method_not_allowed", "Only GET is served here.", allow)
             return
         match scope["path"]:
             case "/healthz":

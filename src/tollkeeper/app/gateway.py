@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack
 from typing import Any, Final
 
 from tollkeeper import __version__
-from tollkeeper.admin import Degraded, Probe, Readiness, create_admin
+from tollkeeper.admin import ControlPlane, Degraded, Parts, Probe, Readiness
 from tollkeeper.app.accounting import Accounting
 from tollkeeper.app.data_dir import DataDir, admin_token, digest_key
 from tollkeeper.app.database import open_database
@@ -21,6 +21,7 @@ from tollkeeper.domain.errors import DatabaseUnavailable, LogStoreUnavailable, O
 from tollkeeper.domain.ports import Accounts
 from tollkeeper.gateway.server import DataPlane
 from tollkeeper.governance import Ledger, Outage, RedisStore, Store
+from tollkeeper.governance.logins import LoginLimits
 from tollkeeper.governance.redis_instruments import RedisInstruments
 from tollkeeper.logs.bodies import BodyLog
 from tollkeeper.logs.pipeline import LogPipeline
@@ -155,21 +156,26 @@ class Gateway:
             }
         )
         log_store = open_store(settings.logs_url, settings.logs.timeout_s)  # whoever reads does not hold up who ships
-        self._admin = create_admin(
-            accounts=self.accounts,
-            spend=database.spend,
-            governor=ledger,
-            corrector=ledger,
-            account_reader=accounting.reader,
-            records_pending=lambda: _undelivered(records),
-            logs=LogReader(log_store),
-            log_accounts=LogProver(log_store, records.queues, records.stats),
-            sync=sync.sync_once,
-            readiness=self._readiness,
-            metrics=metrics,
-            admin_token=admin_token(settings),
-            version=__version__,
-            now_us=now_us,
+        self._admin = ControlPlane(
+            Parts(
+                accounts=self.accounts,
+                tokens=database.admin_tokens(key, now_us),
+                audit=database.audit(now_us),
+                spend=database.spend,
+                governor=ledger,
+                corrector=ledger,
+                account_reader=accounting.reader,
+                records_pending=lambda: _undelivered(records),
+                logs=LogReader(log_store),
+                log_accounts=LogProver(log_store, records.queues, records.stats),
+                logins=LoginLimits(now_us),
+                sync=sync.sync_once,
+                readiness=self._readiness,
+                metrics=metrics,
+                admin_token=admin_token(settings),
+                version=__version__,
+                now_us=now_us,
+            )
         )
 
 

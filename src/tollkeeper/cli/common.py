@@ -4,6 +4,7 @@ Data goes to standard output, as an aligned table or with `--json` as JSON; ever
 """
 
 import asyncio
+import getpass
 import time
 from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -13,6 +14,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 import typer
 
+from tollkeeper.domain.audit import Author
 from tollkeeper.domain.ports import Accounts, SpendLedger
 from tollkeeper.domain.words import Words
 from tollkeeper.settings import load
@@ -32,6 +34,15 @@ def now_us() -> int:
     return time.time_ns() // 1000
 
 
+def author() -> Author:
+    """Whoever runs the command, for the audit log."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError, ImportError):  # a user that the system has no name for
+        user = "unknown"
+    return Author("cli", user, "cli")
+
+
 def run(work: Coroutine[Any, Any, Result]) -> Result:
     """Run a command's work to its end."""
     return asyncio.run(work)
@@ -49,7 +60,7 @@ async def open_accounts(config: Path | None) -> AsyncIterator[tuple[Accounts, Sp
     settings = load(config)
     database = await open_database(settings, pool_size=1)
     try:
-        yield database.accounts(digest_key(settings), now_us), database.spend
+        yield database.accounts(digest_key(settings), now_us).by(author()), database.spend
     finally:
         await database.close()
 

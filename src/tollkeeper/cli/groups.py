@@ -15,7 +15,7 @@ from tollkeeper.cli.common import (
     print_table,
     run,
 )
-from tollkeeper.domain.accounts import Organisation, Team, one_named
+from tollkeeper.domain.accounts import Organisation, Team
 from tollkeeper.domain.policy import UNLIMITED
 from tollkeeper.domain.policy_change import PolicyChange, changed
 from tollkeeper.domain.words import Words, organisation_words, team_words
@@ -71,8 +71,7 @@ def update_team(
 
     async def work() -> Team:
         async with open_accounts(config) as (accounts, _):
-            before = one_named(await accounts.list_teams(), team, "team")
-            return await accounts.update_team(before.id, changed(before.policy, change))
+            return await accounts.update_team(team, lambda before: changed(before, change))
 
     _print(team_words(run(work())), json)
 
@@ -121,8 +120,7 @@ def update_organisation(
 
     async def work() -> Organisation:
         async with open_accounts(config) as (accounts, _):
-            before = one_named(await accounts.list_organisations(), org, "organisation")
-            return await accounts.update_organisation(before.id, changed(before.policy, change))
+            return await accounts.update_organisation(org, lambda before: changed(before, change))
 
     _print(organisation_words(run(work())), json)
 

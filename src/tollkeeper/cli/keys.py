@@ -113,9 +113,8 @@ def update(
 
     async def work() -> Key:
         async with open_accounts(config) as (accounts, _):
-            before = await accounts.get_key(key)
-            policy = asked.policy if change.changes_nothing else changed(before.policy, change)
-            return await accounts.update_key(before.id, KeyChange(asked.name, asked.team, policy, asked.expires_us))
+            policy = asked.policy if change.changes_nothing else lambda before: changed(before, change)
+            return await accounts.update_key(key, KeyChange(asked.name, asked.team, policy, asked.expires_us))
 
     _print(run(work()), json)
 

@@ -5,7 +5,7 @@ digest key is stored, so that a stolen database opens nothing.
 """
 
 import hmac
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
 
 import msgspec
@@ -97,14 +97,45 @@ class Unchanged(msgspec.Struct, frozen=True):
 
 UNCHANGED: Final = Unchanged()
 
+PolicyEdit = Callable[[Policy], Policy]
+"""Makes the new policy of the one there is. It is applied where nothing else can change the policy meanwhile."""
+
+
+def edited(policy: Policy, edit: Policy | PolicyEdit) -> Policy:
+    """The policy after an edit; a policy replaces the one before. Raises what the edit raises."""
+    return edit if isinstance(edit, Policy) else edit(policy)
+
 
 class KeyChange(msgspec.Struct, frozen=True):
     """An update of a key: only what differs from `UNCHANGED` is written. `team` None takes it out of its team."""
 
     name: str | Unchanged = UNCHANGED
     team: str | None | Unchanged = UNCHANGED
-    policy: Policy | Unchanged = UNCHANGED
+    policy: Policy | PolicyEdit | Unchanged = UNCHANGED
     expires_us: int | None | Unchanged = UNCHANGED
+
+
+class KeyFilters(msgspec.Struct, frozen=True, kw_only=True):
+    """Which keys are asked for; None asks for nothing. `team` and `organisation` are names or ids.
+
+    `state` is `active`, `expired` or `revoked`; None: all that are not revoked. `name` is part of a name, in any
+    case. `owned` are ids of keys, teams and organisations, of which a key must be or be in one.
+    """
+
+    team: str | None = None
+    organisation: str | None = None
+    state: str | None = None
+    name: str | None = None
+    include_revoked: bool = False
+    owned: tuple[str, ...] | None = None
+
+
+class GroupFilters(msgspec.Struct, frozen=True, kw_only=True):
+    """Which teams or organisations are asked for, as `KeyFilters`; `organisation` is for teams."""
+
+    organisation: str | None = None
+    name: str | None = None
+    owned: tuple[str, ...] | None = None
 
 
 class MonthlyUsage(msgspec.Struct, frozen=True):

@@ -7,6 +7,7 @@ TollkeeperError
 │   ├── MoneyError          … an amount that cannot be taken (domain/money.py)
 │   ├── IdempotencyConflict … an idempotency key that stands for another amount
 │   └── NotFound            … named something that does not exist
+├── Forbidden               somebody's role does not allow it
 ├── Busy                    work of which there is one at a time is under way for somebody else
 └── Unavailable             a part we depend on is away; says which
     ├── StoreUnavailable        the fast store (Redis)
@@ -81,6 +82,10 @@ class NotFound(InvalidInput):
 
 class IdempotencyConflict(InvalidInput):
     """This idempotency key was used for another amount. Nothing was charged."""
+
+
+class Forbidden(TollkeeperError):
+    """Whoever asks is known and may not do this. Nothing was done."""
 
 
 class Busy(TollkeeperError):

@@ -23,6 +23,7 @@ class LogFilters(msgspec.Struct, frozen=True, kw_only=True):
     """What records must fit; None asks for nothing. Times are Unix µs, `until_us` excluded.
 
     `key` is a name or id, `team` an id, `status` like `429` or `4xx`. `errors`: only what ended with an error.
+    `owned` are ids of keys, teams and organisations: only what belongs to one of them.
     """
 
     since_us: int | None = None
@@ -35,6 +36,7 @@ class LogFilters(msgspec.Struct, frozen=True, kw_only=True):
     request_id: str | None = None
     status: str | None = None
     errors: bool = False
+    owned: tuple[str, ...] | None = None
 
 
 class LogPage(msgspec.Struct, frozen=True):
@@ -52,6 +54,7 @@ class Indexed(msgspec.Struct):
     key_id: str = ""
     key_name: str = ""
     team_id: str | None = None
+    organisation_id: str = ""
     model: str = ""
     user: str | None = None
     tags: tuple[str, ...] = ()
@@ -88,8 +91,13 @@ def fits(record: Indexed, filters: LogFilters) -> bool:
         and (filters.tag is None or filters.tag in record.tags)
         and filters.request_id in (None, record.request_id)
         and (status is None or str(record.status).startswith(status))
+        and (filters.owned is None or _owned(record, filters.owned))
         and (not filters.errors or record.error is not None or record.status >= 400)
     )
+
+
+def _owned(record: Indexed, owned: tuple[str, ...]) -> bool:
+    return record.key_id in owned or record.team_id in owned or record.organisation_id in owned
 
 
 def cursor_text(position: Position) -> str:
@@ -101,5 +109,5 @@ def position_from(cursor: str) -> Position:
     """The inverse of `cursor_text`. Raises InvalidInput."""
     match = _CURSOR.fullmatch(cursor)
     if match is None:
-        raise InvalidInput("cursor: give the next_cursor of the page before, unchanged")
+        raise InvalidInput("starting_after: give the next_cursor of the page before, unchanged")
     return int(match[1]), match[2]

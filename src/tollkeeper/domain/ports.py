@@ -5,14 +5,27 @@ from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
-from tollkeeper.domain.accounts import Key, KeyChange, MonthlyUsage, NewKey, Organisation, Team
+from tollkeeper.domain.accounts import (
+    GroupFilters,
+    Key,
+    KeyChange,
+    KeyFilters,
+    MonthlyUsage,
+    NewKey,
+    Organisation,
+    PolicyEdit,
+    Team,
+)
 from tollkeeper.domain.admission import Denial, Grant, LimitState
 from tollkeeper.domain.alerts import Alert
+from tollkeeper.domain.audit import AuditEvent, AuditFilters, Author
 from tollkeeper.domain.bodies import CapturedBodies
 from tollkeeper.domain.charges import Charge
 from tollkeeper.domain.entries import Used
 from tollkeeper.domain.log_account import PipelineStats, VerifyReport
 from tollkeeper.domain.log_search import LogFilters, LogPage
+from tollkeeper.domain.operators import AdminToken, AdminTokenChange, NewAdminToken
+from tollkeeper.domain.paging import Page, Paging
 from tollkeeper.domain.policy import Policy, Principal, Scope
 from tollkeeper.domain.record import RequestRecord
 from tollkeeper.domain.usage import Usage
@@ -126,9 +139,14 @@ class KeyDirectory(Protocol):
 class Accounts(Protocol):
     """The control plane's operations on organisations, teams and keys.
 
-    Names or ids are accepted wherever one is named. Every write bumps the change counter in its transaction.
-    Raises `NotFound`, `InvalidInput`, `DatabaseUnavailable`.
+    Names or ids are accepted wherever one is named. Every write bumps the change counter and leaves an event in the
+    audit log, in its transaction. A policy may be given as an edit of the one there is: no other change comes
+    between. Raises `NotFound`, `InvalidInput`, `DatabaseUnavailable`.
     """
+
+    def by(self, author: Author) -> "Accounts":
+        """The same operations, made by somebody: the audit log's author."""
+        ...
 
     async def create_key(self, new: NewKey) -> tuple[Key, str]:
         """The key and its secret, which is shown this once."""
@@ -146,6 +164,10 @@ class Accounts(Protocol):
 
     async def list_keys(self, *, team: str | None = None, include_revoked: bool = False) -> list[Key]: ...
 
+    async def find_keys(self, filters: KeyFilters, paging: Paging) -> Page[Key]:
+        """Newest first."""
+        ...
+
     async def principal(self, key: str) -> Principal:
         """The key as the data plane sees it, with the scopes above it."""
         ...
@@ -158,16 +180,84 @@ class Accounts(Protocol):
         """Without an organisation the team gets one of its own, of the same name."""
         ...
 
-    async def update_team(self, team: str, policy: Policy) -> Team: ...
+    async def update_team(self, team: str, policy: Policy | PolicyEdit) -> Team: ...
 
     async def list_teams(self) -> list[Team]: ...
 
+    async def get_team(self, team: str) -> Team: ...
+
+    async def find_teams(self, filters: GroupFilters, paging: Paging) -> Page[Team]:
+        """Newest first."""
+        ...
+
     async def create_organisation(self, name: str, policy: Policy = ...) -> Organisation: ...
 
-    async def update_organisation(self, organisation: str, policy: Policy) -> Organisation: ...
+    async def update_organisation(self, organisation: str, policy: Policy | PolicyEdit) -> Organisation: ...
 
     async def list_organisations(self) -> list[Organisation]:
         """Without the implicit ones."""
+        ...
+
+    async def get_organisation(self, organisation: str) -> Organisation: ...
+
+    async def find_organisations(self, filters: GroupFilters, paging: Paging) -> Page[Organisation]:
+        """Newest first, without the implicit ones."""
+        ...
+
+
+class AdminTokens(Protocol):
+    """Tokens of the admin API. Names or ids are accepted.
+
+    Raises `NotFound`, `InvalidInput`, `DatabaseUnavailable`.
+    """
+
+    def by(self, author: Author) -> "AdminTokens":
+        """The same operations, made by somebody: the audit log's author."""
+        ...
+
+    async def authenticate(self, secret: str) -> AdminToken | None:
+        """The active token of this secret. None: there is none, or it was revoked or rotated, or has expired."""
+        ...
+
+    async def create(self, new: NewAdminToken) -> tuple[AdminToken, str]:
+        """The token and its secret, which is shown this once."""
+        ...
+
+    async def update(self, token: str, change: AdminTokenChange) -> AdminToken: ...
+
+    async def rotate(self, token: str, *, overlap_s: float = 0.0) -> tuple[AdminToken, str]:
+        """A new secret; the old one works for `overlap_s` more. One that was still working from before ends now."""
+        ...
+
+    async def revoke(self, token: str) -> AdminToken:
+        """One that is revoked already stays as it is."""
+        ...
+
+    async def get(self, token: str) -> AdminToken: ...
+
+    async def find(self, paging: Paging, *, include_revoked: bool = False) -> Page[AdminToken]:
+        """Newest first."""
+        ...
+
+
+class AuditLog(Protocol):
+    """What was changed, by whom."""
+
+    async def append(self, author: Author, action: str, object_id: str, after: dict[str, Any]) -> AuditEvent:
+        """Tell of something that no transaction of the database does, before it is done. Raises
+        `DatabaseUnavailable`: then it must not be done."""
+        ...
+
+    async def find(self, filters: AuditFilters, paging: Paging) -> Page[AuditEvent]:
+        """Newest first. Raises `InvalidInput`, `DatabaseUnavailable`."""
+        ...
+
+
+class LoginLimiter(Protocol):
+    """Slows down whoever tries tokens."""
+
+    async def wait_s(self, address: str) -> float | None:
+        """Count a try of this address. None: it may go on; else so long must it wait."""
         ...
 
 

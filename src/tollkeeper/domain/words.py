@@ -8,9 +8,11 @@ from typing import Any, Final
 
 from tollkeeper.domain.accounts import Key, MonthlyUsage, Organisation, Team
 from tollkeeper.domain.admission import LimitKind, LimitState
+from tollkeeper.domain.audit import AuditEvent
 from tollkeeper.domain.errors import InvalidInput
 from tollkeeper.domain.log_account import NumberRange, PipelineStats, ProducerReport, VerifyReport, count
 from tollkeeper.domain.money import usd
+from tollkeeper.domain.operators import AdminToken
 from tollkeeper.domain.periods import US_PER_S
 from tollkeeper.domain.policy import Policy, Unit
 from tollkeeper.domain.policy_change import bucket_text, per_minute, warn_texts, window_text
@@ -109,6 +111,41 @@ def organisation_words(organisation: Organisation) -> Words:
         "name": organisation.name,
         "created_at": instant(organisation.created_us),
         "limits": policy_words(organisation.policy),
+    }
+
+
+def admin_token_words(token: AdminToken, now_us: int) -> Words:
+    """A token of the admin API; `hint` is the end of its secret."""
+    previous_us = token.previous_until_us
+    return {
+        "id": token.id,
+        "name": token.name,
+        "role": token.role.value,
+        "owns": list(token.owns),
+        "state": token.state(now_us),
+        "hint": token.hint,
+        "created_at": instant(token.created_us),
+        "expires_at": instant(token.expires_us),
+        "revoked_at": instant(token.revoked_us),
+        "previous_secret_until": instant(previous_us) if previous_us is not None and previous_us > now_us else None,
+    }
+
+
+def audit_words(event: AuditEvent) -> Words:
+    """One change; `before` and `after` are of a change only what differs."""
+    author = event.author
+    return {
+        "id": event.id,
+        "at": instant(event.at_us),
+        "actor_id": author.id,
+        "actor_name": author.name,
+        "source": author.source,
+        "address": author.address,
+        "request_id": author.request_id,
+        "action": event.action,
+        "object_id": event.object_id,
+        "before": event.before,
+        "after": event.after,
     }
 
 

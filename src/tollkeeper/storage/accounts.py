@@ -1,42 +1,46 @@
 """The control plane's operations on organisations, teams and keys, over the database.
 
-Every write first takes the next version of the change counter and so holds its row: writers queue on it, checks
-and writes of one operation cannot be overtaken, and versions follow the order of commits. It never stores or
-returns a secret twice, and knows nothing of spend.
+Every write is a change (`changes.py`): checks and writes of one operation cannot be overtaken, and its audit events
+are written with it. It never stores or returns a secret twice, and knows nothing of spend.
 """
 
 import secrets
-from collections.abc import Callable
 from typing import Any, Final
 
-from sqlalchemy import Row, Select, Table, or_, select, update
+from sqlalchemy import Row, Select, Table, and_, false, func, not_, or_, select, update
 
 from tollkeeper.domain.accounts import (
     SECRET_BYTES,
     SECRET_PREFIX,
+    GroupFilters,
     Key,
     KeyChange,
+    KeyFilters,
     NewKey,
     Organisation,
+    PolicyEdit,
     Team,
     Unchanged,
     digest_secret,
+    edited,
 )
-from tollkeeper.domain.errors import DatabaseUnavailable, InvalidInput, NotFound
+from tollkeeper.domain.audit import Author
+from tollkeeper.domain.errors import InvalidInput, NotFound
+from tollkeeper.domain.paging import Page, Paging
 from tollkeeper.domain.policy import UNLIMITED, Policy, Principal, validate_policy
+from tollkeeper.domain.words import key_words, organisation_words, team_words
+from tollkeeper.storage.changes import Change, Changes
 from tollkeeper.storage.names import KEY, ORGANISATION, TEAM, is_text, new_id, validate_name
+from tollkeeper.storage.pages import after_cursor
 from tollkeeper.storage.principals import principal_of, read_policy, read_principal, write_policy
 from tollkeeper.storage.tables import change_counter, key_digests, keys, organisations, teams
-from tollkeeper.storage.transactions import Transaction, Transactions
+from tollkeeper.storage.transactions import Transaction
 
 HINT_CHARACTERS: Final = 4
 CANDIDATES_SHOWN_MAX: Final = 10
 """Ids listed where a name is ambiguous."""
 TIME_MAX_US: Final = 2**53 - 1
 
-_NEXT_VERSION: Final = (
-    update(change_counter).values(version=change_counter.c.version + 1).returning(change_counter.c.version)
-)
 _ORGANISATIONS: Final = select(organisations).where(
     organisations.c.deleted_us.is_(None), organisations.c.implicit.is_(False)
 )
@@ -44,29 +48,27 @@ _TEAMS: Final = select(teams).where(teams.c.deleted_us.is_(None))
 
 
 class StoredAccounts:
-    """`Accounts` over the database. `now_us` gives Unix microseconds."""
+    """`Accounts` over the database."""
 
-    def __init__(self, transactions: Transactions, digest_key: bytes, now_us: Callable[[], int]) -> None:
-        self._transactions = transactions
+    def __init__(self, changes: Changes, digest_key: bytes) -> None:
+        self._changes = changes
+        self._transactions = changes.transactions
         self._digest_key = digest_key
-        self._now_us = now_us
+
+    def by(self, author: Author) -> "StoredAccounts":
+        return StoredAccounts(self._changes.by(author), self._digest_key)
 
     # keys
 
     async def create_key(self, new: NewKey) -> tuple[Key, str]:
         validate_name(new.name, what="key")
         validate_policy(new.policy)
-        now_us = self._now_us()
-        if new.expires_us is not None:
-            _validate_time(new.expires_us)
-            if new.expires_us <= now_us:
-                raise InvalidInput("expires: the time has passed already; name a later one")
         secret = _new_secret()
-        async with self._transactions.write() as transaction:
-            version = await _next_version(transaction)
-            organisation_id, team_id = await self._home_of(transaction, new, now_us, version)
+        async with self._changes.open() as change:
+            check_expiry(new.expires_us, change.now_us)
+            organisation_id, team_id = await self._home_of(change, new)
             key_id = new_id(KEY)
-            await transaction.execute(
+            await change.transaction.execute(
                 keys.insert().values(
                     id=key_id,
                     organisation_id=organisation_id,
@@ -74,32 +76,29 @@ class StoredAccounts:
                     name=new.name,
                     hint=secret[-HINT_CHARACTERS:],
                     policy=write_policy(new.policy),
-                    created_us=now_us,
+                    created_us=change.now_us,
                     expires_us=new.expires_us,
-                    changed_version=version,
+                    changed_version=change.version,
                 )
             )
-            await self._insert_digest(transaction, key_id, secret, now_us, version)
-            key = await _key_by_id(transaction, key_id)
+            await self._insert_digest(change, key_id, secret)
+            key = await _key_by_id(change.transaction, key_id)
+            await change.record("key.create", key.id, None, key_words(key, change.now_us))
         return key, secret
 
     async def rotate_key(self, key: str) -> tuple[Key, str]:
         secret = _new_secret()
-        now_us = self._now_us()
-        async with self._transactions.write() as transaction:
-            version = await _next_version(transaction)
-            row = await _find_key(transaction, key)
-            if row.revoked_us is not None:
-                raise InvalidInput(f"key {row.id} is revoked: create a new one")
-            await transaction.execute(
+        async with self._changes.open() as change:
+            before = await _find_key(change.transaction, key)
+            if before.revoked_us is not None:
+                raise InvalidInput(f"key {before.id} is revoked: create a new one")
+            await change.transaction.execute(
                 update(key_digests)
-                .where(key_digests.c.key_id == row.id, key_digests.c.expires_us.is_(None))
-                .values(expires_us=now_us, changed_version=version)
+                .where(key_digests.c.key_id == before.id, key_digests.c.expires_us.is_(None))
+                .values(expires_us=change.now_us, changed_version=change.version)
             )
-            await self._insert_digest(transaction, row.id, secret, now_us, version)
-            await _update_key(transaction, row.id, version, {"hint": secret[-HINT_CHARACTERS:]})
-            rotated = await _key_by_id(transaction, row.id)
-        return rotated, secret
+            await self._insert_digest(change, before.id, secret)
+            return await _written(change, "key.rotate", before, {"hint": secret[-HINT_CHARACTERS:]}), secret
 
     async def update_key(self, key: str, change: KeyChange) -> Key:
         """See `ports.Accounts`. An expiry in the past ends the key now; a revoked key cannot be changed."""
@@ -107,35 +106,33 @@ class StoredAccounts:
         if not isinstance(change.name, Unchanged):
             validate_name(change.name, what="key")
             values["name"] = change.name
-        if not isinstance(change.policy, Unchanged):
-            validate_policy(change.policy)
-            values["policy"] = write_policy(change.policy)
         if not isinstance(change.expires_us, Unchanged):
             if change.expires_us is not None:
                 _validate_time(change.expires_us)
             values["expires_us"] = change.expires_us
-        async with self._transactions.write() as transaction:
-            version = await _next_version(transaction)
-            row = await _find_key(transaction, key)
-            if row.revoked_us is not None:
-                raise InvalidInput(f"key {row.id} is revoked and cannot be changed")
-            if not isinstance(change.team, Unchanged):
-                values["team_id"] = None if change.team is None else await _team_for(transaction, row, change.team)
-            await _update_key(transaction, row.id, version, values)
-            return await _key_by_id(transaction, row.id)
+        async with self._changes.open() as under_way:
+            before = await _find_key(under_way.transaction, key)
+            if before.revoked_us is not None:
+                raise InvalidInput(f"key {before.id} is revoked and cannot be changed")
+            if not isinstance(change.policy, Unchanged):
+                values["policy"] = _policy_text(before.policy, change.policy)
+            if change.team is None:
+                values["team_id"] = None
+            elif not isinstance(change.team, Unchanged):
+                values["team_id"] = await _team_for(under_way.transaction, before, change.team)
+            return await _written(under_way, "key.update", before, values)
 
     async def revoke_key(self, key: str) -> Key:
         """See `ports.Accounts`. A key that is revoked already stays as it is."""
-        async with self._transactions.write() as transaction:
-            version = await _next_version(transaction)
-            row = await _find_key(transaction, key)
-            if row.revoked_us is None:
-                await _update_key(transaction, row.id, version, {"revoked_us": self._now_us()})
-            return await _key_by_id(transaction, row.id)
+        async with self._changes.open() as change:
+            before = await _find_key(change.transaction, key)
+            if before.revoked_us is not None:
+                return before
+            return await _written(change, "key.revoke", before, {"revoked_us": change.now_us})
 
     async def get_key(self, key: str) -> Key:
         async with self._transactions.read() as transaction:
-            return _key(await _find_key(transaction, key))
+            return await _find_key(transaction, key)
 
     async def list_keys(self, *, team: str | None = None, include_revoked: bool = False) -> list[Key]:
         """Oldest first."""
@@ -146,6 +143,12 @@ class StoredAccounts:
             if team is not None:
                 query = query.where(keys.c.team_id == (await _find_team(transaction, team)).id)
             return [_key(row) for row in await transaction.rows(query)]
+
+    async def find_keys(self, filters: KeyFilters, paging: Paging) -> Page[Key]:
+        async with self._transactions.read() as transaction:
+            query = await _keys_query(transaction, filters, self._changes.now_us())
+            query = await after_cursor(transaction, query, keys, paging)
+            return Page.of([_key(row) for row in await transaction.rows(query)], paging.limit)
 
     async def principal(self, key: str) -> Principal:
         async with self._transactions.snapshot() as transaction:
@@ -164,63 +167,76 @@ class StoredAccounts:
     async def create_team(self, name: str, organisation: str | None = None, policy: Policy = UNLIMITED) -> Team:
         validate_name(name, what="team")
         validate_policy(policy)
-        now_us = self._now_us()
-        async with self._transactions.write() as transaction:
-            version = await _next_version(transaction)
+        async with self._changes.open() as change:
             if organisation is None:
-                organisation_id = await _insert_organisation(transaction, name, UNLIMITED, now_us, version)
+                organisation_id = await _insert_organisation(change, name, UNLIMITED)
             else:
-                organisation_id = (await _find_organisation(transaction, organisation)).id
-            same = await transaction.row(
+                organisation_id = (await _find_organisation(change.transaction, organisation)).id
+            same = await change.transaction.row(
                 _TEAMS.where(teams.c.organisation_id == organisation_id, teams.c.name == name)
             )
             if same is not None:
                 raise InvalidInput(f"team: {name!r} exists already in organisation {organisation_id} ({same.id})")
-            team = Team(new_id(TEAM), organisation_id, name, policy, now_us)
-            await transaction.execute(
+            team = Team(new_id(TEAM), organisation_id, name, policy, change.now_us)
+            await change.transaction.execute(
                 teams.insert().values(
                     id=team.id,
                     organisation_id=organisation_id,
                     name=name,
                     policy=write_policy(policy),
-                    created_us=now_us,
-                    changed_version=version,
+                    created_us=change.now_us,
+                    changed_version=change.version,
                 )
             )
+            await change.record("team.create", team.id, None, team_words(team))
         return team
 
-    async def update_team(self, team: str, policy: Policy) -> Team:
-        validate_policy(policy)
-        async with self._transactions.write() as transaction:
-            version = await _next_version(transaction)
-            row = await _find_team(transaction, team)
-            await _update_policy(transaction, teams, row.id, policy, version)
-            return _team((await transaction.execute(select(teams).where(teams.c.id == row.id))).one())
+    async def update_team(self, team: str, policy: Policy | PolicyEdit) -> Team:
+        async with self._changes.open() as change:
+            before = _team(await _find_team(change.transaction, team))
+            await _update_policy(change, teams, before.id, _policy_text(before.policy, policy))
+            after = _team((await change.transaction.execute(select(teams).where(teams.c.id == before.id))).one())
+            await change.record("team.update", before.id, team_words(before), team_words(after))
+        return after
 
     async def list_teams(self) -> list[Team]:
         """Oldest first."""
         async with self._transactions.read() as transaction:
             return [_team(row) for row in await transaction.rows(_TEAMS.order_by(teams.c.created_us, teams.c.id))]
 
+    async def get_team(self, team: str) -> Team:
+        async with self._transactions.read() as transaction:
+            return _team(await _find_team(transaction, team))
+
+    async def find_teams(self, filters: GroupFilters, paging: Paging) -> Page[Team]:
+        async with self._transactions.read() as transaction:
+            query = _named_like(_TEAMS, teams, filters.name)
+            if filters.organisation is not None:
+                organisation = await _find_organisation(transaction, filters.organisation)
+                query = query.where(teams.c.organisation_id == organisation.id)
+            if filters.owned is not None:
+                query = query.where(or_(teams.c.id.in_(filters.owned), teams.c.organisation_id.in_(filters.owned)))
+            query = await after_cursor(transaction, query, teams, paging)
+            return Page.of([_team(row) for row in await transaction.rows(query)], paging.limit)
+
     # organisations
 
     async def create_organisation(self, name: str, policy: Policy = UNLIMITED) -> Organisation:
         validate_name(name, what="organisation")
         validate_policy(policy)
-        now_us = self._now_us()
-        async with self._transactions.write() as transaction:
-            version = await _next_version(transaction)
-            organisation_id = await _insert_organisation(transaction, name, policy, now_us, version)
-        return Organisation(organisation_id, name, False, policy, now_us)
+        async with self._changes.open() as change:
+            organisation_id = await _insert_organisation(change, name, policy)
+        return Organisation(organisation_id, name, False, policy, change.now_us)
 
-    async def update_organisation(self, organisation: str, policy: Policy) -> Organisation:
-        validate_policy(policy)
-        async with self._transactions.write() as transaction:
-            version = await _next_version(transaction)
-            row = await _find_organisation(transaction, organisation)
-            await _update_policy(transaction, organisations, row.id, policy, version)
-            query = select(organisations).where(organisations.c.id == row.id)
-            return _organisation((await transaction.execute(query)).one())
+    async def update_organisation(self, organisation: str, policy: Policy | PolicyEdit) -> Organisation:
+        async with self._changes.open() as change:
+            before = _organisation(await _find_organisation(change.transaction, organisation))
+            await _update_policy(change, organisations, before.id, _policy_text(before.policy, policy))
+            query = select(organisations).where(organisations.c.id == before.id)
+            after = _organisation((await change.transaction.execute(query)).one())
+            words = [organisation_words(found) for found in (before, after)]
+            await change.record("organisation.update", before.id, words[0], words[1])
+        return after
 
     async def list_organisations(self) -> list[Organisation]:
         """Oldest first."""
@@ -228,13 +244,23 @@ class StoredAccounts:
         async with self._transactions.read() as transaction:
             return [_organisation(row) for row in await transaction.rows(query)]
 
+    async def get_organisation(self, organisation: str) -> Organisation:
+        async with self._transactions.read() as transaction:
+            return _organisation(await _find_organisation(transaction, organisation))
+
+    async def find_organisations(self, filters: GroupFilters, paging: Paging) -> Page[Organisation]:
+        async with self._transactions.read() as transaction:
+            query = _named_like(_ORGANISATIONS, organisations, filters.name)
+            if filters.owned is not None:
+                query = query.where(organisations.c.id.in_(filters.owned))
+            query = await after_cursor(transaction, query, organisations, paging)
+            return Page.of([_organisation(row) for row in await transaction.rows(query)], paging.limit)
+
     # parts of the above
 
-    async def _home_of(
-        self, transaction: Transaction, new: NewKey, now_us: int, version: int
-    ) -> tuple[str, str | None]:
+    async def _home_of(self, change: Change, new: NewKey) -> tuple[str, str | None]:
         """The organisation, and team if one was named, that a new key will belong to."""
-        organisation = None
+        organisation, transaction = None, change.transaction
         if new.organisation is not None:
             organisation = await _find_organisation(transaction, new.organisation)
         if new.team is not None:
@@ -242,18 +268,16 @@ class StoredAccounts:
             return team.organisation_id, team.id
         if organisation is not None:
             return organisation.id, None
-        own = await _insert_organisation(transaction, new.name, UNLIMITED, now_us, version, implicit=True)
+        own = await _insert_organisation(change, new.name, UNLIMITED, implicit=True)
         return own, None
 
-    async def _insert_digest(
-        self, transaction: Transaction, key_id: str, secret: str, now_us: int, version: int
-    ) -> None:
-        await transaction.execute(
+    async def _insert_digest(self, change: Change, key_id: str, secret: str) -> None:
+        await change.transaction.execute(
             key_digests.insert().values(
                 digest=digest_secret(self._digest_key, secret.encode()),
                 key_id=key_id,
-                created_us=now_us,
-                changed_version=version,
+                created_us=change.now_us,
+                changed_version=change.version,
             )
         )
 
@@ -267,81 +291,130 @@ def _validate_time(at_us: int) -> None:
         raise InvalidInput("expires: not a time that can be kept; give Unix microseconds")
 
 
-async def _next_version(transaction: Transaction) -> int:
-    row = await transaction.row(_NEXT_VERSION)
-    if row is None:
-        raise DatabaseUnavailable("the change counter has lost its row; restore the database from a backup")
-    version: int = row.version
-    return version
+def check_expiry(expires_us: int | None, now_us: int) -> None:
+    """Raises InvalidInput for a time that cannot be kept, or has passed."""
+    if expires_us is not None:
+        _validate_time(expires_us)
+        if expires_us <= now_us:
+            raise InvalidInput("expires: the time has passed already; name a later one")
 
 
-async def _update_key(transaction: Transaction, key_id: str, version: int, values: dict[str, Any]) -> None:
-    await transaction.execute(update(keys).where(keys.c.id == key_id).values(changed_version=version, **values))
+def _policy_text(before: Policy, edit: Policy | PolicyEdit) -> str:
+    policy = edited(before, edit)
+    validate_policy(policy)
+    return write_policy(policy)
 
 
-async def _update_policy(transaction: Transaction, table: Table, row_id: str, policy: Policy, version: int) -> None:
-    await transaction.execute(
-        update(table).where(table.c.id == row_id).values(policy=write_policy(policy), changed_version=version)
+async def _written(change: Change, action: str, before: Key, values: dict[str, Any]) -> Key:
+    """Write to a key's row, and the audit event of it."""
+    await change.transaction.execute(
+        update(keys).where(keys.c.id == before.id).values(changed_version=change.version, **values)
+    )
+    after = await _key_by_id(change.transaction, before.id)
+    words = [key_words(key, change.now_us) for key in (before, after)]
+    await change.record(action, before.id, words[0], words[1])
+    return after
+
+
+async def _update_policy(change: Change, table: Table, row_id: str, text: str) -> None:
+    await change.transaction.execute(
+        update(table).where(table.c.id == row_id).values(policy=text, changed_version=change.version)
     )
 
 
-async def _insert_organisation(
-    transaction: Transaction, name: str, policy: Policy, now_us: int, version: int, *, implicit: bool = False
-) -> str:
+async def _insert_organisation(change: Change, name: str, policy: Policy, *, implicit: bool = False) -> str:
+    transaction = change.transaction
     if not implicit:
         same = await transaction.row(_ORGANISATIONS.where(organisations.c.name == name))
         if same is not None:
             raise InvalidInput(f"organisation: {name!r} exists already ({same.id}); name it, or choose another name")
-    organisation_id = new_id(ORGANISATION)
+    made = Organisation(new_id(ORGANISATION), name, implicit, policy, change.now_us)
     await transaction.execute(
         organisations.insert().values(
-            id=organisation_id,
+            id=made.id,
             name=name,
             implicit=implicit,
             policy=write_policy(policy),
-            created_us=now_us,
-            changed_version=version,
+            created_us=made.created_us,
+            changed_version=change.version,
         )
     )
-    return organisation_id
+    if not implicit:
+        await change.record("organisation.create", made.id, None, organisation_words(made))
+    return made.id
 
 
-async def _find_key(transaction: Transaction, key: str) -> Row[Any]:
+async def _find_key(transaction: Transaction, key: str) -> Key:
     """A key by its id or name. Of several with the name, the one that is not revoked."""
-    rows = await _candidates(transaction, select(keys), keys, key)
+    rows = await candidates(transaction, select(keys), keys, key)
     standing = [row for row in rows if row.revoked_us is None]
-    return _only(standing or rows, key, what="key")
+    return _key(only(standing or rows, key, what="key"))
 
 
 async def _find_team(transaction: Transaction, team: str, organisation_id: str | None = None) -> Row[Any]:
-    rows = await _candidates(transaction, _TEAMS, teams, team)
+    rows = await candidates(transaction, _TEAMS, teams, team)
     if organisation_id is not None:
         inside = [row for row in rows if row.organisation_id == organisation_id]
         if rows and not inside:
             raise InvalidInput(f"team {team!r} is not in organisation {organisation_id}")
         rows = inside
-    return _only(rows, team, what="team")
+    return only(rows, team, what="team")
 
 
 async def _find_organisation(transaction: Transaction, organisation: str) -> Row[Any]:
-    rows = await _candidates(transaction, _ORGANISATIONS, organisations, organisation)
-    return _only(rows, organisation, what="organisation")
+    rows = await candidates(transaction, _ORGANISATIONS, organisations, organisation)
+    return only(rows, organisation, what="organisation")
 
 
-async def _team_for(transaction: Transaction, key: Row[Any], team: str) -> str:
+async def _keys_query(transaction: Transaction, filters: KeyFilters, now_us: int) -> Select[Any]:
+    query = _named_like(select(keys), keys, filters.name)
+    expired = and_(keys.c.expires_us.is_not(None), keys.c.expires_us <= now_us)
+    match filters.state:
+        case "active":
+            query = query.where(keys.c.revoked_us.is_(None), not_(expired))
+        case "expired":
+            query = query.where(keys.c.revoked_us.is_(None), expired)
+        case "revoked":
+            query = query.where(keys.c.revoked_us.is_not(None))
+        case None:
+            if not filters.include_revoked:
+                query = query.where(keys.c.revoked_us.is_(None))
+        case other:
+            raise InvalidInput(f"state: {other!r} is not one of active, expired, revoked")
+    if filters.organisation is not None:
+        organisation = await _find_organisation(transaction, filters.organisation)
+        query = query.where(keys.c.organisation_id == organisation.id)
+    if filters.team is not None:
+        query = query.where(keys.c.team_id == (await _find_team(transaction, filters.team)).id)
+    if filters.owned is not None:
+        places = (keys.c.id, keys.c.team_id, keys.c.organisation_id)
+        query = query.where(or_(*(place.in_(filters.owned) for place in places)))
+    return query
+
+
+def _named_like(query: Select[Any], table: Table, part: str | None) -> Select[Any]:
+    """Rows whose name contains a text, in any case as far as the database folds it."""
+    if part is None:
+        return query
+    if not is_text(part):
+        return query.where(false())
+    return query.where(func.lower(table.c.name).contains(part.lower(), autoescape=True))
+
+
+async def _team_for(transaction: Transaction, key: Key, team: str) -> str:
     """The id of the team that a key is moved to: one of its own organisation."""
-    rows = await _candidates(transaction, _TEAMS, teams, team)
+    rows = await candidates(transaction, _TEAMS, teams, team)
     inside = [row for row in rows if row.organisation_id == key.organisation_id]
     if rows and not inside:
         raise InvalidInput(
             f"key {key.id} belongs to organisation {key.organisation_id} for life and can only move between its "
             f"teams; team {team!r} is in organisation {rows[0].organisation_id}: create a new key there"
         )
-    team_id: str = _only(inside, team, what="team").id
+    team_id: str = only(inside, team, what="team").id
     return team_id
 
 
-async def _candidates(transaction: Transaction, query: Select[Any], table: Table, wanted: str) -> list[Row[Any]]:
+async def candidates(transaction: Transaction, query: Select[Any], table: Table, wanted: str) -> list[Row[Any]]:
     """Rows with this id, or else with this name."""
     if not is_text(wanted):  # could not be stored, so some databases cannot even be asked
         return []
@@ -349,7 +422,8 @@ async def _candidates(transaction: Transaction, query: Select[Any], table: Table
     return [row for row in rows if row.id == wanted] or list(rows)
 
 
-def _only(rows: list[Row[Any]], wanted: str, *, what: str) -> Row[Any]:
+def only(rows: list[Row[Any]], wanted: str, *, what: str) -> Row[Any]:
+    """The one row. Raises NotFound, and InvalidInput naming the ids where there are several."""
     if not rows:
         raise NotFound(f"there is no {what} {wanted!r}")
     if len(rows) > 1:

@@ -4,10 +4,14 @@ from collections.abc import Callable
 
 from sqlalchemy import text
 
-from tollkeeper.domain.ports import Accounts, AlertBook, KeyDirectory, SpendLedger
+from tollkeeper.domain.audit import LIBRARY
+from tollkeeper.domain.ports import Accounts, AdminTokens, AlertBook, AuditLog, KeyDirectory, SpendLedger
 from tollkeeper.storage.accounts import StoredAccounts
 from tollkeeper.storage.address import read_address
+from tollkeeper.storage.admin_tokens import StoredAdminTokens
 from tollkeeper.storage.alerts import StoredAlerts
+from tollkeeper.storage.audit import StoredAudit
+from tollkeeper.storage.changes import Changes
 from tollkeeper.storage.directory import StoredDirectory
 from tollkeeper.storage.engine import make_engine
 from tollkeeper.storage.migrate import is_current, migrate
@@ -36,7 +40,18 @@ class Database:
 
     def accounts(self, digest_key: bytes, now_us: Callable[[], int]) -> Accounts:
         """The control plane's operations; secrets are digested under `digest_key`."""
-        return StoredAccounts(self._transactions, digest_key, now_us)
+        return StoredAccounts(self._changes(now_us), digest_key)
+
+    def admin_tokens(self, digest_key: bytes, now_us: Callable[[], int]) -> AdminTokens:
+        """Tokens of the admin API."""
+        return StoredAdminTokens(self._changes(now_us), digest_key)
+
+    def audit(self, now_us: Callable[[], int]) -> AuditLog:
+        """What was changed, by whom."""
+        return StoredAudit(self._changes(now_us))
+
+    def _changes(self, now_us: Callable[[], int]) -> Changes:
+        return Changes(self._transactions, LIBRARY, now_us)
 
     async def migrate(self) -> None:
         """Bring the schema up to date. Safe to call from many processes at once."""

@@ -115,6 +115,7 @@ keys: Final = Table(
     # With both columns, so that no key can ever sit in a team of another organisation.
     ForeignKeyConstraint(["organisation_id", "team_id"], ["teams.organisation_id", "teams.id"], name="fk_keys_team"),
     Index("ix_keys_name", "name"),
+    Index("ix_keys_created_us_id", "created_us", "id"),
     Index("ix_keys_organisation_id_team_id", "organisation_id", "team_id"),
     Index("ix_keys_team_id", "team_id"),
     Index("ix_keys_changed_version", "changed_version"),
@@ -134,6 +135,49 @@ key_digests: Final = Table(
     Index("ix_key_digests_changed_version", "changed_version"),
 )
 """What stands for a key's secrets. `expires_us` is set when a secret is rotated away."""
+
+admin_tokens: Final = Table(
+    "admin_tokens",
+    METADATA,
+    _text("id"),
+    _text("name"),
+    _text("role"),
+    _text("owns"),
+    _text("hint"),
+    Column("digest", LargeBinary, nullable=False),
+    Column("previous_digest", LargeBinary, nullable=True),
+    _int("previous_until_us", nullable=True),
+    _int("created_us"),
+    _int("expires_us", nullable=True),
+    _int("revoked_us", nullable=True),
+    PrimaryKeyConstraint("id"),
+    UniqueConstraint("digest"),
+    UniqueConstraint("previous_digest"),
+)
+"""`owns` is a JSON list of ids. The digest before the last rotation counts until `previous_until_us`."""
+
+audit_events: Final = Table(
+    "audit_events",
+    METADATA,
+    Column("number", BigInteger, nullable=False, autoincrement=False),
+    _int("at_us"),
+    _text("actor_id"),
+    _text("actor_name"),
+    _text("source"),
+    _text("address", nullable=True),
+    _text("request_id", nullable=True),
+    Column("idempotency", LargeBinary, nullable=True),
+    _text("action"),
+    _text("object_id"),
+    _text("before_json", nullable=True),
+    _text("after_json", nullable=True),
+    PrimaryKeyConstraint("number"),
+    Index("ix_audit_events_at_us", "at_us"),
+    Index("ix_audit_events_object_id_number", "object_id", "number"),
+    Index("ix_audit_events_actor_id_number", "actor_id", "number"),
+    Index("ix_audit_events_idempotency", "idempotency"),
+)
+"""One row a change. `number` is the version of the change counter in its transaction, and a digit."""
 
 producers: Final = Table(
     "producers",

@@ -5,7 +5,6 @@ database has: routes bring it up to date first, and list as of the last sync if 
 """
 
 import secrets
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Annotated, Literal
 
@@ -13,7 +12,8 @@ import msgspec
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 
-from tollkeeper.domain.accounts import one_named
+from tollkeeper.admin.access import Admin, Caller, Reader
+from tollkeeper.admin.parts import Parts
 from tollkeeper.domain.charges import Charge
 from tollkeeper.domain.corrections import (
     ADJUSTMENT,
@@ -28,7 +28,7 @@ from tollkeeper.domain.entries import CounterRef
 from tollkeeper.domain.errors import InvalidInput, NotFound, Unavailable
 from tollkeeper.domain.money import nano_from_usd, usd
 from tollkeeper.domain.periods import Period, month_start_us
-from tollkeeper.domain.ports import AccountReader, Accounts, Corrector, SpendLedger
+from tollkeeper.domain.ports import Accounts
 from tollkeeper.domain.ports import ListedCharge as Row
 from tollkeeper.domain.words import Words, month_from
 
@@ -93,14 +93,15 @@ class Issued(BaseModel):
     applied: bool
 
 
-def corrections(
-    accounts: Accounts,
-    spend: SpendLedger,
-    corrector: Corrector,
-    sync: Callable[[], Awaitable[object]],
-    now_us: Callable[[], int],
-) -> APIRouter:
+def corrections(parts: Parts) -> APIRouter:
     """The routes."""
+    accounts, spend, corrector, sync, now_us = (
+        parts.accounts,
+        parts.spend,
+        parts.corrector,
+        parts.sync,
+        parts.now_us,
+    )
     router = APIRouter(tags=["Corrections"], prefix="/corrections")
 
     async def known(attempt: str) -> Row:
@@ -112,7 +113,9 @@ def corrections(
             raise NotFound(f"no charge of {attempt!r} is listed; what is settled is changed by an adjustment")
         return max(found, key=lambda listed: listed.charge.rank)
 
-    async def issue(root: str, attempt: str, charge: Charge, note: str) -> Words:
+    async def issue(caller: Caller, root: str, attempt: str, charge: Charge, note: str) -> Words:
+        after = {"root": root, "cost_usd": usd(charge.cost_nano), "note": note}
+        await parts.audit.append(caller.author, "correction.issue", attempt, after)
         corrector.correct(root, attempt, charge, note)
         applied = await corrector.flush(FLUSH_S)
         if applied:
@@ -121,7 +124,8 @@ def corrections(
         return {"attempt": attempt, "cost_usd": usd(charge.cost_nano), "applied": applied}
 
     @router.get("", response_model=Charges, summary="Charges that are presumed, came late, were corrected")
-    async def listed(
+    async def list_charges(
+        _: Reader,
         status: Annotated[Status | None, Query()] = None,
         key: str | None = Query(None, description="Name or id; default: all keys."),
         limit: int = Query(100, ge=1, le=LISTED_MAX),
@@ -133,22 +137,22 @@ def corrections(
         return {"charges": [charge_words(row) for row in rows]}
 
     @router.get("/{attempt}", response_model=Charges, summary="One attempt, explained")
-    async def show(attempt: str) -> Words:
+    async def show_charge(_: Reader, attempt: str) -> Words:
         with suppress(Unavailable):
             await sync()
         await known(attempt)
         return {"charges": [charge_words(row) for row in await spend.listed(attempt=attempt)]}
 
     @router.post("/{attempt}", response_model=Issued, summary="Say what an attempt cost")
-    async def apply(attempt: str, request: Correction) -> Words:
+    async def correct_charge(caller: Admin, attempt: str, request: Correction) -> Words:
         row = await known(attempt)
         signed = attempt.startswith(ADJUSTMENT)
         cost_nano = _nano(request.cost_usd, "cost_usd", signed=signed)
         tokens = (request.input_tokens, request.output_tokens, request.cached_tokens)
-        return await issue(row.root, attempt, corrected(row, cost_nano, tokens), checked_note(request.note))
+        return await issue(caller, row.root, attempt, corrected(row, cost_nano, tokens), checked_note(request.note))
 
     @router.post("", response_model=Issued, summary="Change or reset the spend of a scope in a period")
-    async def adjust(request: Adjustment) -> Words:
+    async def adjust_spend(caller: Admin, request: Adjustment) -> Words:
         note = checked_note(request.note)
         root, scope_id = await _scope(accounts, request.scope, request.name)
         counter = counter_of(scope_id, *_period(request, now_us()))
@@ -159,7 +163,7 @@ def corrections(
         if amount_nano == 0:
             raise InvalidInput("amount_usd: there is nothing to change")
         attempt = adjustment_id(request.id or secrets.token_hex(16))
-        return await issue(root, attempt, adjustment(amount_nano, counter), note)
+        return await issue(caller, root, attempt, adjustment(amount_nano, counter), note)
 
     async def _spent(root: str, counter: CounterRef) -> int:
         await sync()
@@ -188,14 +192,14 @@ class StoreAccounts(BaseModel):
     records_pending: int
 
 
-def store_accounts(reader: AccountReader, records_pending: Callable[[], int]) -> APIRouter:
+def store_accounts(parts: Parts) -> APIRouter:
     """What `tollkeeper reconcile` compares with the database and the logs."""
     router = APIRouter(tags=["Corrections"])
 
     @router.get("/accounts", response_model=StoreAccounts, summary="What the fast store says that keys spent")
-    async def accounts() -> Words:
-        found: Words = msgspec.to_builtins(await reader.accounts())
-        return found | {"records_pending": records_pending()}
+    async def list_store_accounts(_: Reader) -> Words:
+        found: Words = msgspec.to_builtins(await parts.account_reader.accounts())
+        return found | {"records_pending": parts.records_pending()}
 
     return router
 
@@ -223,6 +227,6 @@ async def _scope(accounts: Accounts, scope: str, name: str) -> tuple[str, str]:
         principal = await accounts.principal(name)
         return principal.root, principal.key_id
     if scope == "team":
-        team = one_named(await accounts.list_teams(), name, "team")
+        team = await accounts.get_team(name)
         return team.organisation_id, team.id
-    return one_named(await accounts.list_organisations(), name, "organisation").id, ""
+    return (await accounts.get_organisation(name)).id, ""

@@ -1,0 +1,45 @@
+"""What the control plane is made of: the ports it is given, in one struct, so that pages and routes share it."""
+
+from collections.abc import Awaitable, Callable
+
+import msgspec
+
+from tollkeeper.admin.probes import Readiness
+from tollkeeper.domain.ports import (
+    AccountReader,
+    Accounts,
+    AdminTokens,
+    AuditLog,
+    Corrector,
+    Governor,
+    LogAccounts,
+    LoginLimiter,
+    LogReader,
+    SpendLedger,
+)
+from tollkeeper.observability.metrics import Metrics
+
+Clock = Callable[[], int]
+Sync = Callable[[], Awaitable[object]]
+
+
+class Parts(msgspec.Struct, frozen=True, kw_only=True):
+    """`sync` brings the spend known to the store into the database; `now_us` gives Unix µs."""
+
+    accounts: Accounts
+    tokens: AdminTokens
+    audit: AuditLog
+    spend: SpendLedger
+    governor: Governor
+    corrector: Corrector
+    account_reader: AccountReader
+    records_pending: Callable[[], int]
+    logs: LogReader
+    log_accounts: LogAccounts
+    logins: LoginLimiter
+    sync: Sync
+    readiness: Readiness
+    metrics: Metrics
+    admin_token: str
+    version: str
+    now_us: Clock

@@ -1,0 +1,40 @@
+"""Log records that were delivered, and the account of those on their way."""
+
+from typing import Final
+
+import msgspec
+
+from tollkeeper.admin.access import Caller
+from tollkeeper.admin.parts import Parts
+from tollkeeper.domain.errors import Forbidden
+from tollkeeper.domain.log_search import LogFilters
+from tollkeeper.domain.operators import Role
+from tollkeeper.domain.words import Words, log_stats_words, proof_words
+
+RANGES_MAX: Final = 1000
+"""Ranges of numbers in an answer, of each producer and kind; `tollkeeper logs verify --json` has all."""
+
+
+class LogService:
+    """An owner sees the records of its keys. Bodies, which may hold anything, are for admins and owners."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._reader, self._accounts = parts.logs, parts.log_accounts
+
+    async def search(
+        self, caller: Caller, filters: LogFilters, limit: int, cursor: str | None, *, bodies: bool = False
+    ) -> Words:
+        """A page, newest first; one may be short, or empty, and still have a next one. Raises Forbidden."""
+        if bodies and caller.actor.role is Role.VIEWER:
+            raise Forbidden("bodies: prompts and answers are for admins and for the owners of the key")
+        filters = msgspec.structs.replace(filters, owned=caller.owned)
+        page = await self._reader.search(filters, limit, cursor, bodies=bodies)
+        return {"data": page.records, "has_more": page.next_cursor is not None, "next_cursor": page.next_cursor}
+
+    def stats(self) -> Words:
+        """The records of this process, and the queue."""
+        return log_stats_words(self._accounts.stats())
+
+    async def verify(self) -> Words:
+        """What became of every record's number."""
+        return proof_words(await self._accounts.verify(), RANGES_MAX)
