@@ -9,6 +9,7 @@ import ast
 import asyncio
 import inspect
 import json
+import socket
 import sys
 import tempfile
 import textwrap
@@ -21,6 +22,7 @@ import msgspec
 
 from tollkeeper import settings
 from tollkeeper.app.gateway import Gateway
+from tollkeeper.app.supervisor import Supervisor
 from tollkeeper.domain.record import SCHEMA_VERSION, AttemptRecord, RequestRecord
 from tollkeeper.logs import schema
 from tollkeeper.logs.buffer import LogBuffer
@@ -254,15 +256,21 @@ def declared_by_buffers() -> list[Declaration]:
     return LogBuffer().metrics.declared()
 
 
+def declared_by_supervisors() -> list[Declaration]:
+    """Every metric that `serve --workers N` has beside those of its workers."""
+    with socket.socket() as listening:
+        return Supervisor(wanted=2, listening=listening, command=(), drain_s=0).metrics.declared()
+
+
 def metrics_page() -> str:
     """The text of docs/METRICS.md."""
     lines = [
         HEAD.replace("src/tollkeeper/settings.py", "the metrics that a started gateway declares"),
         "# Metrics",
         "",
-        "`GET /metrics` of each gateway, in Prometheus' text format and without a token. A gateway is one process",
-        "and one target: sum over `instance`. Numbers begin at 0 with the process. Money is in nano-dollars",
-        "(1e-9 USD).",
+        "`GET /metrics` of each gateway, in Prometheus' text format and without a token: sum over `instance`, and",
+        "over `worker`, a label that everything has with `serve --workers N`, where one scrape tells of all workers.",
+        "Numbers begin at 0 with the process. Money is in nano-dollars (1e-9 USD).",
         f"Labels are bounded: of a metric's values beyond {CHILDREN_MAX} the rest is counted as `other`; a `model`",
         "without a known price is `other`, too. Keys, teams and organisations are no labels; `tollkeeper usage` and",
         "the admin API tell what they spend.",
@@ -274,6 +282,9 @@ def metrics_page() -> str:
         "|---|---|---|---|",
     ]
     lines += map(_metric_row, declared())
+    lines += ["", "## With `serve --workers N`", "", 'Labelled `worker="supervisor"`, as are its own `process_…`.']
+    lines += ["", "| metric | type | labels | meaning |", "|---|---|---|---|"]
+    lines += map(_metric_row, declared_by_supervisors())
     lines += ["", "## Of the library's `LogBuffer`", "", "In `buffer.metrics.exposition()`."]
     lines += [
         "",

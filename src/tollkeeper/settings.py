@@ -47,7 +47,9 @@ class ServerSettings(Group, frozen=True):
     drain_timeout_s: float = 30.0
     """How long a stop waits for requests in flight, and a hung-up request is read on to learn its true usage."""
     connections_max: int = 2048
-    """Concurrent client connections; above it clients get a 503."""
+    """Concurrent client connections of a process; above it clients get a 503."""
+    workers: int = 1
+    """Gateway processes that share the port, each with one core's work; more than one needs Redis."""
 
 
 class StoreSettings(Group, frozen=True):
@@ -416,6 +418,7 @@ ENVIRONMENT: Final[Mapping[str, tuple[str, ...]]] = {
     "TOLLKEEPER_DATA_DIR": ("data_dir",),
     "TOLLKEEPER_HOST": ("server", "host"),
     "TOLLKEEPER_PORT": ("server", "port"),
+    "WEB_CONCURRENCY": ("server", "workers"),
     "TOLLKEEPER_LOG_LEVEL": ("log_level",),
     "TOLLKEEPER_LOG_FORMAT": ("log_format",),
     "TOLLKEEPER_DIGEST_KEY": ("secrets", "digest_key"),
@@ -460,6 +463,7 @@ MULTIPLIER: Final = re.compile(r"\d{1,3}(\.\d{1,9})?")
 MULTIPLIER_MAX: Final = 100
 MAY_BE_ZERO: Final = frozenset({"port", "redis_db", "min_idle_conns", "retry_ratio", "retry_burst"})
 DEFAULT_FILE: Final = "tollkeeper.toml"
+WORKERS_MAX: Final = 64
 LOGGED_BODY_BYTES_MAX: Final = 384 * 2**10
 ADMIN_TOKEN_MIN: Final = 16
 DIGEST_KEY_MIN: Final = 32
@@ -685,6 +689,8 @@ def check(settings: Settings) -> None:
     if not 0 <= settings.server.port <= 65535:
         raise ConfigurationError(f"server.port: {settings.server.port} is not a port (0 to 65535)")
     _check_positive(settings)
+    if settings.server.workers > WORKERS_MAX:
+        raise _wrong(("server", "workers"), f"{settings.server.workers} is above {WORKERS_MAX}; one a core is plenty")
     _check_urls(settings)
     _check_bodies(settings.logs)
     for name, provider in settings.providers.items():

@@ -73,11 +73,15 @@ class Control:
             sync=self.sync.sync_once,
             readiness=Readiness({"database": self.ping, "store": _ready}),
             metrics=self.metrics,
+            exposition=self.exposition,
             admin_token=TOKEN,
             version="1.2.3",
             now_us=now_us,
         )
         return ControlPlane(parts)
+
+    async def exposition(self) -> bytes:
+        return self.metrics.exposition()
 
     async def ping(self) -> str | None:
         if self.database_away:

@@ -7,7 +7,6 @@ import msgspec
 
 from tests.admin.conftest import Control
 from tollkeeper.admin.probes import Degraded, Probes, Readiness
-from tollkeeper.observability.metrics import Metrics
 
 
 async def test_health_and_readiness(control: Control) -> None:
@@ -47,7 +46,10 @@ async def test_degraded_is_ready_and_says_so() -> None:
     async def send(message: dict[str, Any]) -> None:
         sent.append(message)
 
-    probes = Probes(readiness=Readiness({"store": store}), metrics=Metrics(), version="1")
+    async def exposition() -> bytes:
+        return b""
+
+    probes = Probes(readiness=Readiness({"store": store}), exposition=exposition, version="1")
     await probes({"type": "http", "method": "GET", "path": "/readyz"}, None, send)  # type: ignore[arg-type]
     assert sent[0]["status"] == 200
     check = {"ok": True, "detail": "limits bounded: Redis does not answer", "degraded": True}

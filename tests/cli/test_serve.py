@@ -229,7 +229,13 @@ def test_shared_services(start: Start, process: Command, redis_server: RedisServ
 @pytest.mark.parametrize(
     ("environ", "why"),
     [
-        ({"WEB_CONCURRENCY": "4"}, "WEB_CONCURRENCY is '4', but without Redis the limits live in one process"),
+        (
+            {"WEB_CONCURRENCY": "4"},
+            "4 workers (--workers, WEB_CONCURRENCY), but without Redis the limits live in one",
+        ),
+        ({"WEB_CONCURRENCY": "2", "REDIS_ADDRESS": "h"}, "the demo, with the provider in it, is one process"),
+        ({"WEB_CONCURRENCY": "many"}, "server.workers (WEB_CONCURRENCY): must be a whole number"),
+        ({"WEB_CONCURRENCY": "65"}, "server.workers (WEB_CONCURRENCY): 65 is above 64"),
         ({"REDIS_PASSWORD": "hush"}, "(REDIS_PASSWORD): there is no Redis yet: set REDIS_URL or REDIS_ADDRESS too"),
         ({"REDIS_ADDRESS": "h", "REDIS_POOL_SIZE": "0"}, "store.pool_size: 0 must be a number above zero"),
         ({"REDIS_ADDRESS": "h", "REDIS_URL": "redis://h"}, "address (REDIS_ADDRESS): REDIS_URL is given too"),
@@ -243,6 +249,19 @@ def test_what_cannot_work_is_refused_at_start(start: Start, environ: dict[str, s
     assert "Traceback" not in running.output and "hush" not in running.output
 
 
+def test_workers_that_cannot_start_say_so_once(
+    start: Start, redis_server: RedisServer, postgres: PostgresServer, workdir: Path
+) -> None:
+    """The first one alone is tried; its reason is the command's, and so is its exit code."""
+    (workdir / "tollkeeper.toml").write_text('[providers.x]\nbase_url = "http://x/v1"\ndialect = "openai"\n')
+    database = postgres.create_database("never_migrated")
+    environ = {"REDIS_URL": redis_server.url, "DATABASE_URL": database, "TOLLKEEPER_DIGEST_KEY": "d" * 64}
+    running = start("serve", "--workers", "3", "--port", "0", **environ)
+    assert running.ended() == 1
+    assert running.output.count("run `tollkeeper migrate` once") == 1, running.output
+    assert "Traceback" not in running.output
+
+
 def test_a_second_process_on_the_memory_store_is_refused(start: Start) -> None:
     """Limits of one data directory live in one process; with Redis there may be as many as one wants."""
     first = start("serve", "--demo", "--port", "0").wait_for("Then: tollkeeper usage")
@@ -253,13 +272,12 @@ def test_a_second_process_on_the_memory_store_is_refused(start: Start) -> None:
 
 
 def test_redis_by_its_address(start: Start, own_redis: RedisServer) -> None:
-    """REDIS_ADDRESS, REDIS_DB and REDIS_TLS are enough; more processes are not started unasked, and it says so."""
+    """REDIS_ADDRESS, REDIS_DB and REDIS_TLS are enough."""
     own_redis.stop()
     own_redis.port = free_port()
     own_redis.start()
-    environ = {"REDIS_ADDRESS": f"127.0.0.1:{own_redis.port}", "REDIS_DB": "2", "WEB_CONCURRENCY": "4"}
+    environ = {"REDIS_ADDRESS": f"127.0.0.1:{own_redis.port}", "REDIS_DB": "2"}
     running = start("serve", "--demo", "--port", "0", **environ).wait_for("Then: tollkeeper usage")
-    assert "workers_not_started" in running.output
     shell(running.commands()[0])
     assert own_redis.info("keyspace", "db2").startswith("keys=")
     assert running.stop() == 0

@@ -6,12 +6,13 @@ import subprocess
 from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
-from tools.write_reference import DOCS, declared, declared_by_buffers, metrics_page
+from tools.write_reference import DOCS, declared, declared_by_buffers, declared_by_supervisors, metrics_page
 
 from tests.observability.conftest import Watched
 from tollkeeper.observability.metrics import Metrics, Sizes
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
+EVERY = (*declared(), *declared_by_buffers(), *declared_by_supervisors())
 UNITS = ("seconds", "bytes", "nanodollars", "ratio", "commands")
 
 
@@ -22,7 +23,7 @@ def test_the_reference_is_up_to_date() -> None:
 
 def test_every_metric_says_what_it_means() -> None:
     """A metric without a sentence is not finished; names follow Prometheus' conventions."""
-    for metric in (*declared(), *declared_by_buffers()):
+    for metric in EVERY:
         assert metric.text.endswith((".", "…")) and len(metric.text) > 10, metric
         assert metric.name.startswith("tollkeeper_"), metric
         assert metric.name.endswith("_total") == (metric.kind == "counter"), metric
@@ -36,7 +37,7 @@ def test_no_metric_is_hidden() -> None:
     named = {name for text in texts for name in re.findall(r'"(tollkeeper_[a-z_]+)"', text)}
     named -= {"tollkeeper_begin", "tollkeeper_user"}  # a SQL function and a field of request bodies
     assert len(named) > 60
-    assert named <= {metric.name for metric in (*declared(), *declared_by_buffers())}
+    assert named <= {metric.name for metric in EVERY}
 
 
 def test_promtool_finds_nothing_to_improve(watched: Watched) -> None:

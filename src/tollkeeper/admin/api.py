@@ -45,7 +45,7 @@ class ControlPlane:
         )
         self.api = _api(self.services, parts)
         self._guarded = Guard(self.api, self.authenticator)
-        self._probes = Probes(readiness=parts.readiness, metrics=parts.metrics, version=parts.version)
+        self._probes = Probes(readiness=parts.readiness, exposition=parts.exposition, version=parts.version)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""

@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
-from tollkeeper.admin.probes import Readiness
+from tollkeeper.admin.probes import Exposition, Readiness
 from tollkeeper.domain.ports import (
     AccountReader,
     Accounts,
@@ -24,7 +24,8 @@ Sync = Callable[[], Awaitable[object]]
 
 
 class Parts(msgspec.Struct, frozen=True, kw_only=True):
-    """`sync` brings the spend known to the store into the database; `now_us` gives Unix µs."""
+    """`sync` brings the spend known to the store into the database; `now_us` gives Unix µs. `metrics` is this
+    process's registry, `exposition` what `/metrics` answers, which may be of more processes."""
 
     accounts: Accounts
     tokens: AdminTokens
@@ -40,6 +41,7 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     sync: Sync
     readiness: Readiness
     metrics: Metrics
+    exposition: Exposition
     admin_token: str
     version: str
     now_us: Clock

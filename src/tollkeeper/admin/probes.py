@@ -12,10 +12,11 @@ import msgspec
 
 from tollkeeper.admin.asgi import Receive, Scope, Send, answer, answer_error
 from tollkeeper.domain.errors import TollkeeperError
-from tollkeeper.observability.metrics import Metrics
 
 Probe = Callable[[], Awaitable[str | None]]
 """Answers with a remark or None, or raises a TollkeeperError whose message says what is wrong."""
+Exposition = Callable[[], Awaitable[bytes]]
+"""Metrics in Prometheus' text format."""
 PROBE_TIMEOUT_S: Final = 2.0
 KEPT_S: Final = 0.5
 
@@ -81,9 +82,9 @@ class Probes:
 
     PATHS: Final = frozenset({"/", "/healthz", "/readyz", "/metrics"})
 
-    def __init__(self, *, readiness: Readiness, metrics: Metrics, version: str) -> None:
+    def __init__(self, *, readiness: Readiness, exposition: Exposition, version: str) -> None:
         self._readiness = readiness
-        self._metrics = metrics
+        self._exposition = exposition
         self._index = INDEX.format(version=version).encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -98,7 +99,8 @@ class Probes:
             case "/readyz":
                 await self._ready(send)
             case "/metrics":
-                await answer(send, 200, self._metrics.exposition(), "text/plain; version=0.0.4; charset=utf-8")
+                page = await self._exposition()
+                await answer(send, 200, page, "text/plain; version=0.0.4; charset=utf-8")
             case _:
                 await answer(send, 200, self._index, "text/plain; charset=utf-8")
 

@@ -60,6 +60,8 @@ class Shared:
         self.connections: set[Connection] = set()
         self.tasks: set[asyncio.Task[None]] = set()
         self.stopping = False
+        self.one_left = asyncio.Event()
+        """Set when a connection has gone."""
         self.tick()
         self.loop = asyncio.get_running_loop()
         self.log = logger("server")
@@ -309,6 +311,7 @@ class Connection(asyncio.Protocol):
         """The client is gone, or we closed."""
         self._deaf = True
         self.shared.connections.discard(self)
+        self.shared.one_left.set()
         for request in (self._current, *self._waiting):
             if request is not None and not request.done:
                 request.gone = True

@@ -14,13 +14,15 @@ from typing import Any, Final
 from tollkeeper import __version__
 from tollkeeper.admin import ControlPlane, Degraded, Parts, Probe, Readiness
 from tollkeeper.app.accounting import Accounting
+from tollkeeper.app.channel import METRICS, SYNC
+from tollkeeper.app.crew import Crew
 from tollkeeper.app.data_dir import DataDir, admin_token, digest_key
 from tollkeeper.app.database import open_database
 from tollkeeper.app.log_queue import LOG_SPOOL, open_log_client
 from tollkeeper.domain.errors import DatabaseUnavailable, LogStoreUnavailable, OutboxUnavailable, StoreUnavailable
 from tollkeeper.domain.ports import Accounts
 from tollkeeper.gateway.server import DataPlane
-from tollkeeper.governance import Ledger, Outage, RedisStore, Store
+from tollkeeper.governance import Ledger, Outage, RedisStore, Store, SyncWorker
 from tollkeeper.governance.logins import LoginLimits
 from tollkeeper.governance.redis_instruments import RedisInstruments
 from tollkeeper.logs.bodies import BodyLog
@@ -59,17 +61,20 @@ def spare_the_collector() -> None:
 class Gateway:
     """One gateway process as an ASGI application. `start` before the first request, `stop` after the last.
 
-    `start` raises ConfigurationError or Unavailable, with everything stopped again; then nothing was served.
+    `start` raises ConfigurationError or Unavailable, with everything stopped again; then nothing was served. With a
+    `crew` it is one of several workers, and answers for all of them where that is what is asked.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, crew: Crew | None = None) -> None:
         self.settings = settings
+        self._crew = crew
         self.metrics = Metrics()
         self.data_dir = DataDir(settings.data_dir)
         self.accounts: Accounts
         self._readiness: Readiness
         self._plane: DataPlane
         self._admin: Any
+        self._sync_worker: SyncWorker
         self._parts = AsyncExitStack()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -110,7 +115,8 @@ class Gateway:
         parts.push_async_callback(accounting.stop)
         await accounting.start()
         redis = RedisInstruments(metrics)
-        store, ledger, sync = accounting.store, accounting.ledger, accounting.sync
+        store, ledger = accounting.store, accounting.ledger
+        self._sync_worker = accounting.sync
 
         if isinstance(store, RedisStore):
             redis.watch("accounts", store.client)
@@ -169,14 +175,34 @@ class Gateway:
                 logs=LogReader(log_store),
                 log_accounts=LogProver(log_store, records.queues, records.stats),
                 logins=LoginLimits(now_us),
-                sync=sync.sync_once,
+                sync=self.sync,
                 readiness=self._readiness,
                 metrics=metrics,
+                exposition=self.exposition,
                 admin_token=admin_token(settings),
                 version=__version__,
                 now_us=now_us,
             )
         )
+        if self._crew is not None:
+            self._crew.may_ask({METRICS: self._own_exposition, SYNC: self._own_sync})
+
+    async def exposition(self) -> bytes:
+        """What `/metrics` tells: this process, or all workers."""
+        return await (self._own_exposition() if self._crew is None else self._crew.exposition())
+
+    async def _own_exposition(self) -> bytes:
+        return self.metrics.exposition()
+
+    async def sync(self) -> None:
+        """Write spend to the database, also what only another worker knows to have changed. Raises `Unavailable`."""
+        await self._own_sync()
+        if self._crew is not None:
+            await self._crew.sync()
+
+    async def _own_sync(self) -> bytes:
+        await self._sync_worker.sync_once()
+        return b""
 
 
 def _versions() -> list[tuple[tuple[str], int]]:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
+from tollkeeper.app.accepting import Acceptor
 from tollkeeper.app.connection import LINGER_S, Application, Connection, Shared
 from tollkeeper.domain.errors import ConfigurationError
 from tollkeeper.settings import ServerSettings
@@ -21,6 +22,9 @@ KEEP_ALIVE_S: Final = 75.0
 """Idle connections are kept longer than SDKs keep them, so that these never meet one that is just being closed."""
 SWEEP_S: Final = 0.25
 """How often connections are looked at that have taken too long."""
+LAST_REQUEST_S: Final = 1.0
+"""How long a stop leaves idle connections open: a client that is between two requests hears `connection: close` in
+its next answer, instead of losing a request to a connection that is just being closed."""
 CANCEL_S: Final = 5.0
 """How long requests that were cut off at a stop may take to settle."""
 BACKLOG: Final = 2048
@@ -42,6 +46,14 @@ def bind(host: str, port: int) -> socket.socket:
         bound.close()
         raise _refusal(error, host, port) from None
     return bound
+
+
+def listen(bound: socket.socket) -> None:
+    """Let connections come. Raises ConfigurationError."""
+    try:
+        bound.listen(BACKLOG)
+    except OSError as error:
+        raise _refusal(error, *bound.getsockname()[:2]) from None
 
 
 def _refusal(error: OSError, host: str, port: int) -> ConfigurationError:
@@ -78,6 +90,7 @@ async def run(
     def stop() -> None:
         if stopping.is_set():
             cut_off.set()
+            shared.one_left.set()
         else:
             stopping.set()
             on_stopping()
@@ -86,13 +99,12 @@ async def run(
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)
     try:
-        try:
-            listener = await loop.create_server(lambda: Connection(shared), sock=bound, backlog=BACKLOG)
-        except OSError as error:
-            raise _refusal(error, *bound.getsockname()[:2]) from None
+        listen(bound)
+        acceptor = Acceptor(bound, lambda: Connection(shared))
+        acceptor.start()
         on_listening()
         await stopping.wait()
-        listener.close()
+        acceptor.stop()
         await _drain(shared, cut_off, settings.drain_timeout_s)
     finally:
         sweeper.cancel()
@@ -119,6 +131,11 @@ async def _sweep(shared: Shared) -> None:
 async def _drain(shared: Shared, cut_off: asyncio.Event, timeout_s: float) -> None:
     """Let requests in flight end by themselves, then cut them off."""
     shared.stopping = True
+    with suppress(TimeoutError):
+        async with asyncio.timeout(min(LAST_REQUEST_S, timeout_s)):
+            while shared.connections and not cut_off.is_set():
+                shared.one_left.clear()
+                await shared.one_left.wait()
     for connection in tuple(shared.connections):
         connection.stop()
     with suppress(TimeoutError):

@@ -14,7 +14,7 @@ from tollkeeper import __version__
 from tollkeeper.cli.common import ConfigOption
 from tollkeeper.cli.configuration import require_providers
 from tollkeeper.domain.errors import ConfigurationError
-from tollkeeper.observability.logging import configure, logger
+from tollkeeper.observability.logging import configure
 from tollkeeper.settings import Settings, check, duration_s, load
 
 
@@ -23,41 +23,56 @@ def serve(
     config: ConfigOption = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on; default: as configured.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; default: as configured.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that share the port; default: as configured, or 1.", min=1)
+    ] = None,
+    as_worker: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
-    """Run the gateway until Ctrl-C or SIGTERM."""
-    settings = _with_address(load(config), host, port)
+    """Run the gateway until Ctrl-C or SIGTERM. With several workers SIGHUP replaces them, one by one."""
+    settings = _with_options(load(config), host, port, workers)
     if not demo:
         require_providers(settings)
-    style = settings.log_format
+    if as_worker is not None:
+        from tollkeeper.app.crew import read_place
+
+        place, listener, channel = read_place(as_worker)
+        configure(settings.log_level, settings.log_format, worker=place)
+        _run(_serve_as_worker(settings, place, listener, channel))
+        return
     # in the demo the terminal belongs to the examples: only what goes wrong is logged there
-    configure("warning" if demo and settings.log_level == "info" else settings.log_level, style)
-    _refuse_workers(settings, os.environ.get("WEB_CONCURRENCY", "").strip())
-    _run(_demo(settings) if demo else _serve(settings))
+    configure("warning" if demo and settings.log_level == "info" else settings.log_level, settings.log_format)
+    if settings.server.workers > 1:
+        _refuse_workers(settings, demo)
+        asyncio.run(_supervise(settings))
+    else:
+        _run(_demo(settings) if demo else _serve(settings))
 
 
-def _with_address(settings: Settings, host: str | None, port: int | None) -> Settings:
+def _with_options(settings: Settings, host: str | None, port: int | None, workers: int | None) -> Settings:
     server = msgspec.structs.replace(
         settings.server,
         host=settings.server.host if host is None else host,
         port=settings.server.port if port is None else port,
+        workers=settings.server.workers if workers is None else workers,
     )
     settings = msgspec.structs.replace(settings, server=server)
     check(settings)
     return settings
 
 
-def _refuse_workers(settings: Settings, wanted: str) -> None:
-    """Where WEB_CONCURRENCY asks for several processes: on the memory store there can be one only, since its limits
-    live in it. With Redis there may be any number, but they are started one by one. Raises ConfigurationError."""
-    if wanted in ("", "0", "1"):
-        return
+def _refuse_workers(settings: Settings, demo: bool) -> None:
+    """On the memory store there can be one process only, since its limits live in it. Raises ConfigurationError."""
+    number = settings.server.workers
     if settings.embedded:
         raise ConfigurationError(
-            f"WEB_CONCURRENCY is {wanted!r}, but without Redis the limits live in one process: unset it, or set "
-            "REDIS_URL or REDIS_ADDRESS and start that many gateways"
+            f"{number} workers (--workers, WEB_CONCURRENCY), but without Redis the limits live in one process: ask "
+            "for one, or set REDIS_URL or REDIS_ADDRESS"
         )
-    then = "this is one process; start as many as you want, each on a port of its own"
-    logger("cli").warning("workers_not_started", web_concurrency=wanted, then=then)
+    if demo:
+        raise ConfigurationError(
+            f"{number} workers (--workers, WEB_CONCURRENCY), but the demo, with the provider in it, is one process: "
+            "ask for one, or configure a provider"
+        )
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:
@@ -101,6 +116,60 @@ async def _serve(settings: Settings, *, demo: bool = False) -> None:
         typer.echo("stopped cleanly")
     finally:
         bound.close()
+
+
+async def _supervise(settings: Settings) -> None:
+    from tollkeeper.app import server
+    from tollkeeper.app.data_dir import DataDir
+    from tollkeeper.app.supervisor import Supervisor, own_command, stop_limit_s
+
+    with server.bind(settings.server.host, settings.server.port) as listening:
+        server.listen(listening)
+        url, data_dir = server.url_of(listening), DataDir(settings.data_dir)
+
+        def greet() -> None:
+            data_dir.write_address(url)
+            _greet(settings, url, None)
+            typer.echo(f"  workers   {settings.server.workers}")
+
+        supervisor = Supervisor(
+            wanted=settings.server.workers,
+            listening=listening,
+            command=own_command(),
+            drain_s=stop_limit_s(settings.server.drain_timeout_s, settings.logs.timeout_s),
+            on_serving=greet,
+            on_stopping=_say_stopping,
+        )
+        try:
+            started = await supervisor.run()
+        finally:
+            data_dir.remove_address(url)
+    if not started:
+        raise typer.Exit(1)  # the worker has said why
+    typer.echo("stopped cleanly")
+
+
+async def _serve_as_worker(settings: Settings, place: int, listener: int, channel: int) -> None:
+    from tollkeeper.app import server
+    from tollkeeper.app.crew import Crew
+    from tollkeeper.app.gateway import Gateway
+    from tollkeeper.app.supervisor import inherited
+
+    with inherited(listener) as listening:
+        crew = await Crew.join(place, channel)
+        gateway = Gateway(settings, crew)
+        await gateway.start()
+        announcing: list[asyncio.Task[None]] = []
+        try:
+            await server.run(
+                gateway,
+                listening,
+                settings.server,
+                lambda: announcing.append(asyncio.create_task(crew.ready())),
+            )
+        finally:
+            await gateway.stop()
+            await crew.leave()
 
 
 def _greet(settings: Settings, url: str, demo_secret: str | None) -> None:

@@ -39,12 +39,18 @@ def _mask(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[st
     return event
 
 
-def configure(level: str, style: str | None) -> None:
-    """Send events to standard error: `json`, `console`, or what fits (None: console on a terminal)."""
+def configure(level: str, style: str | None, **always: int | str) -> None:
+    """Send events to standard error: `json`, `console`, or what fits (None: console on a terminal). Every event
+    carries the fields in `always`."""
+
+    def add(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        return {**always, **event}
+
     as_json = style == "json" or (style is None and not sys.stderr.isatty())
     structlog.configure(
         processors=[
             _name_request,
+            add,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             _mask,
