@@ -10,6 +10,7 @@ import msgspec
 import openai
 import pytest
 
+from tests.gateway.test_media import wav
 from tests.servers.gateway import GatewayProcess, SimulatorProcess
 
 NPM = Path(__file__).parent / "npm"
@@ -78,6 +79,33 @@ def test_openai_python(deployment: Deployment) -> None:
     assert headers["x-ratelimit-limit-requests"] == "1000" and "x-tollkeeper-budget-remaining-usd" in headers
 
 
+def test_openai_python_media(deployment: Deployment) -> None:
+    """Moderations, images, speech and recordings, which the SDK sends as JSON or as forms."""
+    with openai.OpenAI(base_url=f"{deployment.url}/v1", api_key=deployment.key) as client:
+        assert not client.moderations.create(input="hello").results[0].flagged
+        image = client.images.generate(model="gpt-image-1-mini", prompt="a cat", n=2)
+        assert image.data and len(image.data) == 2 and image.usage and image.usage.output_tokens == 2 * 1056
+        edited = client.images.edit(
+            model="gpt-image-1-mini", prompt="a hat", image=[("a.png", b"a"), ("b.png", b"b")]
+        )
+        assert edited.usage and edited.usage.input_tokens_details.image_tokens == 600
+        with pytest.raises(openai.BadRequestError, match="per_image_usd"):
+            client.images.create_variation(image=("a.png", b"a"), model="dall-e-2")
+        spoken = client.audio.speech.create(model="tts-1", voice="alloy", input="Hello")
+        assert spoken.content.startswith(b"ID3") and spoken.response.headers["content-type"] == "audio/mpeg"
+        with client.audio.speech.with_streaming_response.create(
+            model="tts-1", voice="alloy", input="Hello"
+        ) as stream:
+            assert b"".join(stream.iter_bytes()) == spoken.content
+        recording = ("a.wav", wav(1500))
+        heard = client.audio.transcriptions.create(model="whisper-1", file=recording)
+        assert heard.text and heard.usage and heard.usage.type == "duration" and heard.usage.seconds == 1.5
+        assert client.audio.transcriptions.create(model="whisper-1", file=recording, response_format="text")
+        events = list(client.audio.transcriptions.create(model="gpt-4o-transcribe", file=recording, stream=True))
+        assert events[-1].type == "transcript.text.done" and events[-1].usage
+        assert client.audio.translations.create(model="whisper-1", file=recording).text
+
+
 def test_openai_python_errors(deployment: Deployment) -> None:
     """A 401 and a 429 raise the SDK's own errors; one that waiting cannot help is not retried."""
     base_url = f"{deployment.url}/v1"
@@ -100,6 +128,7 @@ def test_anthropic_python(deployment: Deployment) -> None:
     client = anthropic.Anthropic(base_url=deployment.url, api_key=deployment.key)
     message = client.messages.create(model="claude-haiku-4-5", max_tokens=50, messages=MESSAGES)
     assert message.content[0].type == "text" and message.usage.output_tokens == 7
+    assert client.messages.count_tokens(model="claude-haiku-4-5", messages=MESSAGES).input_tokens == 3
     with client.messages.stream(model="claude-haiku-4-5", max_tokens=50, messages=MESSAGES) as stream:
         assert "".join(stream.text_stream)
         assert stream.get_final_message().usage.output_tokens == 7

@@ -43,7 +43,11 @@ class ServerSettings(Group, frozen=True):
     body_bytes_max: int = 20 * 2**20
     """Largest request body; more is a 413."""
     body_timeout_s: float = 60.0
-    """Longest time a client may take to send its body."""
+    """Longest time a client may take to send its body; for a form, each megabyte of it."""
+    upload_bytes_max: int = 64 * 2**20
+    """Largest form with files (audio, images); more is a 413."""
+    uploads_bytes_max: int = 512 * 2**20
+    """Forms in memory at one time; what does not fit gets a 503. A form of unknown length counts as the largest."""
     drain_timeout_s: float = 30.0
     """How long a stop waits for requests in flight, and a hung-up request is read on to learn its true usage."""
     connections_max: int = 2048
@@ -292,6 +296,14 @@ class AmountSettings(RateSettings, frozen=True):
     """USD for each web search that the provider runs."""
     per_file_search_usd: str | None = None
     """USD for each search in files stored at the provider."""
+    per_image_usd: str | None = None
+    """USD for each image made: of the dearest size and quality, if they differ."""
+    per_search_usd: str | None = None
+    """USD for each search of a reranker."""
+    per_audio_hour_usd: str | None = None
+    """USD for each hour of audio that is transcribed or translated, to the millisecond."""
+    per_million_characters_usd: str | None = None
+    """USD for a million characters that are spoken."""
 
 
 class TierSettings(RateSettings, frozen=True, kw_only=True):
@@ -353,6 +365,10 @@ class ModelSettings(AmountSettings, frozen=True):
     """The most the model answers with; injected into requests that state no limit."""
     image_tokens_max: int | None = None
     """The provider's published maximum for one image."""
+    output_image_tokens_max: int | None = None
+    """The provider's published maximum of output tokens for one image made, for models that are paid by tokens."""
+    audio_seconds_max: int | None = None
+    """The longest recording that the provider takes, or that it is asked to; bounds the cost of a transcription."""
     prices: tuple[PriceSettings, ...] = ()
     """Prices that count for a time, with tiers, instead of those here."""
     deployments: tuple[DeploymentSettings, ...] = ()
@@ -464,6 +480,7 @@ MULTIPLIER_MAX: Final = 100
 MAY_BE_ZERO: Final = frozenset({"port", "redis_db", "min_idle_conns", "retry_ratio", "retry_burst"})
 DEFAULT_FILE: Final = "tollkeeper.toml"
 WORKERS_MAX: Final = 64
+MEDIA_BOUNDS: Final = ("image_tokens_max", "output_image_tokens_max", "audio_seconds_max")
 LOGGED_BODY_BYTES_MAX: Final = 384 * 2**10
 ADMIN_TOKEN_MIN: Final = 16
 DIGEST_KEY_MIN: Final = 32
@@ -844,7 +861,7 @@ def _check_model(name: str, model: ModelSettings, settings: Settings) -> None:
     if model.provider is not None and model.provider not in settings.providers:
         known = ", ".join(sorted(settings.providers)) or "none"
         raise ConfigurationError(f"{where}.provider: there is no provider {model.provider!r}; known: {known}")
-    for field in ("context_window", "max_output_tokens", "image_tokens_max"):
+    for field in ("context_window", "max_output_tokens", *MEDIA_BOUNDS):
         _positive(f"{where}.{field}", getattr(model, field))
     _check_rates(where, model, whole=False)
     if model.prices and any(getattr(model, field) is not None for field in AmountSettings.__struct_fields__):

@@ -214,7 +214,7 @@ def test_a_tariff_becomes_integers_without_loss(tokens: Decimal, fee: Decimal, m
     exact = (Fraction(tokens) * n / 10**6 + Fraction(fee)) * Fraction(multiplier) * 10**9
     assert cost_nano(price, Usage(input_tokens=n)) == -((-exact) // 1)
     assert usd_per_million(price, price.base.input) == tokens * multiplier
-    assert usd_per_use(price, price.per_request) == fee * multiplier
+    assert usd_per_use(price, "request") == fee * multiplier
 
 
 def test_an_overlay_replaces_a_kind_everywhere() -> None:

@@ -195,7 +195,7 @@ def settings_for(base_url: str) -> Settings:
                 base_url=base_url,
                 dialect="openai",
                 prices="openai",
-                models=("gpt-*", "text-*", "o4-*", "local-*"),
+                models=("gpt-*", "text-*", "o4-*", "local-*", "whisper-*", "tts-*", "dall-e-*", "omni-*", "rerank-*"),
                 **deadlines,  # type: ignore[arg-type]
             ),
             "sim-anthropic": ProviderSettings(
@@ -209,6 +209,9 @@ def settings_for(base_url: str) -> Settings:
         models={
             "house-model": ModelSettings(provider="sim", upstream_model="gpt-4o-mini", max_output_tokens=1000),
             "fee-model": ModelSettings(provider="sim", input_usd="1", output_usd="1", per_request_usd="0.5"),
+            "dall-e-3": ModelSettings(per_image_usd="0.04"),
+            "rerank-v3.5": ModelSettings(per_search_usd="0.002"),
+            "whisper-long": ModelSettings(per_audio_hour_usd="0.36", audio_seconds_max=600),
         },
     )
 

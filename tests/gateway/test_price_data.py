@@ -207,7 +207,9 @@ def test_a_price_that_usage_cannot_tell_apart_is_no_price() -> None:
     assert listed.tariff is None
     assert listed.unpriced is not None
     assert "output_video_mtok" in listed.unpriced
-    assert DATA.look_up("openai", "whisper-1", us(NOW)).unpriced == f"{SOURCE} has no price per token for it"
+    assert (
+        DATA.look_up("mistral", "mistral-ocr-latest", us(NOW)).unpriced == f"{SOURCE} has no price per token for it"
+    )
     assert DATA.look_up("openai", "gtp-5", us(NOW)).unpriced == f"{SOURCE} does not know it at openai"
 
 

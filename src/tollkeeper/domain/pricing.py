@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 
 from tollkeeper.domain.money import PICO_PER_NANO
-from tollkeeper.domain.usage import Usage
+from tollkeeper.domain.usage import NO_USAGE, Usage
 
 
 class Rates(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,7 +40,18 @@ class Rates(msgspec.Struct, frozen=True, kw_only=True):
 
 
 TOKEN_KINDS: Final = Rates.__struct_fields__
-FEE_KINDS: Final = ("request", "web_search", "file_search")
+FEES: Final[Mapping[str, tuple[str, int]]] = {
+    "request": ("per_request", 1),
+    "web_search": ("per_web_search", 1),
+    "file_search": ("per_file_search", 1),
+    "image": ("per_image", 1),
+    "search": ("per_search", 1),
+    "audio_hour": ("per_audio_ms", 3_600_000),
+    "million_characters": ("per_character", 1_000_000),
+}
+"""Prices of what is not a token, as people write them → the field of `Price`, and how many of its units one has."""
+FEE_KINDS: Final = tuple(FEES)
+TOKENS_PRICED: Final = frozenset(("tokens",))
 
 
 def rates(
@@ -97,8 +108,10 @@ class Tier(msgspec.Struct, frozen=True):
 class Price(msgspec.Struct, frozen=True):
     """All prices of one model, as whole numbers of 1/`per_nano` nano-dollars. `tiers` ascend by start.
 
-    `per_request` is charged once per request, `per_web_search` and `per_file_search` for each use. `served` holds the
-    prices of a request that was served as something else than the standard: `priority`, `flex`, `fast`, `batch`.
+    `per_request` is charged once per request, the others for each use, millisecond or character. `kinds` are the
+    fees that have a price, and `tokens` if those have one: what has none costs 0 here, and is the caller's to refuse.
+    `served` holds the prices of a request that was served as something else than the standard: `priority`, `flex`,
+    `fast`, `batch`.
     `version` is what a record keeps, e.g. `genai-prices 0.2.3 openai/gpt-4o-mini`; `source` says it for people.
     """
 
@@ -107,6 +120,11 @@ class Price(msgspec.Struct, frozen=True):
     per_request: int = 0
     per_web_search: int = 0
     per_file_search: int = 0
+    per_image: int = 0
+    per_search: int = 0
+    per_audio_ms: int = 0
+    per_character: int = 0
+    kinds: frozenset[str] = TOKENS_PRICED
     per_nano: int = PICO_PER_NANO
     served: Mapping[str, "Price"] = {}
     version: str = "configuration"
@@ -174,11 +192,21 @@ def cost_nano(price: Price, usage: Usage) -> int:
     if usage.output_image_tokens is None and at.output_image > plain:
         plain = at.output_image
     total += left * plain
-    if usage.web_searches:
-        total += usage.web_searches * price.per_web_search
-    if usage.file_searches:
-        total += usage.file_searches * price.per_file_search
+    if usage.web_searches or usage.file_searches:
+        total += usage.web_searches * price.per_web_search + usage.file_searches * price.per_file_search
+    if usage.images or usage.audio_ms or usage.characters or usage.searches:
+        total += _measured(price, usage)
     return -(-total // price.per_nano)
+
+
+def _measured(price: Price, usage: Usage) -> int:
+    """What is sold by other units than tokens."""
+    return (
+        usage.images * price.per_image
+        + usage.audio_ms * price.per_audio_ms
+        + usage.characters * price.per_character
+        + usage.searches * price.per_search
+    )
 
 
 def version_of(price: Price, usage: Usage) -> str:
@@ -202,12 +230,14 @@ def bound_nano(
     images: bool = False,
     audio: bool = False,
     served: tuple[str, ...] = (),
+    most: Usage = NO_USAGE,
 ) -> int:
     """The most that a request can cost, in nano-dollars, if its tokens are at most these and it uses no paid tool.
 
     Every token at the dearest rate it could have in any tier that so many input tokens can reach, and in any of the
     service tiers `served` besides the standard. The flags say whether such tokens can occur; without them their rates
-    are left out. Images in the output are always reckoned with, for models draw them unasked.
+    are left out. Images in the output are always reckoned with, for models draw them unasked. `most`: upper bounds of
+    what is not tokens.
     """
     bound = 0
     for tables in (price, *(price.served[name] for name in served if name in price.served)):
@@ -225,5 +255,6 @@ def bound_nano(
                 dearest_input = max(dearest_input, at.input_audio, at.cached_audio)
                 dearest_output = max(dearest_output, at.output_audio)
         total = input_tokens * dearest_input + output_tokens * dearest_output + tables.per_request
+        total += _measured(tables, most)
         bound = max(bound, -(-total // tables.per_nano))
     return bound

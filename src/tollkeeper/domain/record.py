@@ -135,6 +135,14 @@ class RequestRecord(msgspec.Struct, kw_only=True, omit_defaults=False, gc=False)
     """Web searches that the provider ran."""
     file_searches: int = 0
     """Searches in files stored at the provider."""
+    images: int = 0
+    """Images made."""
+    audio_ms: int = 0
+    """Milliseconds of audio that was transcribed or translated."""
+    characters: int = 0
+    """Characters that were spoken."""
+    searches: int = 0
+    """A reranker's searches."""
     service_tier: str | None = None
     """What the provider says the request was served as, if not its standard: `priority`, `flex`, `fast`, `batch`."""
     cost_nano: int = 0

@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 
 from tollkeeper.domain.money import PICO_PER_NANO
-from tollkeeper.domain.pricing import Price, Rates, Tier, rates
+from tollkeeper.domain.pricing import FEES, Price, Rates, Tier, rates
 
 PICO_PER_USD: Final = 10**12
 TOKENS: Final = 10**6
@@ -27,8 +27,8 @@ Amounts = Mapping[str, Decimal]
 class Tariff(msgspec.Struct, frozen=True, kw_only=True):
     """Prices of one model at one time. Kinds are named as in `Rates`; those left out fall back as written there.
 
-    `tokens`: USD per million tokens. `tiers`: (start, the whole table above it), ascending. `fees`: USD for each
-    `request`, `web_search` and `file_search`. `served`: the tariff of each service tier that has prices of its own.
+    `tokens`: USD per million tokens; empty if it sells none. `tiers`: (start, the whole table above it), ascending.
+    `fees`: USD for each of the kinds of `FEES`. `served`: the tariff of each service tier that has prices of its own.
     """
 
     tokens: Amounts
@@ -42,13 +42,14 @@ class Tariff(msgspec.Struct, frozen=True, kw_only=True):
 def price_of(tariff: Tariff) -> Price:
     """The tariff as integers, in the coarsest unit that holds all its amounts: pico-dollars, if it can be."""
     tables = [_pico(tariff.tokens, TOKENS), *(_pico(table, TOKENS) for _, table in tariff.tiers)]
-    fees = _pico(tariff.fees, 1)
+    fees = {FEES[kind][0]: Fraction(usd) * PICO_PER_USD / FEES[kind][1] for kind, usd in tariff.fees.items()}
     finer = lcm(*(amount.denominator for table in (*tables, fees) for amount in table.values()))
     base, *above = (_rates(table, finer) for table in tables)
     return Price(
         base,
         tuple(Tier(start, at) for (start, _), at in zip(tariff.tiers, above, strict=True)),
-        **{f"per_{kind}": int(amount * finer) for kind, amount in fees.items()},
+        **{field: int(amount * finer) for field, amount in fees.items()},
+        kinds=frozenset((*tariff.fees, *(("tokens",) if tariff.tokens else ()))),
         per_nano=PICO_PER_NANO * finer,
         served={name: price_of(its) for name, its in tariff.served.items()},
         version=tariff.version,
@@ -93,9 +94,10 @@ def usd_per_million(price: Price, rate: int) -> Decimal:
     return _decimal(Fraction(rate * TOKENS, price.per_nano * 10**9))
 
 
-def usd_per_use(price: Price, fee: int) -> Decimal:
-    """A fee in USD, exact."""
-    return _decimal(Fraction(fee, price.per_nano * 10**9))
+def usd_per_use(price: Price, kind: str) -> Decimal:
+    """A fee in USD as people write it, exact."""
+    field, units = FEES[kind]
+    return _decimal(Fraction(getattr(price, field) * units, price.per_nano * 10**9))
 
 
 def _decimal(value: Fraction) -> Decimal:

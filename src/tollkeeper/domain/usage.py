@@ -4,12 +4,14 @@ import msgspec
 
 
 class Usage(msgspec.Struct, frozen=True, gc=False):
-    """Tokens by kind, and uses of tools the provider runs. Totals include their parts.
+    """Tokens by kind, uses of tools the provider runs, and what is sold by other units. Totals include their parts.
 
     `input_tokens` includes cached reads and cache writes (also for Anthropic, whose own `input_tokens` leaves
     them out); `output_tokens` includes reasoning and citations. `cache_write_1h_tokens` is a part of
     `cache_write_tokens`, `cached_audio_tokens` one of `cached_tokens` and of `input_audio_tokens`, and so for images.
     `output_image_tokens` is None where a report does not tell images apart from text.
+    `images` are those made, `audio_ms` the length of audio that was read, `characters` those that were spoken,
+    `searches` a reranker's units.
     `service_tier` is what the provider says the request was served as, if not its standard: `priority`, `flex`, …
     """
 
@@ -28,6 +30,10 @@ class Usage(msgspec.Struct, frozen=True, gc=False):
     citation_tokens: int = 0
     web_searches: int = 0
     file_searches: int = 0
+    images: int = 0
+    audio_ms: int = 0
+    characters: int = 0
+    searches: int = 0
     service_tier: str = ""
 
     @property

@@ -39,7 +39,7 @@ from tollkeeper.gateway.retry import (
 from tollkeeper.gateway.routing import Pool, model_allowed
 from tollkeeper.gateway.settle import Attempt
 from tollkeeper.gateway.stream import Rejection, answer, reject
-from tollkeeper.gateway.upstream import Upstream
+from tollkeeper.gateway.upstream import Body, Upstream
 from tollkeeper.settings import Settings
 
 COOL_MAX_US: Final = 300_000_000
@@ -265,15 +265,18 @@ class _Walk:
         attempt, plan, call = exchange.attempt, exchange.plan, exchange.call
         assert attempt is not None and plan is not None and call is not None
         provider = stop.deployment.route.provider
-        body = upstream_body(
-            call, model=stop.deployment.route.upstream_model, output_limit=its.bounder.output_limit(plan)
-        )
+        model = stop.deployment.route.upstream_model
+        body: Body
+        if call.form is not None:
+            body = call.form.written(model=model)
+        else:
+            body = upstream_body(call, model=model, output_limit=its.bounder.output_limit(plan))
         headers = upstream_headers(
             exchange.client,
             endpoint,
             key=its.provider_keys.get(provider),
             request_id=exchange.request_id,
-            stream=call.stream,
+            call=call,
         )
         attempt.dispatch()
         exchange.mark_dispatched()

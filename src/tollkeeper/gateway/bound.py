@@ -15,7 +15,8 @@ from tollkeeper.domain.money import usd
 from tollkeeper.domain.policy import Principal
 from tollkeeper.domain.usage import Usage
 from tollkeeper.gateway.catalog import Catalog, ModelInfo, output_limit_field
-from tollkeeper.gateway.dialects import Call
+from tollkeeper.gateway.dialects import Call, Endpoint
+from tollkeeper.gateway.measured import bound_of, hold_nano, how_to_price, priced
 from tollkeeper.gateway.routing import Route
 from tollkeeper.settings import Settings
 
@@ -46,16 +47,22 @@ class Plan:
     def tokens_at(self, output: int) -> int:
         """The estimated weight."""
         call = self.call
+        if call.endpoint.free:
+            return 0
         return self._estimator.estimate_tokens(
             self._learned_as, input_bytes=call.content.text_bytes, max_output=output, choices=call.choices
         )
 
     def hold_at(self, output: int) -> int:
         """The strict bound of the cost in nano-dollars; 0 without a price."""
+        if self.call.sold is not None:
+            return hold_nano(self.call, self.info)
         return self.info.hold_nano(self.call.content, self.bound_at(output)) or 0
 
     def bound_at(self, output: int) -> Bound:
         """The strict bound of the tokens."""
+        if self.call.sold is not None:
+            return bound_of(self.call, self.info)[0]
         return self.info.bound(self.call.content, max_output=output, choices=self.call.choices)
 
     def learn(self, usage: Usage) -> None:
@@ -87,7 +94,9 @@ class Bounder:
         Raises RequestError: UNPRICED, UNBOUNDED, COST_CAP.
         """
         info = self._catalog.info(route.provider, route.settings_of or route.model, route.upstream_model, now_us)
-        self._check_price(info, route, principal)
+        if call.sold is not None or (info.price is not None and "tokens" not in info.price.kinds):
+            info = priced(info, call.endpoint)
+        self._check_price(info, route, principal, call.endpoint)
         plan = Plan(call, route, info, self._estimator)
         output = info.output_default if call.max_output is None else call.max_output
         if principal.has_budget and (reason := plan.bound_at(output).unbounded) is not None:
@@ -111,12 +120,12 @@ class Bounder:
             limit = plan.call.max_output
         return None if field is None or limit is None else (field, limit)
 
-    def _check_price(self, info: ModelInfo, route: Route, principal: Principal) -> None:
+    def _check_price(self, info: ModelInfo, route: Route, principal: Principal, endpoint: Endpoint) -> None:
         if info.price is None and (principal.has_budget or self._require_price):
             raise RequestError(
                 Fault.UNPRICED,
                 f"The price of '{route.model}' is not known ({info.unpriced}), so its cost cannot be bounded. An "
-                f'operator can set input_usd and output_usd under models."{route.model}" in tollkeeper.toml.',
+                f'operator can set {how_to_price(endpoint)} under models."{route.model}" in tollkeeper.toml.',
                 param="model",
             )
 

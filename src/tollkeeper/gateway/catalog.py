@@ -18,6 +18,7 @@ from tollkeeper.domain.errors import ConfigurationError
 from tollkeeper.domain.money import nano_from_usd
 from tollkeeper.domain.pricing import Price, bound_nano
 from tollkeeper.domain.tariff import price_of, scaled
+from tollkeeper.gateway.dialects.request import LIMIT_FIELDS
 from tollkeeper.gateway.overrides import Override, applied, in_force, overrides_of
 from tollkeeper.gateway.price_data import FOREVER_US, SOURCE, Listed, PriceData
 from tollkeeper.settings import ModelSettings, ProviderSettings, Settings
@@ -63,12 +64,22 @@ OUTPUT_LIMITS: Final[tuple[tuple[str, int], ...]] = (
 )
 
 
+TRANSCRIBES: Final = r"gpt-4o(-mini)?-transcribe(-\d{4}-\d\d-\d\d)?"
+"""Documented on OpenAI's model pages: a context window of 16,000 tokens and at most 2,000 of output."""
+TRANSCRIBES_WINDOW: Final = 16_000
+TRANSCRIBES_OUTPUT: Final = 2_000
+DRAWS: Final = r"gpt-image-1(-mini)?"
+DRAWS_TOKENS_MAX: Final = 6_240
+"""Documented ("Image generation", cost): the most that an image of these models has, 1536 × 1024 at high quality."""
+
+
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of one model at one provider.
 
     `price` is None if unknown, and `unpriced` says why. `unbounded`: why the cost of every request has no bound, if
     so. `context_window`, `max_output_tokens`: configured, so certain. `stored_tokens_max`: the most a stored
     conversation can hold, if known. `listed_window`: the context window of the price data, which is rounded.
+    `output_image_tokens_max`, `audio_ms_max`: the most of one image made, and of one recording, if known.
     `output_default`: the limit to inject into a request that states none.
     `searches`: every request has a web search that it is charged for, asked or not.
     `reported_max_nano`: the most that the provider's own word of a cost is taken for; None: it is not asked.
@@ -86,6 +97,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     unpriced: str | None = None
     unbounded: str | None = None
     searches: bool = False
+    output_image_tokens_max: int | None = None
+    audio_ms_max: int | None = None
     reported_max_nano: int | None = None
     served_unasked: tuple[str, ...] = ()
     valid_from_us: int = -FOREVER_US
@@ -194,6 +207,8 @@ class Catalog:
         base = listed.tariff if listed.tariff is None or multiplier == 1 else scaled(listed.tariff, multiplier)
         tariff = applied(base, entry)
         searches = _always_searches(upstream_model)
+        transcribes = re.fullmatch(TRANSCRIBES, upstream_model) is not None
+        draws = re.fullmatch(DRAWS, upstream_model) is not None
         stored = own.context_window
         if stored is None and listed.context_window is not None:
             stored = listed.context_window * STORED_MARGIN[0] // STORED_MARGIN[1]
@@ -201,8 +216,10 @@ class Catalog:
             price=None if tariff is None else price_of(tariff),
             image_tokens_max=own.image_tokens_max or IMAGE_TOKENS_MAX[settings.dialect],
             output_default=own.max_output_tokens or _output_default(upstream_model),
-            context_window=own.context_window,
-            max_output_tokens=own.max_output_tokens,
+            context_window=own.context_window or (TRANSCRIBES_WINDOW if transcribes else None),
+            max_output_tokens=own.max_output_tokens or (TRANSCRIBES_OUTPUT if transcribes else None),
+            output_image_tokens_max=own.output_image_tokens_max or (DRAWS_TOKENS_MAX if draws else None),
+            audio_ms_max=None if own.audio_seconds_max is None else own.audio_seconds_max * 1000,
             stored_tokens_max=stored,
             listed_window=listed.context_window,
             unpriced=None if tariff is not None else listed.unpriced,
@@ -217,7 +234,7 @@ class Catalog:
 
 def output_limit_field(endpoint: str, provider: ProviderSettings) -> str | None:
     """The field by which an endpoint (its name) takes an output limit at a provider; None: it has no output."""
-    if endpoint == "embeddings":
+    if endpoint not in LIMIT_FIELDS:
         return None
     if endpoint == "responses":
         return "max_output_tokens"

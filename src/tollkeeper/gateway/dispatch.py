@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from tollkeeper.gateway.asgi import Client
-from tollkeeper.gateway.dialects import Endpoint
+from tollkeeper.gateway.dialects import Call, Endpoint
 
 PASSED_ON: Final[Mapping[str, tuple[bytes, ...]]] = {
     "openai": (b"openai-beta",),
@@ -20,12 +20,12 @@ USER_AGENT: Final = "tollkeeper"
 
 
 def upstream_headers(
-    client: Client, endpoint: Endpoint, *, key: str | None, request_id: str, stream: bool
+    client: Client, endpoint: Endpoint, *, key: str | None, request_id: str, call: Call
 ) -> dict[str, str]:
     """All headers of the upstream request, but Host and Content-Length."""
     headers = {
-        "content-type": "application/json",
-        "accept": "text/event-stream" if stream else "application/json",
+        "content-type": "application/json" if call.form is None else call.form.content_type,
+        "accept": "text/event-stream" if call.stream else "*/*" if endpoint.media else "application/json",
         "accept-encoding": "identity",
         "user-agent": USER_AGENT,
         "x-request-id": request_id,

@@ -11,7 +11,7 @@ It knows nothing of addresses, of other connections or of who waits for one: see
 """
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, Protocol, cast
 
 import httptools
@@ -21,6 +21,7 @@ from tollkeeper.gateway.upstream import (
     HEADERS_MAX,
     KEEPALIVE_S,
     RESPONSE_BYTES_MAX,
+    Body,
     cut,
     hung_up,
     no_answer,
@@ -271,7 +272,7 @@ class Connection(asyncio.Protocol):
         """Whether a request can be written: no byte, end or error has come since the last answer, and it is young."""
         return not self.closed and not self._transport.is_closing() and self.loop.time() < self._expires_at
 
-    async def exchange(self, head: bytes, body: bytes, settings: ProviderSettings, ends_at: float) -> Http1Response:
+    async def exchange(self, head: bytes, body: Body, settings: ProviderSettings, ends_at: float) -> Http1Response:
         """Write the request and wait for the head of the answer. `ends_at`: when all of it must be over.
 
         Raises UpstreamError with `sent` True, whatever happens. A request that is refused before all of it is
@@ -281,23 +282,26 @@ class Connection(asyncio.Protocol):
         until = self.loop.time() + settings.first_byte_timeout_s
         self._requests += 1
         response = self._response = Http1Response(self, settings.idle_timeout_s, ends_at)
-        if len(body) <= WRITE_BYTES:
+        if isinstance(body, bytes) and len(body) <= WRITE_BYTES:
             self._transport.write(head + body)
         else:
-            await self._write(response, head, body, until)
+            await self._write(response, head, (body,) if isinstance(body, bytes) else body, until)
         await response.head(until)
         return response
 
-    async def _write(self, response: Http1Response, head: bytes, body: bytes, until: float) -> None:
+    async def _write(
+        self, response: Http1Response, head: bytes, pieces: Sequence[bytes | memoryview], until: float
+    ) -> None:
         self._unsent = True
         self._transport.write(head)
-        rest = memoryview(body)
-        while rest:
-            self._transport.write(rest[:WRITE_BYTES])
-            rest = rest[WRITE_BYTES:]
-            while not self._writable:
-                if not await response.change(until) or response.status >= 300:
-                    return
+        for piece in pieces:
+            rest = memoryview(piece)
+            while rest:
+                self._transport.write(rest[:WRITE_BYTES])
+                rest = rest[WRITE_BYTES:]
+                while not self._writable:
+                    if not await response.change(until) or response.status >= 300:
+                        return
         self._unsent = False
 
     def read_on(self) -> None:

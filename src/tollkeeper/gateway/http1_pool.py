@@ -16,7 +16,7 @@ from urllib.parse import quote, urlsplit
 from tollkeeper.domain.errors import Fault, UpstreamError
 from tollkeeper.gateway.http1 import Connection
 from tollkeeper.gateway.http1_dial import Dialer, tls_context
-from tollkeeper.gateway.upstream import UpstreamResponse, hung_up, no_connection, unreachable, unusable_url
+from tollkeeper.gateway.upstream import Body, UpstreamResponse, hung_up, no_connection, unreachable, unusable_url
 from tollkeeper.settings import ProviderSettings
 
 WAITERS_MAX: Final = 10_000
@@ -48,7 +48,7 @@ class Pool:
         self._sockets: set[Connection] = set()
         self._slots = settings.connections_max
         self._waiting: deque[asyncio.Future[Connection | None]] = deque()
-        self._heads: dict[str, str] = {}
+        self._heads: dict[tuple[str, str], str] = {}
         self._names: set[str] = set()
         self._closed = False
         self._all_lost = asyncio.Event()
@@ -59,9 +59,10 @@ class Pool:
             f"{' closed' if self._closed else ''}>"
         )
 
-    async def send(self, path: str, headers: Mapping[str, str], body: bytes) -> UpstreamResponse:
+    async def send(self, path: str, headers: Mapping[str, str], body: Body, method: str = "POST") -> UpstreamResponse:
         """See `Upstream.send`."""
-        head = self._head(path, headers, len(body))
+        length = len(body) if isinstance(body, bytes) else sum(map(len, body))
+        head = self._head(method, path, headers, length)
         settings = self._settings
         ends_at = self._loop.time() + settings.total_timeout_s
         connection = self._take()
@@ -69,17 +70,17 @@ class Pool:
             connection = await self._acquire()
         return await connection.exchange(head, body, settings, ends_at)
 
-    def _head(self, path: str, headers: Mapping[str, str], length: int) -> bytes:
+    def _head(self, method: str, path: str, headers: Mapping[str, str], length: int) -> bytes:
         """Request line and headers in one piece; nothing that could end a line early gets into it."""
-        start = self._heads.get(path)
+        start = self._heads.get((method, path))
         if start is None:
             if not self._host:
                 raise unusable_url()
-            start = f"POST {self._prefix}{path} HTTP/1.1\r\nhost: {self._host}\r\n"
+            start = f"{method} {self._prefix}{path} HTTP/1.1\r\nhost: {self._host}\r\n"
             if not _PATH.fullmatch(self._prefix + path):
                 raise _unsendable()
             if len(self._heads) < HEADS_MAX:
-                self._heads[path] = start
+                self._heads[method, path] = start
         lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
         if lines.count("\n") != len(headers) or not _LINES.fullmatch(lines) or not self._named_well(headers):
             raise _unsendable()
@@ -233,10 +234,10 @@ class Http1Upstream:
         return f"<Http1Upstream {self._pools!r}>"
 
     def send(
-        self, provider: str, path: str, headers: Mapping[str, str], body: bytes
+        self, provider: str, path: str, headers: Mapping[str, str], body: Body, method: str = "POST"
     ) -> Coroutine[Any, Any, UpstreamResponse]:
         """See `Upstream.send`."""
-        return self._pools[provider].send(path, headers, body)
+        return self._pools[provider].send(path, headers, body, method)
 
     async def close(self) -> None:
         """Close all connections."""

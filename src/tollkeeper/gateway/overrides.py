@@ -78,7 +78,11 @@ def applied(tariff: Tariff | None, entry: Override | None) -> Tariff | None:
             source=CONFIGURED,
         )
     if tariff is None:
-        return None
+        if not entry.fees:
+            return None
+        return Tariff(tokens={}, fees=entry.fees, version=entry.version, source=CONFIGURED)
+    if not tariff.tokens:
+        entry = msgspec.structs.replace(entry, tokens={})  # parts of a whole that has no price
     return overlaid(
         tariff,
         entry.tokens,

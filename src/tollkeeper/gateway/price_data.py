@@ -52,7 +52,11 @@ FEE_KEYS: Final[Mapping[str, str]] = {
     "web_searches_kcount": "web_search",
     "storage_searches_kcount": "file_search",
 }
-"""Prices of a thousand uses → the kind's name in `Price`."""
+"""Prices of a thousand uses → the kind's name in `FEES`."""
+UNIT_KEYS: Final[Mapping[str, str]] = {"input_audio_hours": "audio_hour", "input_mchars": "million_characters"}
+"""Prices of other units → the kind's name in `FEES`."""
+FREE: Final = (("openai", r"(omni|text)-moderation-(latest|stable|\d+|\d{4}-\d\d-\d\d)"),)
+"""Models that the data list without a price because they have none: OpenAI documents its moderation as free."""
 NOT_TOKENS: Final = ("_kcount", "_hours", "_kpages", "_mchars", "_gpixels")
 """Prices of what is not tokens: other server tools, whose requests have no bound, and other products."""
 CONTEXTS: Final = ("service_tier", "processing", "speed")
@@ -108,6 +112,9 @@ class PriceData:
         now = _EPOCH + timedelta(microseconds=now_us)
         from_us, until_us = _validity(found, now)
         tariff, unpriced = _tariff(provider, found, now)
+        if tariff is None and any(provider_id == its and re.fullmatch(names, model) for its, names in FREE):
+            version = f"{SOURCE} {provider.id}/{found.id}"
+            tariff, unpriced = Tariff(tokens={}, fees={"request": Decimal(0)}, version=version, source=SOURCE), None
         return Listed(tariff, unpriced, found.context_window, from_us, until_us)
 
     def _provider(self, provider_id: str) -> Provider:
@@ -135,7 +142,7 @@ def _tariff(provider: Provider, model: ModelInfo, now: datetime) -> tuple[Tariff
     """The tariff, or why there is none."""
     known = _known(model.get_prices(now))
     if "input_mtok" not in known:
-        return None, f"{SOURCE} has no price per token for it"
+        return _without_tokens(provider, model, known)
     dearer = _dearer_unmeasured(known)
     if dearer is not None:
         return None, f"usage does not tell apart what it charges as {dearer}"
@@ -148,6 +155,20 @@ def _tariff(provider: Provider, model: ModelInfo, now: datetime) -> tuple[Tariff
         if its != known and _dearer_unmeasured(its) is None:
             served[name] = _tariff_of(its, f"{version} {name}")
     return msgspec.structs.replace(_tariff_of(known, version), served=served), None
+
+
+def _without_tokens(provider: Provider, model: ModelInfo, known: Known) -> tuple[Tariff | None, str | None]:
+    """The tariff of what is sold by the hour or by the character."""
+    version = f"{SOURCE} {provider.id}/{model.id}"
+    fees = _fees(known)
+    if not fees.keys() & set(UNIT_KEYS.values()):
+        return None, f"{SOURCE} has no price per token for it"
+    return Tariff(tokens={}, fees=fees, version=version, source=SOURCE), None
+
+
+def _fees(known: Known) -> dict[str, Decimal]:
+    fees = {kind: _price_above(known[k], None).scaleb(-3) for k, kind in FEE_KEYS.items() if k in known}
+    return fees | {kind: _price_above(known[k], None) for k, kind in UNIT_KEYS.items() if k in known}
 
 
 def _variants(model: ModelInfo) -> list[str]:
@@ -166,7 +187,7 @@ def _tariff_of(known: Known, version: str) -> Tariff:
     return Tariff(
         tokens=_table(known, None),
         tiers=tuple((start, _table(known, start)) for start in starts),
-        fees={kind: _price_above(known[k], None).scaleb(-3) for k, kind in FEE_KEYS.items() if k in known},
+        fees=_fees(known),
         version=version,
         source=SOURCE,
     )

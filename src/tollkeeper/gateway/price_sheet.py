@@ -40,7 +40,8 @@ def price_sheet(route: Route, info: ModelInfo, at_us: int) -> dict[str, Any]:
 
 
 def _tables(price: Price) -> Iterable[dict[str, Any]]:
-    yield from _of_tier(price, None)
+    if "tokens" in price.kinds:
+        yield from _of_tier(price, None)
     for name, served in price.served.items():
         yield from _of_tier(served, name)
 
@@ -60,7 +61,7 @@ def _rates(price: Price, at: Rates) -> dict[str, str]:
 
 
 def _fees(price: Price) -> dict[str, str]:
-    return {kind: _text(usd_per_use(price, fee)) for kind in FEE_KINDS if (fee := getattr(price, f"per_{kind}")) > 0}
+    return {kind: _text(usd_per_use(price, kind)) for kind in FEE_KINDS if kind in price.kinds}
 
 
 def _text(amount: object) -> str:

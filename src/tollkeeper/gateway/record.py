@@ -19,6 +19,7 @@ from tollkeeper.gateway.capture import Capture
 from tollkeeper.gateway.charge import NOTHING, charge_of
 from tollkeeper.gateway.dialects import ENDPOINTS, Answer, Call, Dialect, Endpoint
 from tollkeeper.gateway.labels import metadata_of, tags_of
+from tollkeeper.gateway.measured import metered
 from tollkeeper.gateway.settle import Attempt
 
 HUNG_UP: Final = 499
@@ -98,6 +99,7 @@ class Exchange:
         "plan",
         "principal",
         "queue_s",
+        "raw",
         "refused_by",
         "request_id",
         "status",
@@ -121,6 +123,7 @@ class Exchange:
         self.attempts = 0
         self.tries: list[Try] = []
         self.status = 0
+        self.raw = False  # what is being sent is neither JSON nor events: no error can be told in it
         self.error: str | None = None
         self.refused_by: str | None = None
         self.user: str | None = None
@@ -168,6 +171,8 @@ class Exchange:
         attempt, plan = self.attempt, self.plan
         assert attempt is not None and plan is not None
         usage = answer.usage
+        if plan.call.sold is not None:
+            usage = metered(plan.call, usage, plan.info.price)
         if usage is None:
             attempt.presume()
         elif not attempt.ended:
@@ -259,6 +264,10 @@ def record_of(exchange: Exchange) -> RequestRecord:
         tokens_citation=usage.citation_tokens,
         web_searches=usage.web_searches,
         file_searches=usage.file_searches,
+        images=usage.images,
+        audio_ms=usage.audio_ms,
+        characters=usage.characters,
+        searches=usage.searches,
         service_tier=usage.service_tier or None,
         cost_nano=exchange.cost_nano,
         hold_nano=sum([tried.attempt.grant.demand.hold_nano for tried in exchange.tries]),

@@ -23,6 +23,7 @@ from tollkeeper.gateway.capture import CAPTURED_BYTES_MAX, capturing
 from tollkeeper.gateway.catalog import Catalog
 from tollkeeper.gateway.dialects import (
     ENDPOINTS,
+    Call,
     Endpoint,
     error_body,
     error_event,
@@ -50,6 +51,7 @@ MODELS_PATH: Final = "/v1/models"
 RETRY_AFTER: Final[Header] = (b"retry-after", b"1")
 """With a 503 of ours: the part that is away is asked again every second or so."""
 STORE_AWAY: Final = "Limits and budgets cannot be checked at the moment. Try again shortly."
+UPLOADS_FULL: Final = "Too many files are being uploaded at the moment. Try again shortly."
 CANCELLED: Final = "cancelled"
 """In the record: the gateway stopped, or its server gave the request up."""
 ALLOW_POST: Final[Header] = (b"allow", b"POST")
@@ -99,6 +101,7 @@ class DataPlane:
             now_us=now_us,
         )
         self._capture = capturing(settings.logs, ByteBudget(CAPTURED_BYTES_MAX))
+        self._uploads = ByteBudget(settings.server.uploads_bytes_max)
         self._ids = RequestIds()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._idle = asyncio.Event()
@@ -208,13 +211,40 @@ class DataPlane:
         principal = await self._authenticate(exchange)
         if client.header(b"content-encoding") not in (b"", b"identity"):
             raise HttpError(Fault.INVALID, "Send the body uncompressed, without content-encoding.", status=415)
+        if endpoint.form:
+            await self._generate_of_form(exchange, endpoint, principal)
+            return
         body = await client.body(server.body_bytes_max, server.body_timeout_s)
         if body is None:
             return
         capture = exchange.capture = self._capture(client, principal, endpoint)
         if capture is not None:
             capture.request(body)
-        call = exchange.call = parse(endpoint, body)
+        await self._serve_call(exchange, endpoint, principal, parse(endpoint, body))
+
+    async def _generate_of_form(self, exchange: Exchange, endpoint: Endpoint, principal: Principal) -> None:
+        """The same for a form, whose files stay where they arrived. Its record has the texts and the files' names."""
+        client, server = exchange.client, self._settings.server
+        stated = client.header(b"content-length")
+        room = min(int(stated), server.upload_bytes_max) if stated.isdigit() else server.upload_bytes_max
+        if not self._uploads.take(room):
+            raise HttpError(Fault.OVERLOADED, UPLOADS_FULL, headers=(RETRY_AFTER,))
+        try:
+            body = await client.upload(server.upload_bytes_max, server.body_timeout_s)
+            if body is None:
+                return
+            call = parse(endpoint, body, client.header(b"content-type"))
+            capture = exchange.capture = self._capture(client, principal, endpoint)
+            if capture is not None:
+                assert call.form is not None
+                capture.request(call.form.described())
+            await self._serve_call(exchange, endpoint, principal, call)
+        finally:
+            self._uploads.give(room)
+
+    async def _serve_call(self, exchange: Exchange, endpoint: Endpoint, principal: Principal, call: Call) -> None:
+        client = exchange.client
+        exchange.call = call
         exchange.user = end_user(client, call)
         pools = self._router.pools(call.model, endpoint.dialect)
         check_allowed(principal, call.model, pools[0].deployments[0].route.model)
@@ -251,6 +281,8 @@ class DataPlane:
         if exchange.attempt is not None:
             exchange.attempt.finish()
         self._instruments.errors.labels(fault).inc()
+        if client.started and exchange.raw:
+            return  # unfinished, so that the connection is cut: the only way to tell
         if client.started:
             await client.send(error_event(dialect, fault, message, param, request_id), last=True)
             return

@@ -15,7 +15,7 @@ from tollkeeper.domain.errors import Fault, UpstreamError
 from tollkeeper.gateway.asgi import Header
 from tollkeeper.gateway.dialects import Answer, StreamMeter, error_body, limit_headers, money_headers, read_answer
 from tollkeeper.gateway.record import Exchange
-from tollkeeper.gateway.upstream import RESPONSE_BYTES_MAX, UpstreamResponse
+from tollkeeper.gateway.upstream import RESPONSE_BYTES_MAX, UpstreamResponse, too_large
 
 ERROR_BYTES_MAX: Final = 2**20
 UPSTREAM_ID_CHARS_MAX: Final = 128
@@ -23,6 +23,9 @@ PASSED_BACK: Final = ("retry-after", "retry-after-ms", "x-should-retry")
 """A provider's headers that tell the client how to go on after an error."""
 STREAM_ERROR: Final = "upstream_stream_error"
 """In the record: the provider told an error in the middle of a stream."""
+TEXTS: Final = ("text/plain", "text/vtt", "application/x-subrip")
+"""Of a transcription. What is neither these nor sound is passed on as plain bytes, which no browser runs."""
+NO_SNIFF: Final[Header] = (b"x-content-type-options", b"nosniff")
 ENDS_WITHOUT_MARK: Final = ("chat", "completions")
 """Where usage comes in the last event: some compatible providers leave out `[DONE]` after it."""
 NOT_TOLD: Final = Answer()
@@ -60,8 +63,11 @@ async def answer(exchange: Exchange, response: UpstreamResponse) -> Rejection | 
     assert plan is not None
     if not 200 <= response.status < 300:
         return await _read_error(exchange, response)
-    if plan.call.stream and response.headers.get("content-type", "").startswith("text/event-stream"):
+    media_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if plan.call.stream and media_type == "text/event-stream":
         await _pass_stream(exchange, response)
+    elif plan.call.endpoint.media and media_type != "application/json":
+        await _pass_media(exchange, response, media_type)
     else:
         await _pass_whole(exchange, response)
     return None
@@ -122,6 +128,31 @@ async def _pass_whole(exchange: Exchange, response: UpstreamResponse) -> None:
     exchange.status = response.status
     await exchange.client.respond(response.status, [*headers_of(exchange), JSON], body)
     exchange.mark_first_byte()
+
+
+async def _pass_media(exchange: Exchange, response: UpstreamResponse, media_type: str) -> None:
+    """Sound or plain text, chunk by chunk. It tells no usage, so what the request says is charged, or the hold.
+
+    The end of the body is told after the charge, so that a client's next request finds it.
+    """
+    client = exchange.client
+    exchange.status = response.status
+    shown = media_type if media_type.startswith("audio/") or media_type in TEXTS else "application/octet-stream"
+    exchange.raw, size = True, 0
+    while chunk := await _next_chunk(exchange, response):
+        size += len(chunk)
+        if size > RESPONSE_BYTES_MAX:
+            raise too_large(RESPONSE_BYTES_MAX)
+        if not client.started:
+            await client.start(response.status, [*headers_of(exchange), (b"content-type", shown.encode()), NO_SNIFF])
+        await client.send(chunk)
+        exchange.mark_first_byte()
+    if not size:
+        raise UpstreamError(Fault.UPSTREAM_BROKEN, "The provider's answer is empty.", sent=True)
+    exchange.charge(NOT_TOLD)
+    if exchange.capture is not None:
+        exchange.capture.response(msgspec.json.encode({"media_type": shown, "bytes": size}))
+    await client.send(b"", last=True)
 
 
 async def _pass_stream(exchange: Exchange, response: UpstreamResponse) -> None:

@@ -5,7 +5,7 @@ leaves them as an UpstreamError that says whether a byte of the request can have
 decides between void and charge. Neither knows dialects, money or the client.
 """
 
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from tollkeeper.domain.errors import Fault, UpstreamError
@@ -16,6 +16,9 @@ HEADERS_MAX: Final = 128
 KEEPALIVE_S: Final = 4.0
 """Idle connections are dropped before common servers drop them (uvicorn, Node: 5 s), because a request that meets
 a connection being closed may or may not have been taken."""
+
+
+Body = bytes | Sequence[bytes | memoryview]
 
 
 class UpstreamResponse(Protocol):
@@ -47,11 +50,12 @@ class Upstream(Protocol):
     """Sends requests to the configured providers."""
 
     def send(
-        self, provider: str, path: str, headers: Mapping[str, str], body: bytes
+        self, provider: str, path: str, headers: Mapping[str, str], body: Body, method: str = "POST"
     ) -> Coroutine[Any, Any, UpstreamResponse]:
-        """POST to the provider's base URL + `path`. Raises UpstreamError. Cancelling it closes the connection.
+        """Ask at the provider's base URL + `path`. Raises UpstreamError. Cancelling it closes the connection.
 
-        `headers` are all headers but Host and Content-Length, their names in lower case.
+        A body in pieces is written piece by piece, without being put together. `headers` are all headers but Host and
+        Content-Length, their names in lower case.
         """
         ...
 

@@ -7,8 +7,8 @@ import asyncio
 import io
 import os
 import ssl
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, Final
 
 import aiohttp
 
@@ -17,6 +17,7 @@ from tollkeeper.gateway.upstream import (
     HEADERS_MAX,
     KEEPALIVE_S,
     RESPONSE_BYTES_MAX,
+    Body,
     UpstreamResponse,
     cut,
     hung_up,
@@ -122,14 +123,15 @@ class _Pool:
             ),
         )
 
-    async def send(self, path: str, headers: Mapping[str, str], body: bytes) -> UpstreamResponse:
+    async def send(self, path: str, headers: Mapping[str, str], body: Body, method: str) -> UpstreamResponse:
         deadline_s = self.settings.connect_timeout_s + self.settings.first_byte_timeout_s
         try:
             async with asyncio.timeout(deadline_s):
-                response = await self.session.post(
+                response = await self.session.request(
+                    method,
                     self.base_url + path,
-                    data=io.BytesIO(body) if len(body) > COPY_BYTES_MAX else body,
-                    headers=headers,
+                    headers=headers if isinstance(body, bytes) else {**headers, "content-length": _length(body)},
+                    data=_data(body),
                     allow_redirects=False,
                 )
         except (aiohttp.ClientError, TimeoutError, OSError, ssl.SSLError) as error:
@@ -143,14 +145,32 @@ class AiohttpUpstream:
     def __init__(self, providers: Mapping[str, ProviderSettings]) -> None:
         self._pools = {name: _Pool(provider) for name, provider in providers.items()}
 
-    async def send(self, provider: str, path: str, headers: Mapping[str, str], body: bytes) -> UpstreamResponse:
+    async def send(
+        self, provider: str, path: str, headers: Mapping[str, str], body: Body, method: str = "POST"
+    ) -> UpstreamResponse:
         """See `Upstream.send`."""
-        return await self._pools[provider].send(path, headers, body)
+        return await self._pools[provider].send(path, headers, body, method)
 
     async def close(self) -> None:
         """Close all connections."""
         for pool in self._pools.values():
             await pool.session.close()
+
+
+def _data(body: Body) -> Any:
+    if isinstance(body, bytes):
+        return io.BytesIO(body) if len(body) > COPY_BYTES_MAX else body
+    return _pieces(body)
+
+
+async def _pieces(body: Sequence[bytes | memoryview]) -> AsyncIterator[bytes | memoryview]:
+    for piece in body:
+        for start in range(0, len(piece), COPY_BYTES_MAX):
+            yield piece[start : start + COPY_BYTES_MAX]
+
+
+def _length(body: Sequence[bytes | memoryview]) -> str:
+    return str(sum(map(len, body)))
 
 
 def _heed(closed: "asyncio.Future[None]") -> None:

@@ -69,6 +69,10 @@ class Totals(msgspec.Struct):
     cached_tokens: int = 0
     cache_write_tokens: int = 0
     reasoning_tokens: int = 0
+    images: int = 0
+    audio_ms: int = 0
+    characters: int = 0
+    searches: int = 0
 
     def add(self, usage: Usage, *, cut: bool) -> None:
         """Count one request."""
@@ -79,6 +83,10 @@ class Totals(msgspec.Struct):
         self.cached_tokens += usage.cached_tokens
         self.cache_write_tokens += usage.cache_write_tokens
         self.reasoning_tokens += usage.reasoning_tokens
+        self.images += usage.images
+        self.audio_ms += usage.audio_ms
+        self.characters += usage.characters
+        self.searches += usage.searches
 
     def merge(self, other: "Totals") -> None:
         """Add another's sums."""

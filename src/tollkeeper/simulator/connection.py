@@ -26,7 +26,9 @@ PIPELINED_MAX: Final = 64
 """Requests that may wait behind a slow one before the connection is no longer read."""
 LINGER_S: Final = 2.0
 """How long a refused client may go on sending before the connection is closed."""
-_HEADERS_KEPT: Final = frozenset({b"authorization", b"x-api-key", b"x-request-id", b"anthropic-version"})
+_HEADERS_KEPT: Final = frozenset(
+    {b"authorization", b"x-api-key", b"x-request-id", b"anthropic-version", b"anthropic-beta", b"content-type"}
+)
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
 

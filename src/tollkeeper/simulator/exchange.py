@@ -59,7 +59,7 @@ def _status_line(status: int) -> str:
 def head(reply: Reply, request: Received, unix_s: int) -> bytes:
     """The answer's head."""
     if reply.events is None:
-        framing = f"content-type: application/json\r\ncontent-length: {len(reply.body)}\r\n"
+        framing = f"content-type: {reply.media_type}\r\ncontent-length: {len(reply.body)}\r\n"
     elif request.http_11:
         framing = "content-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n"
     else:

@@ -15,7 +15,8 @@ from tollkeeper.simulator import anthropic, openai, openai_responses
 from tollkeeper.simulator.account import Account, Caller
 from tollkeeper.simulator.answers import Events, Identity, quoted
 from tollkeeper.simulator.asks import Ask, Endpoint, Refusal, parse_ask
-from tollkeeper.simulator.directives import Fault
+from tollkeeper.simulator.directives import Directive, Fault
+from tollkeeper.simulator.media import MEDIA_PATHS, serve_media
 from tollkeeper.simulator.plan import Plan, plan_answer
 
 MODELS_SHOWN: Final = (
@@ -65,6 +66,7 @@ class Reply(msgspec.Struct, frozen=True, gc=False):
     chunk_delay_s: float = 0.0
     fault: Fault | None = None
     after: int | None = None
+    media_type: str = "application/json"
 
     @property
     def closes_unannounced(self) -> bool:
@@ -99,11 +101,13 @@ class Service:
         endpoint = _ENDPOINTS.get(request.path)
         if endpoint is not None and request.method == "POST":
             return self._serve(endpoint, request)
+        if request.path in MEDIA_PATHS and request.method == "POST":
+            return self._serve_media(request)
         if request.path in _SIMULATOR_PATHS:
             return self._simulator(request)
         if request.path == _MODELS_PATH and request.method == "GET":
             return self._list_models(request)
-        if endpoint is not None or request.path == _MODELS_PATH:
+        if endpoint is not None or request.path == _MODELS_PATH or request.path in MEDIA_PATHS:
             return Reply(405, openai.error_body(openai.wrong_method(request.method, request.path)))
         return Reply(404, openai.error_body(openai.unknown_url(request.method, request.path)))
 
@@ -122,18 +126,40 @@ class Service:
         if self._models is not None and ask.model not in self._models:
             return self._error(_dialect(endpoint).unknown_model(ask.model), caller)
         if ask.directive.status is not None:
-            return self._error(_dialect(endpoint).directed_error(ask.directive.status), caller, ask)
+            return self._error(_dialect(endpoint).directed_error(ask.directive.status), caller, ask.directive)
         name = Identity(self._answers, quoted(ask.model), self._now_us() // 1_000_000)
         events = _render_events(ask, plan, name) if ask.stream else None
         body = b"" if events is not None else _render_body(ask, plan, name)
         if ask.directive.fault is Fault.BAD_JSON:
             body = body[: len(body) * 2 // 3]
-        return self._reply(200, body, caller, ask, usage=plan.usage, events=events)
+        return self._reply(200, body, caller, ask.directive, usage=plan.usage, events=events)
+
+    def _serve_media(self, request: Received) -> Reply:
+        self._answers += 1
+        anthropic_dialect = request.path.startswith(Endpoint.MESSAGES)
+        refusal = None if self._keys is None else self._refuse_key(anthropic_dialect, request)
+        served = refusal or serve_media(request.path, request.headers.get(b"content-type", b""), request.body)
+        if isinstance(served, Refusal):
+            return self._error(served, Caller(request.path, "", "", _request_id(request), False))
+        caller = Caller(request.path, served.model, served.user, _request_id(request), served.events is not None)
+        directive = served.directive
+        if not self._applied(directive, served.model, request.body):
+            directive = directive.spent()
+        dialect = _ANTHROPIC if anthropic_dialect else _OPENAI
+        if self._models is not None and served.model not in self._models:
+            return self._error(dialect.unknown_model(served.model), caller)
+        if directive.status is not None:
+            return self._error(dialect.directed_error(directive.status), caller, directive)
+        body = served.body[: len(served.body) * 2 // 3] if directive.fault is Fault.BAD_JSON else served.body
+        reply = self._reply(200, body, caller, directive, usage=served.usage, events=served.events)
+        return msgspec.structs.replace(reply, media_type=served.media_type)
 
     def _applies(self, ask: Ask, body: bytes) -> bool:
+        return self._applied(ask.directive, ask.model, body)
+
+    def _applied(self, directive: Directive, model: str, body: bytes) -> bool:
         """Whether this request is one of those that the directive's error, fault and delay are for."""
-        directive = ask.directive
-        if directive.model is not None and directive.model != ask.model:
+        if directive.model is not None and directive.model != model:
             return False
         if directive.times is None:
             return True
@@ -147,13 +173,12 @@ class Service:
         status: int,
         body: bytes,
         caller: Caller,
-        ask: Ask,
+        directive: Directive,
         *,
         headers: str = "",
         usage: Usage | None = None,
         events: Events | None = None,
     ) -> Reply:
-        directive = ask.directive
         delay, chunk_delay = directive.delay_ms, directive.chunk_delay_ms
         return Reply(
             status,
@@ -168,17 +193,17 @@ class Service:
             directive.after,
         )
 
-    def _error(self, refusal: Refusal, caller: Caller, ask: Ask | None = None) -> Reply:
+    def _error(self, refusal: Refusal, caller: Caller, directive: Directive | None = None) -> Reply:
         headers = _id_header(caller.path, self._answers)
-        if caller.path == Endpoint.MESSAGES:
+        if caller.path.startswith(Endpoint.MESSAGES):
             body = anthropic.error_body(refusal, f"req_{self._answers:024x}")
         else:
             body = openai.error_body(refusal)
-        if ask is None:
+        if directive is None:
             return Reply(refusal.status, body, headers, caller)
-        if ask.directive.retry_after is not None:
-            headers += f"retry-after: {ask.directive.retry_after}\r\n"
-        return self._reply(refusal.status, body, caller, ask, headers=headers)
+        if directive.retry_after is not None:
+            headers += f"retry-after: {directive.retry_after}\r\n"
+        return self._reply(refusal.status, body, caller, directive, headers=headers)
 
     def _refuse_key(self, anthropic_dialect: bool, request: Received) -> Refusal | None:
         assert self._keys is not None
@@ -246,7 +271,7 @@ def _request_id(request: Received) -> str:
 
 
 def _id_header(path: str, number: int) -> str:
-    name = "request-id" if path == Endpoint.MESSAGES else "x-request-id"
+    name = "request-id" if path.startswith(Endpoint.MESSAGES) else "x-request-id"
     return f"{name}: req_{number:024x}\r\n"
 
 

@@ -1,7 +1,7 @@
 """The wire formats of the data plane, without any IO: what clients and providers write, read and rewritten."""
 
 from tollkeeper.gateway.dialects.answer import Answer, read_answer, read_usage
-from tollkeeper.gateway.dialects.base import ENDPOINTS, Call, Dialect, Endpoint
+from tollkeeper.gateway.dialects.base import ENDPOINTS, Call, Dialect, Endpoint, Sold
 from tollkeeper.gateway.dialects.fault import (
     error_body,
     error_event,
@@ -20,6 +20,7 @@ __all__ = [
     "Call",
     "Dialect",
     "Endpoint",
+    "Sold",
     "StreamMeter",
     "error_body",
     "error_event",

@@ -10,6 +10,7 @@ import msgspec
 
 from tollkeeper.domain.usage import Usage
 from tollkeeper.gateway.dialects.base import ABSENT, TIER_CHARS_MAX, Endpoint
+from tollkeeper.gateway.dialects.sold_answer import read_sold
 
 TOKENS_MAX: Final = 2**40
 """A larger number is garbage."""
@@ -62,6 +63,7 @@ class ReportedUsage(msgspec.Struct):
     input_tokens: _Tokens | None = None
     output_tokens: _Tokens | None = None
     input_tokens_details: _Details | None = None
+    input_token_details: _Details | None = None
     output_tokens_details: _Details | None = None
     cache_creation_input_tokens: _Tokens | None = None
     cache_read_input_tokens: _Tokens | None = None
@@ -144,7 +146,10 @@ def read_answer(endpoint: Endpoint, body: bytes) -> Answer:
         return Answer()
     reported = parse_usage(envelope.usage)
     served = parse_served(envelope.service_tier, envelope.output)
-    return Answer(usage_of(endpoint, reported, served), parse_string(envelope.model), cost_of(reported))
+    usage = usage_of(endpoint, reported, served)
+    if endpoint.sells_media:
+        usage = read_sold(endpoint, body, usage, envelope.usage)
+    return Answer(usage, parse_string(envelope.model), cost_of(reported))
 
 
 def read_usage(endpoint: Endpoint, body: bytes) -> Usage | None:
@@ -225,17 +230,21 @@ def usage_of(endpoint: Endpoint, reported: ReportedUsage | None, served: Served 
         return None
     if endpoint.dialect == "anthropic":
         usage = _of_anthropic(reported)
-    elif endpoint.name == "responses":
+    elif endpoint.name == "responses" or (endpoint.sells_media and reported.input_tokens is not None):
+        # Transcriptions spell the details without an s.
+        details = "input_tokens_details" if reported.input_token_details is None else "input_token_details"
         usage = _of_openai(
             *(reported, served, reported.input_tokens, reported.output_tokens),
-            *("input_tokens_details", "output_tokens_details"),
+            *(details, "output_tokens_details"),
         )
     else:
-        output = reported.completion_tokens
-        if output is None and endpoint.name == "embeddings":
+        prompt, output = reported.prompt_tokens, reported.completion_tokens
+        if output is None and endpoint.name in ("embeddings", "rerank"):
             output = 0
+        if prompt is None and endpoint.name == "rerank":
+            prompt = reported.total_tokens
         usage = _of_openai(
-            *(reported, served, reported.prompt_tokens, output),
+            *(reported, served, prompt, output),
             *("prompt_tokens_details", "completion_tokens_details"),
         )
     return usage if usage is not None and _consistent(usage) else None

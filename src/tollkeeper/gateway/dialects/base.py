@@ -11,31 +11,93 @@ from typing import Final, Literal
 import msgspec
 
 from tollkeeper.domain.bound import Content
+from tollkeeper.domain.usage import Usage
+from tollkeeper.gateway.dialects.form import Form
 
 Dialect = Literal["openai", "anthropic"]
-Name = Literal["chat", "completions", "embeddings", "responses", "messages"]
+Name = Literal[
+    "chat",
+    "completions",
+    "embeddings",
+    "responses",
+    "messages",
+    "count_tokens",
+    "moderations",
+    "rerank",
+    "speech",
+    "transcriptions",
+    "translations",
+    "images",
+    "image_edits",
+    "image_variations",
+]
 
 
 class Endpoint(msgspec.Struct, frozen=True):
-    """One path of the data plane. `streams`: whether it can answer with server-sent events."""
+    """One path of the data plane.
+
+    `streams`: whether it can answer with server-sent events. `form`: requests are multipart forms. `fees`: what it
+    can be sold by instead of tokens, as in `FEES`. `free`: providers charge nothing for it. `media`: answers need not
+    be JSON.
+    """
 
     path: str
     dialect: Dialect
     name: Name
-    streams: bool
+    streams: bool = False
+    form: bool = False
+    fees: tuple[str, ...] = ()
+    free: bool = False
+    media: bool = False
+
+    @property
+    def sells_media(self) -> bool:
+        """Whether it is read, bounded and metered by the rules of `sold.py` rather than as a conversation."""
+        return bool(self.fees) or self.free
 
 
+IMAGE_FEES: Final = ("image", "request")
+AUDIO_FEES: Final = ("audio_hour", "request")
+SPEECH_FEES: Final = ("million_characters", "request")
 ENDPOINTS: Final[Mapping[str, Endpoint]] = {
     endpoint.path: endpoint
     for endpoint in (
         Endpoint("/v1/chat/completions", "openai", "chat", True),
         Endpoint("/v1/completions", "openai", "completions", True),
-        Endpoint("/v1/embeddings", "openai", "embeddings", False),
+        Endpoint("/v1/embeddings", "openai", "embeddings"),
         Endpoint("/v1/responses", "openai", "responses", True),
         Endpoint("/v1/messages", "anthropic", "messages", True),
+        Endpoint("/v1/messages/count_tokens", "anthropic", "count_tokens", free=True),
+        Endpoint("/v1/moderations", "openai", "moderations", fees=("request",)),
+        Endpoint("/v1/rerank", "openai", "rerank", fees=("search", "request")),
+        Endpoint("/v1/images/generations", "openai", "images", True, fees=IMAGE_FEES),
+        Endpoint("/v1/images/edits", "openai", "image_edits", True, form=True, fees=IMAGE_FEES),
+        Endpoint("/v1/images/variations", "openai", "image_variations", form=True, fees=IMAGE_FEES),
+        Endpoint("/v1/audio/speech", "openai", "speech", True, fees=SPEECH_FEES, media=True),
+        Endpoint(
+            "/v1/audio/transcriptions", "openai", "transcriptions", True, form=True, fees=AUDIO_FEES, media=True
+        ),
+        Endpoint("/v1/audio/translations", "openai", "translations", form=True, fees=AUDIO_FEES, media=True),
     )
 }
 """By path, as clients write it."""
+
+
+class Sold(msgspec.Struct, frozen=True, kw_only=True):
+    """What a request buys that is not tokens.
+
+    `images` to be made, each with up to `partial_images` previews; `characters` to be spoken; `searches` of a
+    reranker at most. `listens`: it has a recording, of `audio_ms` if that is certain. `counted`: what is charged where the
+    answer tells nothing, because the request says it exactly; None: only the answer can tell.
+    """
+
+    images: int = 0
+    partial_images: int = 0
+    characters: int = 0
+    searches: int = 0
+    listens: bool = False
+    audio_ms: int | None = None
+    counted: Usage | None = None
 
 
 class Call(msgspec.Struct, frozen=True):
@@ -45,6 +107,8 @@ class Call(msgspec.Struct, frozen=True):
     largest if several fields state one, None if none does. `choices` counts the answers that are paid for:
     n or best_of, times the prompts. `wants_usage_chunk`: the client itself asked for `stream_options.include_usage`.
     `content` is what the cost bound is made of. `fields` is the body's top level, each value's bytes untouched.
+    `sold` is what it buys beside tokens. `form` is the body of an endpoint that takes forms; `fields` then has their
+    texts.
     """
 
     endpoint: Endpoint
@@ -56,6 +120,8 @@ class Call(msgspec.Struct, frozen=True):
     wants_usage_chunk: bool
     content: Content
     fields: dict[str, msgspec.Raw]
+    sold: Sold | None = None
+    form: Form | None = None
 
 
 ABSENT: Final = msgspec.Raw(b"")

@@ -15,6 +15,8 @@ from tollkeeper.domain.bound import OUTPUT_TOKENS_MAX
 from tollkeeper.domain.errors import Fault, RequestError
 from tollkeeper.gateway.dialects.base import Call, Endpoint, Name
 from tollkeeper.gateway.dialects.content import read_content
+from tollkeeper.gateway.dialects.form import parse_form
+from tollkeeper.gateway.dialects.sold import BODIES, sold_call
 
 CHOICES_MAX: Final = 128
 """OpenAI's own maximum of n."""
@@ -80,19 +82,19 @@ _decode_body: Final[Mapping[Name, Any]] = {
     "embeddings": msgspec.json.Decoder(_Embeddings).decode,
     "responses": msgspec.json.Decoder(_Responses).decode,
     "messages": msgspec.json.Decoder(_Messages).decode,
+    **{name: msgspec.json.Decoder(body).decode for name, body in BODIES.items()},
 }
 _encode = msgspec.json.Encoder().encode
 
 LIMIT_FIELDS: Final[Mapping[Name, tuple[str, ...]]] = {
     "chat": ("max_completion_tokens", "max_tokens"),
     "completions": ("max_tokens",),
-    "embeddings": (),
     "responses": ("max_output_tokens",),
     "messages": ("max_tokens",),
 }
-"""The fields by which a client can limit the output of each endpoint."""
+"""The fields by which a client can limit the output of an endpoint; others have none."""
 
-_LISTS: Final[Mapping[Name, str]] = {"chat": "messages", "messages": "messages"}
+_LISTS: Final[Mapping[Name, str]] = {"chat": "messages", "messages": "messages", "count_tokens": "messages"}
 
 _WRONG_TYPE: Final = re.compile(r"Expected `(.+?)`, got `(.+?)`(?: - at `\$\.?(.*)`)?")
 _WRONG_VALUE: Final = re.compile(r"Expected `int` (>=|<=) (-?\d+) - at `\$\.?(.*)`")
@@ -108,9 +110,16 @@ _WORDS: Final[Mapping[str, str]] = {
 }
 
 
-def parse(endpoint: Endpoint, body: bytes) -> Call:
+def parse(endpoint: Endpoint, body: bytes | bytearray, content_type: bytes = b"") -> Call:
     """The body as a call. Raises RequestError MALFORMED or INVALID with what to write instead."""
+    if endpoint.form:
+        return _parsed_form(endpoint, body, content_type)
+    assert isinstance(body, bytes)
     fields, read = _decoded(endpoint, body)
+    if endpoint.sells_media:
+        if endpoint.name in _LISTS:
+            _check_list(_LISTS[endpoint.name], fields[_LISTS[endpoint.name]])
+        return sold_call(endpoint, len(body), read, fields, None)
     if not read.model:
         raise RequestError(Fault.INVALID, "You must provide a model parameter; it is empty.", param="model")
     name = endpoint.name
@@ -144,6 +153,19 @@ def parse(endpoint: Endpoint, body: bytes) -> Call:
         content,
         fields,
     )
+
+
+def _parsed_form(endpoint: Endpoint, body: bytes | bytearray, content_type: bytes) -> Call:
+    form = parse_form(content_type, body)
+    texts = form.texts()
+    fields = {name: msgspec.Raw(_encode(text)) for name, text in texts.items()}
+    size = sum(map(len, fields.values()))
+    try:
+        # Everything in a form is text: a number or `true` is written in it.
+        read = msgspec.convert(texts, BODIES[endpoint.name], strict=False)
+    except msgspec.ValidationError as error:
+        raise _invalid(str(error)) from None
+    return sold_call(endpoint, size, read, fields, form)
 
 
 def _decoded(endpoint: Endpoint, body: bytes) -> tuple[dict[str, msgspec.Raw], Any]:

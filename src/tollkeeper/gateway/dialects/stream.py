@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from tollkeeper.domain.usage import Usage
+from tollkeeper.domain.usage import NO_USAGE, Usage
 from tollkeeper.gateway.dialects.answer import (
     Answer,
     ReportedUsage,
@@ -30,6 +30,9 @@ from tollkeeper.gateway.dialects.base import ABSENT, Endpoint
 
 EVENT_BYTES_MAX: Final = 2**20
 """Largest event that is held back and read."""
+IMAGE_EVENT_BYTES_MAX: Final = 32 * 2**20
+"""The same for events that hold an image."""
+IMAGE_EVENTS: Final = ("image_generation.completed", "image_edit.completed")
 ERROR_CHARS_MAX: Final = 1000
 """Of a provider's error message."""
 
@@ -37,13 +40,22 @@ _BLANK_LINE: Final = re.compile(rb"(?>\r\n|\r|\n)(?>\r\n|\r|\n)")
 _LINE_ENDS: Final = re.compile(rb"[\r\n]+")
 _HAS_USAGE: Final = re.compile(rb'"usage"\s*:\s*\{')
 _CR: Final = 13
-_FINAL_TYPES: Final = frozenset(("response.completed", "response.incomplete", "response.failed", "message_stop"))
+_FINAL_TYPES: Final = frozenset(
+    (
+        *("response.completed", "response.incomplete", "response.failed", "message_stop"),
+        *("transcript.text.done", "speech.audio.done", "image_generation.completed", "image_edit.completed"),
+    )
+)
 _WORDS: Final = {
     "chat": (b"[DONE]", b'"error"'),
     "completions": (b"[DONE]", b'"error"'),
     "embeddings": (b"[DONE]", b'"error"'),
     "responses": (b'"response.completed"', b'"response.incomplete"', b'"response.failed"', b'"error"'),
     "messages": (b'"message_stop"', b'"error"'),
+    "transcriptions": (b'"transcript.text.done"', b'"error"'),
+    "speech": (b'"speech.audio.done"', b'"error"'),
+    "images": (b'"image_generation.completed"', b'"error"'),
+    "image_edits": (b'"image_edit.completed"', b'"error"'),
 }
 """An event with none of these and no usage is of no interest."""
 
@@ -96,6 +108,7 @@ class StreamMeter:
     __slots__ = (
         "_buffer",
         "_endpoint",
+        "_event_bytes_max",
         "_pass",
         "_reported",
         "_searched",
@@ -105,6 +118,7 @@ class StreamMeter:
         "_words",
         "complete",
         "error",
+        "images",
         "model",
         "unread",
     )
@@ -113,6 +127,9 @@ class StreamMeter:
         self._endpoint = endpoint
         self._strip = not keep_usage_chunk and endpoint.name in ("chat", "completions")
         self._words = _WORDS[endpoint.name]
+        self._event_bytes_max = (
+            IMAGE_EVENT_BYTES_MAX if endpoint.name in ("images", "image_edits") else EVENT_BYTES_MAX
+        )
         self._buffer = bytearray()
         self._searched = 0
         self._pass = False
@@ -120,6 +137,7 @@ class StreamMeter:
         self._served = Served()
         self._whole = False
         self.complete = False
+        self.images = 0
         self.error: str | None = None
         self.model: str | None = None
         self.unread = 0
@@ -127,7 +145,10 @@ class StreamMeter:
     @property
     def usage(self) -> Usage | None:
         """What the provider reported last, if it is the whole."""
-        return usage_of(self._endpoint, self._reported, self._served) if self._whole else None
+        usage = usage_of(self._endpoint, self._reported, self._served) if self._whole else None
+        if self.images:
+            usage = msgspec.structs.replace(usage or NO_USAGE, images=self.images)
+        return usage
 
     @property
     def answer(self) -> Answer:
@@ -141,7 +162,7 @@ class StreamMeter:
             and not self._pass
             and chunk.endswith(b"\n\n")
             and b"\r" not in chunk
-            and len(chunk) <= EVENT_BYTES_MAX
+            and len(chunk) <= self._event_bytes_max
             and chunk[0] != 10
             and not self._interesting(chunk)
         ):
@@ -184,7 +205,7 @@ class StreamMeter:
                 out.append(event)
             self._pass = False
         held = len(buffer) - start
-        if held > EVENT_BYTES_MAX and not self._pass:
+        if held > self._event_bytes_max and not self._pass:
             self._pass = True
             self.unread += 1
         if self._pass and held > 3:
@@ -198,7 +219,7 @@ class StreamMeter:
 
     def _taken_out(self, event: bytes) -> bool:
         """Learn from an event; whether it is the usage chunk that the client does not expect."""
-        if len(event) > EVENT_BYTES_MAX:
+        if len(event) > self._event_bytes_max:
             self.unread += 1
             return False
         if not self._interesting(event):
@@ -220,6 +241,8 @@ class StreamMeter:
         model = event.model if inner is None else inner.model
         if len(model):
             self.model = parse_string(model) or self.model
+        if event.type in IMAGE_EVENTS:
+            self.images += 1
         reported = parse_usage(usage) if len(usage) else None
         if reported is None:
             return False
