@@ -87,8 +87,8 @@ class Sold(msgspec.Struct, frozen=True, kw_only=True):
     """What a request buys that is not tokens.
 
     `images` to be made, each with up to `partial_images` previews; `characters` to be spoken; `searches` of a
-    reranker at most. `listens`: it has a recording, of `audio_ms` if that is certain. `counted`: what is charged where the
-    answer tells nothing, because the request says it exactly; None: only the answer can tell.
+    reranker at most. `listens`: it has a recording, of `audio_ms` if that is certain. `counted`: what is charged
+    where the answer tells nothing, because the request says it exactly; None: only the answer can tell.
     """
 
     images: int = 0
