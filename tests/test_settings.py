@@ -89,6 +89,8 @@ def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
         "TOLLKEEPER_OUTAGE_BUDGETS": "closed",
         "DATABASE_URL": "postgresql://u:p@h/d",
         "LOG_STORE_URL": "s3://bucket/prefix",
+        "TOLLKEEPER_WORKER_HOST": "::",
+        "TOLLKEEPER_WORKER_PORT": "9100",
         "BILLING_SYNC_INTERVAL": "2m",
     }
     settings = load_text(tmp_path, "[server]\nport = 9000\n", values)
@@ -134,7 +136,7 @@ def test_durations(text: str, seconds: float) -> None:
     ("tree", "message"),
     [
         ({"server": {"port": "abc"}}, "server.port (TOLLKEEPER_PORT): must be a whole number"),
-        ({"server": {"port": 70000}}, "server.port: 70000 is not a port (0 to 65535)"),
+        ({"server": {"port": 70000}}, "server.port (TOLLKEEPER_PORT): 70000 is not a port (0 to 65535)"),
         ({"server": {"prot": 1}}, "server.prot: there is no such setting; did you mean port?"),
         ({"sever": {}}, "sever: there is no such setting; did you mean server?"),
         (
@@ -365,7 +367,7 @@ def test_the_example_loads() -> None:
 def test_every_setting_says_why() -> None:
     """A setting that no sentence explains is not finished."""
     sections = {"server", "store", "outage", "database", "logs", "routing", "billing", "alerts"} | {
-        *("secrets", "providers", "models")
+        *("secrets", "worker", "providers", "models")
     }
     unexplained = {f"{p}.{f}" for p, kind in SECTIONS for f, text in field_texts(kind).items() if not text}
     assert unexplained - {f".{name}" for name in sections} == set()

@@ -39,6 +39,7 @@ SECTIONS: Final[tuple[tuple[str, type[settings.Group]], ...]] = (
     ("outage", settings.OutageSettings),
     ("database", settings.DatabaseSettings),
     ("logs", settings.LogSettings),
+    ("worker", settings.WorkerSettings),
     ("routing", settings.RoutingSettings),
     ("billing", settings.BillingSettings),
     ("providers.<name>", settings.ProviderSettings),

@@ -160,6 +160,15 @@ class LogSettings(Group, frozen=True):
     that is refused may ask very often."""
 
 
+class WorkerSettings(Group, frozen=True):
+    """What `tollkeeper worker` listens on, for `/metrics`, `/healthz` and `/readyz` alone."""
+
+    host: str = "127.0.0.1"
+    """The address; `0.0.0.0` for all of IPv4, `::` for all."""
+    port: int | None = None
+    """Default: none, since several workers may run on one machine. 0 takes a free one, which is logged."""
+
+
 class RoutingSettings(Group, frozen=True):
     """What is tried after a provider failed, and which deployments get no requests for a while."""
 
@@ -407,6 +416,7 @@ class Settings(Group, frozen=True):
     outage: OutageSettings = OutageSettings()
     database: DatabaseSettings = DatabaseSettings()
     logs: LogSettings = LogSettings()
+    worker: WorkerSettings = WorkerSettings()
     routing: RoutingSettings = RoutingSettings()
     billing: BillingSettings = BillingSettings()
     alerts: AlertSettings = AlertSettings()
@@ -459,6 +469,8 @@ ENVIRONMENT: Final[Mapping[str, tuple[str, ...]]] = {
     "TOLLKEEPER_OUTAGE_BUDGETS": ("outage", "budgets"),
     "DATABASE_URL": ("database", "url"),
     "LOG_STORE_URL": ("logs", "url"),
+    "TOLLKEEPER_WORKER_HOST": ("worker", "host"),
+    "TOLLKEEPER_WORKER_PORT": ("worker", "port"),
     "BILLING_SYNC_INTERVAL": ("billing", "sync_interval_s"),
 }
 """Variable → path of the setting. `<NAME>_FILE` is also read for the variables of `secrets`."""
@@ -703,8 +715,9 @@ def _moment(value: Any, where: tuple[str, ...]) -> datetime:
 
 def check(settings: Settings) -> None:
     """Refuse what parses but cannot work. Raises ConfigurationError."""
-    if not 0 <= settings.server.port <= 65535:
-        raise ConfigurationError(f"server.port: {settings.server.port} is not a port (0 to 65535)")
+    for group, port in (("server", settings.server.port), ("worker", settings.worker.port)):
+        if port is not None and not 0 <= port <= 65535:
+            raise _wrong((group, "port"), f"{port} is not a port (0 to 65535)")
     _check_positive(settings)
     if settings.server.workers > WORKERS_MAX:
         raise _wrong(("server", "workers"), f"{settings.server.workers} is above {WORKERS_MAX}; one a core is plenty")

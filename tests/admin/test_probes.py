@@ -49,7 +49,7 @@ async def test_degraded_is_ready_and_says_so() -> None:
     async def exposition() -> bytes:
         return b""
 
-    probes = Probes(readiness=Readiness({"store": store}), exposition=exposition, version="1")
+    probes = Probes(readiness=Readiness({"store": store}), exposition=exposition)
     await probes({"type": "http", "method": "GET", "path": "/readyz"}, None, send)  # type: ignore[arg-type]
     assert sent[0]["status"] == 200
     check = {"ok": True, "detail": "limits bounded: Redis does not answer", "degraded": True}

@@ -5,10 +5,12 @@ import json
 import os
 import signal
 import sys
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 from tests.logs.conftest import make_pipeline, make_record, own_redis
-from tests.servers.redis import RedisServer
+from tests.servers.redis import RedisServer, free_port
 from tollkeeper.domain.log_queue import Bounds
 from tollkeeper.governance.redis_client import RedisClient
 from tollkeeper.logs.queues import RedisQueue
@@ -44,11 +46,20 @@ async def test_a_worker_ships_what_gateways_left_and_verify_follows(own_redis: R
         code, found = await proof(tmp_path, own_redis.url)
         assert (code, found["records"]) == (0, 0)
         assert found["producers"]["gw"]["pending"] == [[1, 500]]  # type: ignore[index]
-        worker = await tollkeeper(tmp_path, own_redis.url, "worker")
+        port = free_port()
+        worker = await tollkeeper(tmp_path, own_redis.url, "worker", "--port", str(port))
         queue = RedisQueue(client, "judge", Bounds())
         async with asyncio.timeout(START_TIMEOUT_S):
             while (await queue.stats()).size:
                 await asyncio.sleep(0.05)
+        status, ready = await asyncio.to_thread(ask, port, "/readyz")
+        assert (status, json.loads(ready)["checks"].keys()) == (200, {"redis", "log_store"})
+        _, metrics = await asyncio.to_thread(ask, port, "/metrics")
+        assert "tollkeeper_log_records_delivered_total 500.0" in metrics.splitlines()
+        assert (
+            "tollkeeper_log_depth " in metrics and 'tollkeeper_redis_servers{client="logs",state="up"} 1.0' in metrics
+        )
+        assert (await asyncio.to_thread(ask, port, "/v1/models"))[0] == 404
         worker.send_signal(signal.SIGTERM)
         assert await worker.wait() == 0
     code, found = await proof(tmp_path, own_redis.url)
@@ -57,6 +68,31 @@ async def test_a_worker_ships_what_gateways_left_and_verify_follows(own_redis: R
     victim.unlink()
     code, found = await proof(tmp_path, own_redis.url)
     assert code == 1 and found["producers"]["gw"]["gaps"]  # type: ignore[index]
+
+
+async def test_a_worker_whose_redis_is_away_lives_and_is_not_ready(tmp_path: Path) -> None:
+    """It says what is missing, and goes on trying."""
+    port = free_port()
+    worker = await tollkeeper(tmp_path, f"redis://127.0.0.1:{free_port()}", "worker", "--port", str(port))
+    async with asyncio.timeout(START_TIMEOUT_S):
+        while (await asyncio.to_thread(ask, port, "/healthz"))[0] != 200:
+            await asyncio.sleep(0.05)
+    status, ready = await asyncio.to_thread(ask, port, "/readyz")
+    checks = json.loads(ready)["checks"]
+    assert (status, checks["redis"]["ok"], checks["log_store"]["ok"]) == (503, False, True)
+    worker.kill()
+    await worker.wait()
+
+
+def ask(port: int, path: str) -> tuple[int, str]:
+    """Status and body; 0 while nobody listens."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+    except OSError:
+        return 0, ""
 
 
 async def test_a_worker_without_redis_says_what_to_set(tmp_path: Path) -> None:

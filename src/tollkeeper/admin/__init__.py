@@ -6,6 +6,6 @@ and access.py (who may).
 
 from tollkeeper.admin.api import ControlPlane
 from tollkeeper.admin.parts import Parts
-from tollkeeper.admin.probes import Degraded, Probe, Readiness
+from tollkeeper.admin.probes import Degraded, Probe, Probes, Readiness
 
-__all__ = ["ControlPlane", "Degraded", "Parts", "Probe", "Readiness"]
+__all__ = ["ControlPlane", "Degraded", "Parts", "Probe", "Probes", "Readiness"]

@@ -16,7 +16,7 @@ from tollkeeper.admin.authentication import Authenticator
 from tollkeeper.admin.errors import ERRORS, error_body
 from tollkeeper.admin.openapi import Document, document, page
 from tollkeeper.admin.parts import Parts
-from tollkeeper.admin.probes import Probes
+from tollkeeper.admin.probes import INDEX, Probes
 from tollkeeper.admin.routes.corrections import corrections, store_accounts
 from tollkeeper.admin.routes.groups import organisations, teams
 from tollkeeper.admin.routes.keys import keys
@@ -45,7 +45,9 @@ class ControlPlane:
         )
         self.api = _api(self.services, parts)
         self._guarded = Guard(self.api, self.authenticator)
-        self._probes = Probes(readiness=parts.readiness, exposition=parts.exposition, version=parts.version)
+        self._probes = Probes(
+            readiness=parts.readiness, exposition=parts.exposition, index=INDEX.format(version=parts.version)
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""

@@ -78,14 +78,15 @@ async def _ask(probe: Probe) -> Check:
 
 
 class Probes:
-    """An ASGI application for the paths in `PATHS`."""
+    """An ASGI application for the paths in `PATHS`. `index` is what `/` says; without one, `/` and all others are a
+    404."""
 
     PATHS: Final = frozenset({"/", "/healthz", "/readyz", "/metrics"})
 
-    def __init__(self, *, readiness: Readiness, exposition: Exposition, version: str) -> None:
+    def __init__(self, *, readiness: Readiness, exposition: Exposition, index: str | None = None) -> None:
         self._readiness = readiness
         self._exposition = exposition
-        self._index = INDEX.format(version=version).encode()
+        self._index = None if index is None else index.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -101,8 +102,10 @@ class Probes:
             case "/metrics":
                 page = await self._exposition()
                 await answer(send, 200, page, "text/plain; version=0.0.4; charset=utf-8")
-            case _:
+            case "/" if self._index is not None:
                 await answer(send, 200, self._index, "text/plain; charset=utf-8")
+            case _:
+                await answer_error(send, "not_found", "Here are /healthz, /readyz and /metrics.")
 
     async def _ready(self, send: Send) -> None:
         checks = await self._readiness.checks()

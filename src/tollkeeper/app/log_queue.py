@@ -1,21 +1,15 @@
 """How logs reach Redis: a client of their own, so that a megabyte of records never stands in an admission's way."""
 
-import asyncio
-import signal
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-from tollkeeper.domain.errors import ConfigurationError, StoreUnavailable
+from tollkeeper.domain.errors import StoreUnavailable
 from tollkeeper.domain.log_account import VerifyReport
 from tollkeeper.governance import redis_settings
 from tollkeeper.governance.redis_client import RedisClient
 from tollkeeper.logs.pipeline import queues_of
 from tollkeeper.logs.sinks import open_store
 from tollkeeper.logs.verify import verify
-from tollkeeper.logs.worker import LogWorker
-from tollkeeper.observability.logging import logger
-from tollkeeper.observability.metrics import Metrics
 from tollkeeper.settings import Settings
 
 LOG_SPOOL: Final = "log-spool"
@@ -48,31 +42,5 @@ async def prove(settings: Settings) -> tuple[VerifyReport, str]:
         return await verify(store, queues=queues_of(settings.logs, "verify", client)), ""
     except StoreUnavailable as error:
         return await verify(store), str(error)
-    finally:
-        await client.stop()
-
-
-async def run_worker(settings: Settings, now_us: Callable[[], int]) -> None:
-    """Ship until SIGINT or SIGTERM. Raises ConfigurationError."""
-    client = await open_log_client(settings)
-    if client is None:
-        raise ConfigurationError("a worker ships what gateways bring to Redis: set REDIS_URL, the same as theirs")
-    try:
-        worker = LogWorker(
-            settings=settings.logs,
-            url=settings.logs_url,
-            metrics=Metrics(),
-            now_us=now_us,
-            client=client,
-            spool_root=settings.data_dir / LOG_SPOOL,
-        )
-        stopped = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, stopped.set)
-        await worker.start()
-        logger("app").info("worker_started", redis=client.settings.url, store=worker.store.url)
-        await stopped.wait()
-        await worker.stop()
     finally:
         await client.stop()

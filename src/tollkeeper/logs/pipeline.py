@@ -29,6 +29,7 @@ from tollkeeper.domain.record import RequestRecord
 from tollkeeper.logs import duck, encoding, parquet
 from tollkeeper.logs.encoding import RECORD_BYTES_MAX
 from tollkeeper.logs.producer import PENDING_BYTES_MAX, Producer, adopt
+from tollkeeper.logs.queue_watch import declare_queue, watch
 from tollkeeper.logs.queues import MemoryQueue, Queue, RedisQueue
 from tollkeeper.logs.retention import keep_retiring
 from tollkeeper.logs.shipper import Shipper
@@ -47,8 +48,6 @@ ADOPT_INTERVAL_S: Final = 10.0
 """How often spools of dead producers on this disk are looked for."""
 SHARED_DRAIN_S: Final = 5.0
 """How long a stop ships what is in a shared queue."""
-WATCH_INTERVAL_S: Final = 1.0
-"""How old the picture of a shared queue may be in metrics."""
 
 _PRODUCER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _log = logger("logs")
@@ -165,19 +164,10 @@ class LogPipeline:
         self._produced_total = metrics.counter(
             "tollkeeper_log_records_produced_total", "Log records numbered by this process."
         ).labels()
-        gauge = metrics.gauge
-        gauge("tollkeeper_log_depth", "Log records in the queue.", lambda: self.stats().queue.size)
-        gauge("tollkeeper_log_bytes", "Encoded bytes in the log queue.", lambda: self.stats().queue.bytes)
-        gauge("tollkeeper_log_fill_ratio", "Fill of the queue; above 0.8 warns.", self._fill)
-        gauge("tollkeeper_log_spool_bytes", "Log records on disk while Redis is away.", self._spooled)
-        gauge(
-            "tollkeeper_log_shipping_lag_seconds",
-            "Age of the oldest log record not yet delivered.",
-            lambda: _age_s(self.stats().queue),
-        )
-
-    def _fill(self) -> float:
-        return self.stats().fill
+        shards = len(self.queues)
+        whole = Bounds(self._bounds.records_max * shards, self._bounds.bytes_max * shards)
+        declare_queue(metrics, lambda: self.stats().queue, whole)
+        metrics.gauge("tollkeeper_log_spool_bytes", "Log records on disk while Redis is away.", self._spooled)
 
     def _spooled(self) -> int:
         return 0 if self._spool is None else self._spool.bytes
@@ -233,7 +223,7 @@ class LogPipeline:
         if self._spool_root is not None:
             self._others.append(asyncio.create_task(self._adopt(), name="log-adopt"))
         if self._shared:
-            self._others.append(asyncio.create_task(self._watch(), name="log-watch"))
+            self._others.append(asyncio.create_task(watch(self.queues, self._see), name="log-watch"))
 
     async def _adopt(self) -> None:
         root = self._spool_root
@@ -245,11 +235,8 @@ class LogPipeline:
                 _log.info("log_adoption_waits", why=str(error))
             await asyncio.sleep(ADOPT_INTERVAL_S)
 
-    async def _watch(self) -> None:
-        while True:
-            with suppress(Unavailable):
-                self._seen = _sum([await queue.stats() for queue in self.queues])
-            await asyncio.sleep(WATCH_INTERVAL_S)
+    def _see(self, queue: QueueStats) -> None:
+        self._seen = queue
 
     async def stop(self, deadline_s: float | None = None) -> PipelineStats:
         """Bring and ship what can be within `deadline_s` (default: the settings' `timeout_s`); says what is left.
@@ -328,18 +315,6 @@ class LogPipeline:
             bytes_max=self._bounds.bytes_max * len(self.queues),
             queue=queue,
         )
-
-
-def _sum(shards: list[QueueStats]) -> QueueStats:
-    """Counts add up; the oldest record is the oldest of all."""
-    oldest_us = min((s.oldest_us for s in shards if s.oldest_us), default=0)
-    names = [name for name in QueueStats.__struct_fields__ if name not in ("oldest_us", "now_us")]
-    sums = {name: sum(getattr(shard, name) for shard in shards) for name in names}
-    return QueueStats(**sums, oldest_us=oldest_us, now_us=max(shard.now_us for shard in shards))
-
-
-def _age_s(queue: QueueStats) -> float:
-    return max(0, queue.now_us - queue.oldest_us) / 1_000_000 if queue.oldest_us else 0.0
 
 
 def _monotonic_us() -> int:

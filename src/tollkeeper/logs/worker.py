@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Final
 
 from tollkeeper.domain.errors import Unavailable
+from tollkeeper.domain.log_queue import QueueStats
 from tollkeeper.domain.ports import ScriptStore
-from tollkeeper.logs.pipeline import ADOPT_INTERVAL_S, make_shipper, queue_of, queues_of
+from tollkeeper.logs.pipeline import ADOPT_INTERVAL_S, bounds_of, make_shipper, queue_of, queues_of
 from tollkeeper.logs.producer import adopt
+from tollkeeper.logs.queue_watch import declare_queue, watch
 from tollkeeper.logs.retention import keep_retiring
 from tollkeeper.logs.sinks import LogStore, open_store
 from tollkeeper.observability.logging import logger
@@ -44,17 +46,23 @@ class LogWorker:
         self.queues = queues_of(settings, f"worker-{secrets.token_hex(8)}", client)
         self.store = open_store(url, settings.timeout_s) if store is None else store
         self.shipper = make_shipper(settings, self.queues, self.store, metrics, now_us)
+        self._seen = QueueStats()
+        declare_queue(metrics, lambda: self._seen, bounds_of(settings))
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Neither queue nor store need be there yet."""
         self._tasks = [asyncio.create_task(self.shipper.run(), name="log-shipper")]
+        self._tasks.append(asyncio.create_task(watch(self.queues, self._see), name="log-watch"))
         if (days := self._settings.retention_days) is not None:
             self._tasks.append(
                 asyncio.create_task(keep_retiring(self.store, days, self._now_us), name="log-retention")
             )
         if self._spool_root is not None:
             self._tasks.append(asyncio.create_task(self._adopt(self._spool_root), name="log-adopt"))
+
+    def _see(self, queue: QueueStats) -> None:
+        self._seen = queue
 
     async def _adopt(self, root: Path) -> None:
         while True:
