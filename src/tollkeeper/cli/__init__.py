@@ -9,7 +9,20 @@ from typing import Annotated
 import typer
 
 from tollkeeper import __version__
-from tollkeeper.cli import configuration, groups, keys, limits, logs, prices, reconcile, serve, usage, worker
+from tollkeeper.cli import (
+    admin_tokens,
+    audit,
+    configuration,
+    groups,
+    keys,
+    limits,
+    logs,
+    prices,
+    reconcile,
+    serve,
+    usage,
+    worker,
+)
 from tollkeeper.domain.errors import TollkeeperError
 
 app = typer.Typer(
@@ -25,6 +38,8 @@ app.command()(worker.worker)
 app.add_typer(keys.app, name="keys")
 app.add_typer(groups.teams, name="teams")
 app.add_typer(groups.organisations, name="orgs")
+app.add_typer(admin_tokens.app, name="admin-tokens")
+app.add_typer(audit.app, name="audit")
 app.add_typer(usage.app, name="usage")
 app.add_typer(limits.app, name="limits")
 app.command("reconcile")(reconcile.reconcile_accounts)

@@ -15,7 +15,7 @@ import msgspec
 import typer
 
 from tollkeeper.domain.audit import Author
-from tollkeeper.domain.ports import Accounts, SpendLedger
+from tollkeeper.domain.ports import Accounts, AdminTokens, AuditLog, SpendLedger
 from tollkeeper.domain.words import Words
 from tollkeeper.settings import load
 
@@ -61,6 +61,20 @@ async def open_accounts(config: Path | None) -> AsyncIterator[tuple[Accounts, Sp
     database = await open_database(settings, pool_size=1)
     try:
         yield database.accounts(digest_key(settings), now_us).by(author()), database.spend
+    finally:
+        await database.close()
+
+
+@asynccontextmanager
+async def open_control(config: Path | None) -> AsyncIterator[tuple[AdminTokens, AuditLog]]:
+    """Admin tokens and audit log in the configured database, as `open_accounts`."""
+    from tollkeeper.app.data_dir import digest_key
+    from tollkeeper.app.database import open_database
+
+    settings = load(config)
+    database = await open_database(settings, pool_size=1)
+    try:
+        yield database.admin_tokens(digest_key(settings), now_us).by(author()), database.audit(now_us)
     finally:
         await database.close()
 

@@ -11,15 +11,17 @@ from typing import Annotated, Any, Final, TypeVar
 
 import typer
 
-from tollkeeper.cli.common import now_us
+from tollkeeper.cli.common import note, now_us
 from tollkeeper.domain.accounts import UNCHANGED, Unchanged
 from tollkeeper.domain.bodies import BodyLogging
-from tollkeeper.domain.errors import InvalidInput
+from tollkeeper.domain.errors import ConfigurationError, InvalidInput
 from tollkeeper.domain.money import MoneyError, nano_from_usd
+from tollkeeper.domain.paging import PAGE_MAX, Page
 from tollkeeper.domain.periods import US_PER_S, Period
 from tollkeeper.domain.policy import Raise
 from tollkeeper.domain.policy_change import PolicyChange, Thresholds, bucket_from, warn_from, window_from
 from tollkeeper.domain.words import month_from, time_us_from
+from tollkeeper.settings import duration_s
 
 NONE: Final = "none"
 _AGE: Final = re.compile(r"(\d{1,5})([mhdw])")
@@ -87,6 +89,14 @@ Models = Annotated[
 ]
 Expires = Annotated[
     str | None, typer.Option("--expires", metavar="WHEN", help="30d, 12h, 2026-12-31 or 2026-12-31T12:00:00Z.")
+]
+
+Overlap = Annotated[
+    str, typer.Option("--overlap", metavar="TIME", help="How long the old secret goes on working, like 24h or 7d.")
+]
+PageLimit = Annotated[int, typer.Option("--limit", min=1, max=PAGE_MAX, help="Items of a page.")]
+StartingAfter = Annotated[
+    str | None, typer.Option("--starting-after", metavar="ID", help="The last item of the page before.")
 ]
 
 Value = TypeVar("Value")
@@ -194,6 +204,23 @@ def _moment(text: str, now_us: int, what: str) -> int:
     if age:
         return now_us + int(age[1]) * _SECONDS[age[2]] * US_PER_S
     return time_us_from(text, what=what)
+
+
+def overlap_s(text: str) -> float:
+    """`24h`, `7d`, `300s` → seconds."""
+    age = _AGE.fullmatch(text)
+    if age:
+        return float(int(age[1]) * _SECONDS[age[2]])
+    try:
+        return duration_s(text, what="--overlap")
+    except ConfigurationError as error:
+        raise typer.BadParameter(str(error), param_hint="--overlap") from None
+
+
+def note_more(page: Page[Any]) -> None:
+    """Say how to get the next page, if there is one."""
+    if page.has_more:
+        note(f"there are more: --starting-after {page.items[-1].id}")
 
 
 def named(text: str | None) -> str | None | Unchanged:
