@@ -51,6 +51,8 @@ class Control:
         self.database_away = False
         self.now_us = now_us()
         """The clock of the login limiter alone."""
+        self.later_us = 0
+        """How far the clock of idempotency keys is ahead."""
         self.application = self.make(database)
 
     def make(self, database: Database) -> ControlPlane:
@@ -60,6 +62,7 @@ class Control:
             accounts=accounts,
             tokens=database.admin_tokens(DIGEST_KEY, now_us),
             audit=database.audit(now_us),
+            idempotency=database.idempotency(DIGEST_KEY, lambda: now_us() + self.later_us),
             logins=LoginLimits(lambda: self.now_us),
             spend=database.spend,
             governor=self.ledger,

@@ -130,6 +130,32 @@ async def test_a_rotated_secret_is_gone_and_the_new_one_stands(accounts: Account
     assert fresh.keys == table.keys
 
 
+async def test_a_secret_rotated_with_an_overlap_expires_at_its_end(accounts: Accounts, table: Table) -> None:
+    """The new one does not; the key's own expiry counts if it is earlier. A later rotation ends the older secret."""
+    key, first = await accounts.create_key(NewKey("app"))
+    await table.poll()
+    rotated, second = await accounts.rotate_key("app", overlap_s=60.0)
+    assert rotated.previous_until_us is not None
+    await table.poll()
+    assert {d: p.expires_at_us for d, p in table.keys.items()} == {
+        digest(first): rotated.previous_until_us,
+        digest(second): None,
+    }
+    fresh = Table(table.directory)
+    await fresh.poll()
+    assert fresh.keys == table.keys
+    await accounts.update_key("app", KeyChange(expires_us=rotated.previous_until_us - 1))
+    await table.poll()
+    assert {p.expires_at_us for p in table.keys.values()} == {rotated.previous_until_us - 1}
+    _, third = await accounts.rotate_key(key.id, overlap_s=60.0)
+    changes = await table.poll()
+    assert changes is not None and changes.gone == (digest(first),)
+    assert set(table.keys) == {digest(second), digest(third)}
+    await accounts.rotate_key(key.id)
+    changes = await table.poll()
+    assert changes is not None and set(changes.gone) == {digest(second), digest(third)}
+
+
 async def test_a_revoked_key_is_delivered_as_revoked(accounts: Accounts, table: Table) -> None:
     """So that its user is told why; a process that starts later learns it as well."""
     _, secret = await accounts.create_key(NewKey("app"))

@@ -14,6 +14,7 @@ from tollkeeper.admin.access import describe_roles
 from tollkeeper.admin.asgi import Guard, Receive, Scope, Send
 from tollkeeper.admin.authentication import Authenticator
 from tollkeeper.admin.errors import ERRORS, error_body
+from tollkeeper.admin.idempotency import Idempotency
 from tollkeeper.admin.openapi import Document, document, page
 from tollkeeper.admin.parts import Parts
 from tollkeeper.admin.probes import INDEX, Probes
@@ -44,7 +45,7 @@ class ControlPlane:
             bootstrap=parts.admin_token, tokens=parts.tokens, limiter=parts.logins, metrics=parts.metrics
         )
         self.api = _api(self.services, parts)
-        self._guarded = Guard(self.api, self.authenticator)
+        self._guarded = Guard(Idempotency(self.api, parts.idempotency), self.authenticator)
         self._probes = Probes(
             readiness=parts.readiness, exposition=parts.exposition, index=INDEX.format(version=parts.version)
         )

@@ -5,7 +5,7 @@ Knows nothing of accounts; `api.py` puts FastAPI behind the guard.
 
 import math
 import secrets
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any, Final
 
 import msgspec
@@ -70,7 +70,7 @@ class Guard:
         headers = dict(scope["headers"])
         address = (scope.get("client") or ("unknown",))[0]
         try:
-            actor = await self._authenticator.actor(_bearer(headers.get(b"authorization", b"")), address)
+            actor = await self._authenticator.actor(bearer(headers), address)
         except DatabaseUnavailable as error:
             await answer_error(send, "unavailable", str(error))
             return
@@ -99,8 +99,9 @@ async def _refuse(send: Send, refusal: LoginRefusal) -> None:
     await answer_error(send, "unauthorized", "Give an admin token as `Authorization: Bearer …`.", challenge)
 
 
-def _bearer(header: bytes) -> str:
-    scheme, _, token = header.partition(b" ")
+def bearer(headers: Mapping[bytes, bytes]) -> str:
+    """The token that a request shows, or empty."""
+    scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
     return token.strip().decode("utf-8", "surrogateescape") if scheme.lower() == b"bearer" else ""
 
 

@@ -277,6 +277,7 @@ class Key(BaseModel):
     created_at: Time
     expires_at: Time | None
     revoked_at: Time | None
+    previous_secret_until: Time | None = Field(description="Until then the secret before the last rotation works.")
     limits: Limits
 
 

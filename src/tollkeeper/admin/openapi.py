@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from tollkeeper.admin.errors import ERRORS
+from tollkeeper.domain.idempotency import KEY_CHARACTERS_MAX
 
 Document = dict[str, Any]
 
@@ -54,12 +55,34 @@ def document(api: FastAPI) -> Document:
         }
     for method, path, summary, text in PROBES:
         described["paths"].setdefault(path, {})[method] = _plain("Probes", summary, text)
-    for operations in described["paths"].values():
-        for operation in operations.values():
+    for path, operations in described["paths"].items():
+        for method, operation in operations.items():
             operation["responses"].pop("422", None)
+            if path.startswith("/admin/") and method != "get":
+                _describe_idempotency(operation)
     for name in ("HTTPValidationError", "ValidationError"):
         described["components"].get("schemas", {}).pop(name, None)
     return described
+
+
+def _describe_idempotency(operation: Document) -> None:
+    operation.setdefault("parameters", []).append(
+        {
+            "name": "Idempotency-Key",
+            "in": "header",
+            "required": False,
+            "description": "Repeated within 24 hours the request is not made again; it gets the same answer.",
+            "schema": {"type": "string", "minLength": 1, "maxLength": KEY_CHARACTERS_MAX, "pattern": "^[ -~]*$"},
+        }
+    )
+    conflict = {"$ref": "#/components/schemas/Error"}
+    operation["responses"].setdefault(
+        "409",
+        {
+            "description": "A request with this Idempotency-Key is being served, or its answer was lost.",
+            "content": {"application/json": {"schema": conflict}},
+        },
+    )
 
 
 def _plain(tag: str, summary: str, text: str) -> Document:

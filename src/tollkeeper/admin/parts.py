@@ -12,6 +12,7 @@ from tollkeeper.domain.ports import (
     AuditLog,
     Corrector,
     Governor,
+    IdempotencyBook,
     LogAccounts,
     LoginLimiter,
     LogReader,
@@ -30,6 +31,7 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     accounts: Accounts
     tokens: AdminTokens
     audit: AuditLog
+    idempotency: IdempotencyBook
     spend: SpendLedger
     governor: Governor
     corrector: Corrector

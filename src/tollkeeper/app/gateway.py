@@ -167,6 +167,7 @@ class Gateway:
                 accounts=self.accounts,
                 tokens=database.admin_tokens(key, now_us),
                 audit=database.audit(now_us),
+                idempotency=database.idempotency(key, now_us),
                 spend=database.spend,
                 governor=ledger,
                 corrector=ledger,

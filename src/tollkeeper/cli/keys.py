@@ -120,12 +120,15 @@ def update(
 
 
 @app.command()
-def rotate(key: KeyArgument, config: ConfigOption = None, json: JsonOption = False) -> None:
-    """Give a key a new secret and show it, this once; the old one stops working within two seconds."""
+def rotate(
+    key: KeyArgument, overlap: options.Overlap = "0s", config: ConfigOption = None, json: JsonOption = False
+) -> None:
+    """Give a key a new secret and show it, this once; without an overlap the old one ends within two seconds."""
+    overlap_s = options.overlap_s(overlap)
 
     async def work() -> tuple[Key, str]:
         async with open_accounts(config) as (accounts, _):
-            return await accounts.rotate_key(key)
+            return await accounts.rotate_key(key, overlap_s=overlap_s)
 
     _print_with_secret(*run(work()), json)
 
@@ -167,5 +170,6 @@ def _facts(words: Words) -> Words:
         "team": words["team_id"],
         "created": words["created_at"],
         "expires": words["expires_at"],
+        "old secret until": words["previous_secret_until"],
         "limits": limits_text(words["limits"]),
     }

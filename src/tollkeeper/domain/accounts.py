@@ -60,7 +60,8 @@ def one_named(groups: Sequence[Group], wanted: str, kind: str) -> Group:
 
 
 class Key(msgspec.Struct, frozen=True):
-    """An API key without its secret. `hint` is the secret's last four characters."""
+    """An API key without its secret. `hint` is the secret's last four characters; `previous_until_us`: until then the
+    secret before the last rotation works too."""
 
     id: str
     organisation_id: str
@@ -71,6 +72,7 @@ class Key(msgspec.Struct, frozen=True):
     created_us: int
     expires_us: int | None = None
     revoked_us: int | None = None
+    previous_until_us: int | None = None
 
     def state(self, now_us: int) -> str:
         """`active`, `expired` or `revoked`."""

@@ -22,6 +22,7 @@ from tollkeeper.domain.audit import AuditEvent, AuditFilters, Author
 from tollkeeper.domain.bodies import CapturedBodies
 from tollkeeper.domain.charges import Charge
 from tollkeeper.domain.entries import Used
+from tollkeeper.domain.idempotency import Answered, Begun, Fresh
 from tollkeeper.domain.log_account import PipelineStats, VerifyReport
 from tollkeeper.domain.log_search import LogFilters, LogPage
 from tollkeeper.domain.operators import AdminToken, AdminTokenChange, NewAdminToken
@@ -152,8 +153,8 @@ class Accounts(Protocol):
         """The key and its secret, which is shown this once."""
         ...
 
-    async def rotate_key(self, key: str) -> tuple[Key, str]:
-        """A new secret; the old one stops working."""
+    async def rotate_key(self, key: str, *, overlap_s: float = 0.0) -> tuple[Key, str]:
+        """A new secret; the old one works for `overlap_s` more. One that was still working from before ends now."""
         ...
 
     async def update_key(self, key: str, change: KeyChange) -> Key: ...
@@ -250,6 +251,26 @@ class AuditLog(Protocol):
 
     async def find(self, filters: AuditFilters, paging: Paging) -> Page[AuditEvent]:
         """Newest first. Raises `InvalidInput`, `DatabaseUnavailable`."""
+        ...
+
+
+class IdempotencyBook(Protocol):
+    """Idempotency keys, each of one caller's token. Raises `DatabaseUnavailable`."""
+
+    async def begin(self, token: str, key: str, fingerprint: bytes) -> Begun:
+        """Whether a request may run; `Fresh` must be ended by one of the others below."""
+        ...
+
+    async def answered(self, turn: Fresh, token: str, key: str, answer: Answered) -> None:
+        """It ran: remember the answer, sealed."""
+        ...
+
+    async def refused(self, turn: Fresh) -> None:
+        """It changed nothing: forget the key."""
+        ...
+
+    async def lost(self, turn: Fresh) -> None:
+        """It may have run: whoever comes next looks into the audit log."""
         ...
 
 

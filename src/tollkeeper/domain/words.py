@@ -29,6 +29,10 @@ def instant(time_us: int | None) -> str | None:
     return (_EPOCH + timedelta(seconds=time_us // US_PER_S)).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+def _still(until_us: int | None, now_us: int) -> str | None:
+    return None if until_us is None or until_us <= now_us else instant(until_us)
+
+
 def time_us_from(text: str, *, what: str) -> int:
     """RFC 3339 or a date (00:00 UTC) → Unix µs. Raises InvalidInput; a time without its zone is refused."""
     try:
@@ -89,6 +93,7 @@ def key_words(key: Key, now_us: int) -> Words:
         "created_at": instant(key.created_us),
         "expires_at": instant(key.expires_us),
         "revoked_at": instant(key.revoked_us),
+        "previous_secret_until": _still(key.previous_until_us, now_us),
         "limits": policy_words(key.policy),
     }
 
@@ -116,7 +121,6 @@ def organisation_words(organisation: Organisation) -> Words:
 
 def admin_token_words(token: AdminToken, now_us: int) -> Words:
     """A token of the admin API; `hint` is the end of its secret."""
-    previous_us = token.previous_until_us
     return {
         "id": token.id,
         "name": token.name,
@@ -127,7 +131,7 @@ def admin_token_words(token: AdminToken, now_us: int) -> Words:
         "created_at": instant(token.created_us),
         "expires_at": instant(token.expires_us),
         "revoked_at": instant(token.revoked_us),
-        "previous_secret_until": instant(previous_us) if previous_us is not None and previous_us > now_us else None,
+        "previous_secret_until": _still(token.previous_until_us, now_us),
     }
 
 

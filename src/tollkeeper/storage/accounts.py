@@ -27,6 +27,7 @@ from tollkeeper.domain.accounts import (
 from tollkeeper.domain.audit import Author
 from tollkeeper.domain.errors import InvalidInput, NotFound
 from tollkeeper.domain.paging import Page, Paging
+from tollkeeper.domain.periods import US_PER_S
 from tollkeeper.domain.policy import UNLIMITED, Policy, Principal, validate_policy
 from tollkeeper.domain.words import key_words, organisation_words, team_words
 from tollkeeper.storage.changes import Change, Changes
@@ -40,6 +41,8 @@ HINT_CHARACTERS: Final = 4
 CANDIDATES_SHOWN_MAX: Final = 10
 """Ids listed where a name is ambiguous."""
 TIME_MAX_US: Final = 2**53 - 1
+OVERLAP_MAX_S: Final = 30 * 86_400.0
+"""Longest time that a rotated secret may go on working."""
 
 _ORGANISATIONS: Final = select(organisations).where(
     organisations.c.deleted_us.is_(None), organisations.c.implicit.is_(False)
@@ -86,19 +89,26 @@ class StoredAccounts:
             await change.record("key.create", key.id, None, key_words(key, change.now_us))
         return key, secret
 
-    async def rotate_key(self, key: str) -> tuple[Key, str]:
+    async def rotate_key(self, key: str, *, overlap_s: float = 0.0) -> tuple[Key, str]:
+        check_overlap(overlap_s)
         secret = _new_secret()
         async with self._changes.open() as change:
             before = await _find_key(change.transaction, key)
             if before.revoked_us is not None:
                 raise InvalidInput(f"key {before.id} is revoked: create a new one")
-            await change.transaction.execute(
-                update(key_digests)
-                .where(key_digests.c.key_id == before.id, key_digests.c.expires_us.is_(None))
-                .values(expires_us=change.now_us, changed_version=change.version)
+            until_us = change.now_us + int(overlap_s * US_PER_S) if overlap_s else None
+            standing = update(key_digests).where(
+                key_digests.c.key_id == before.id, key_digests.c.expires_us.is_(None)
             )
+            ended = standing if until_us is None else standing.where(key_digests.c.valid_until_us.is_not(None))
+            await change.transaction.execute(ended.values(expires_us=change.now_us, changed_version=change.version))
+            if until_us is not None:
+                await change.transaction.execute(
+                    standing.values(valid_until_us=until_us, changed_version=change.version)
+                )
             await self._insert_digest(change, before.id, secret)
-            return await _written(change, "key.rotate", before, {"hint": secret[-HINT_CHARACTERS:]}), secret
+            values = {"hint": secret[-HINT_CHARACTERS:], "previous_until_us": until_us}
+            return await _written(change, "key.rotate", before, values), secret
 
     async def update_key(self, key: str, change: KeyChange) -> Key:
         """See `ports.Accounts`. An expiry in the past ends the key now; a revoked key cannot be changed."""
@@ -291,6 +301,12 @@ def _validate_time(at_us: int) -> None:
         raise InvalidInput("expires: not a time that can be kept; give Unix microseconds")
 
 
+def check_overlap(overlap_s: float) -> None:
+    """Raises InvalidInput for a time that no old secret may go on."""
+    if not 0 <= overlap_s <= OVERLAP_MAX_S:
+        raise InvalidInput(f"overlap_s: must be from 0 to {OVERLAP_MAX_S:.0f} seconds")
+
+
 def check_expiry(expires_us: int | None, now_us: int) -> None:
     """Raises InvalidInput for a time that cannot be kept, or has passed."""
     if expires_us is not None:
@@ -448,6 +464,7 @@ def _key(row: Row[Any]) -> Key:
         created_us=row.created_us,
         expires_us=row.expires_us,
         revoked_us=row.revoked_us,
+        previous_until_us=row.previous_until_us,
     )
 
 

@@ -22,15 +22,12 @@ from tollkeeper.domain.operators import (
 from tollkeeper.domain.paging import Page, Paging
 from tollkeeper.domain.periods import US_PER_S
 from tollkeeper.domain.words import admin_token_words
-from tollkeeper.storage.accounts import HINT_CHARACTERS, TIME_MAX_US, candidates, check_expiry, only
+from tollkeeper.storage.accounts import HINT_CHARACTERS, TIME_MAX_US, candidates, check_expiry, check_overlap, only
 from tollkeeper.storage.changes import Change, Changes
 from tollkeeper.storage.names import new_id, validate_name
 from tollkeeper.storage.pages import after_cursor
 from tollkeeper.storage.tables import admin_tokens
 from tollkeeper.storage.transactions import Transaction
-
-OVERLAP_MAX_S = 30 * 86_400.0
-"""Longest time that a rotated secret may go on working."""
 
 
 class StoredAdminTokens:
@@ -135,12 +132,6 @@ class StoredAdminTokens:
 
     def _digest(self, secret: str) -> bytes:
         return digest_secret(self._digest_key, secret.encode())
-
-
-def check_overlap(overlap_s: float) -> None:
-    """Raises InvalidInput for a time that no old secret may go on."""
-    if not 0 <= overlap_s <= OVERLAP_MAX_S:
-        raise InvalidInput(f"overlap_s: must be from 0 to {OVERLAP_MAX_S:.0f} seconds")
 
 
 def _new_secret() -> str:

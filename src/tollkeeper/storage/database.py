@@ -5,7 +5,15 @@ from collections.abc import Callable
 from sqlalchemy import text
 
 from tollkeeper.domain.audit import LIBRARY
-from tollkeeper.domain.ports import Accounts, AdminTokens, AlertBook, AuditLog, KeyDirectory, SpendLedger
+from tollkeeper.domain.ports import (
+    Accounts,
+    AdminTokens,
+    AlertBook,
+    AuditLog,
+    IdempotencyBook,
+    KeyDirectory,
+    SpendLedger,
+)
 from tollkeeper.storage.accounts import StoredAccounts
 from tollkeeper.storage.address import read_address
 from tollkeeper.storage.admin_tokens import StoredAdminTokens
@@ -14,6 +22,7 @@ from tollkeeper.storage.audit import StoredAudit
 from tollkeeper.storage.changes import Changes
 from tollkeeper.storage.directory import StoredDirectory
 from tollkeeper.storage.engine import make_engine
+from tollkeeper.storage.idempotency import StoredIdempotency
 from tollkeeper.storage.migrate import is_current, migrate
 from tollkeeper.storage.spend import StoredSpend
 from tollkeeper.storage.transactions import Transactions
@@ -49,6 +58,10 @@ class Database:
     def audit(self, now_us: Callable[[], int]) -> AuditLog:
         """What was changed, by whom."""
         return StoredAudit(self._changes(now_us))
+
+    def idempotency(self, digest_key: bytes, now_us: Callable[[], int]) -> IdempotencyBook:
+        """Idempotency keys of the admin API."""
+        return StoredIdempotency(self._transactions, digest_key, now_us)
 
     def _changes(self, now_us: Callable[[], int]) -> Changes:
         return Changes(self._transactions, LIBRARY, now_us)

@@ -6,8 +6,10 @@ reader that sees version N sees everything written under versions up to N.
 
 from typing import Any
 
-from sqlalchemy import Select, or_, select, union
+import msgspec
+from sqlalchemy import Row, Select, or_, select, union
 
+from tollkeeper.domain.policy import Principal
 from tollkeeper.domain.ports import ActiveKey, KeyChanges
 from tollkeeper.storage.principals import JOINED, KEY_COLUMNS, read_principal
 from tollkeeper.storage.tables import change_counter, key_digests, keys, organisations, teams
@@ -42,15 +44,29 @@ class StoredDirectory:
         gone: list[bytes] = []
         for row in rows:
             if row.digest_expires_us is None:
-                active.append(ActiveKey(row.digest, read_principal(row)))
+                active.append(ActiveKey(row.digest, _principal(row)))
             else:
                 gone.append(row.digest)
         return KeyChanges(current, tuple(active), tuple(gone))
 
 
+def _principal(row: Row[Any]) -> Principal:
+    """Whom a digest stands for. A secret that was rotated with an overlap is one that expires at its end."""
+    principal = read_principal(row)
+    until_us, expires_us = row.valid_until_us, principal.expires_at_us
+    if until_us is None or (expires_us is not None and expires_us <= until_us):
+        return principal
+    return msgspec.structs.replace(principal, expires_at_us=until_us)
+
+
 def _changes(version: int) -> Select[Any]:
     digests = (
-        select(key_digests.c.digest, key_digests.c.expires_us.label("digest_expires_us"), *KEY_COLUMNS)
+        select(
+            key_digests.c.digest,
+            key_digests.c.expires_us.label("digest_expires_us"),
+            key_digests.c.valid_until_us,
+            *KEY_COLUMNS,
+        )
         .select_from(JOINED.join(key_digests, key_digests.c.key_id == keys.c.id))
         .order_by(keys.c.id)
     )

@@ -110,6 +110,7 @@ keys: Final = Table(
     _int("expires_us", nullable=True),
     _int("revoked_us", nullable=True),
     _int("changed_version"),
+    _int("previous_until_us", nullable=True),
     PrimaryKeyConstraint("id"),
     ForeignKeyConstraint(["organisation_id"], ["organisations.id"]),
     # With both columns, so that no key can ever sit in a team of another organisation.
@@ -129,12 +130,14 @@ key_digests: Final = Table(
     _int("created_us"),
     _int("expires_us", nullable=True),
     _int("changed_version"),
+    _int("valid_until_us", nullable=True),
     PrimaryKeyConstraint("digest"),
     ForeignKeyConstraint(["key_id"], ["keys.id"]),
     Index("ix_key_digests_key_id", "key_id"),
     Index("ix_key_digests_changed_version", "changed_version"),
 )
-"""What stands for a key's secrets. `expires_us` is set when a secret is rotated away."""
+"""What stands for a key's secrets. `expires_us` is set when a secret is rotated away; one that was rotated with an
+overlap goes on until `valid_until_us`, and gets its `expires_us` by a later rotation."""
 
 admin_tokens: Final = Table(
     "admin_tokens",
@@ -178,6 +181,20 @@ audit_events: Final = Table(
     Index("ix_audit_events_idempotency", "idempotency"),
 )
 """One row a change. `number` is the version of the change counter in its transaction, and a digit."""
+
+idempotency_keys: Final = Table(
+    "idempotency_keys",
+    METADATA,
+    Column("digest", LargeBinary, nullable=False),
+    Column("fingerprint", LargeBinary, nullable=False),
+    _int("lease_until_us"),
+    _int("expires_us"),
+    _int("status", nullable=True),
+    Column("sealed", LargeBinary, nullable=True),
+    PrimaryKeyConstraint("digest"),
+    Index("ix_idempotency_keys_expires_us", "expires_us"),
+)
+"""Of writes by the admin API. Without a status one runs, until `lease_until_us` at most; `sealed` is its answer."""
 
 producers: Final = Table(
     "producers",
@@ -271,10 +288,14 @@ budget_alerts: Final = Table(
     _int("expires_us"),
     _int("due_us", nullable=True),
     _int("attempts"),
+    _int("delivered_us", nullable=True),
+    _text("failure", nullable=True),
     PrimaryKeyConstraint("root", "counter", "threshold_nano"),
     Index("ix_budget_alerts_due_us", "due_us"),
+    Index("ix_budget_alerts_crossed_us", "crossed_us"),
 )
-"""Thresholds of budgets that were reached, once each; `due_us` is set while one waits for its delivery."""
+"""Thresholds of budgets that were reached, once each; `due_us` is set while one waits for its delivery. `failure` is
+why the last attempt to deliver it failed."""
 
 monthly_usage_summary: Final = Table(
     "monthly_usage_summary",

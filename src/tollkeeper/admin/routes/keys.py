@@ -61,8 +61,8 @@ def keys(services: Services) -> APIRouter:
         return await service.update(caller, key, change)
 
     @router.post("/{key}/rotate", response_model=models.KeyWithSecret, summary="Give a key a new secret")
-    async def rotate_key(caller: Admin, key: str) -> Words:
-        return await service.rotate(caller, key)
+    async def rotate_key(caller: Admin, key: str, request: models.RotateRequest | None = None) -> Words:
+        return await service.rotate(caller, key, 0.0 if request is None else request.overlap_s)
 
     @router.post("/{key}/revoke", response_model=models.Key, summary="Revoke a key, for good")
     async def revoke_key(caller: Admin, key: str) -> Words:

@@ -35,9 +35,9 @@ class KeyService:
         """Change what is named and nothing else."""
         return self._words(await self._accounts.by(caller.author).update_key(key, change))
 
-    async def rotate(self, caller: Caller, key: str) -> Words:
-        """The key with its new `secret`, which is shown this once."""
-        rotated, secret = await self._accounts.by(caller.author).rotate_key(key)
+    async def rotate(self, caller: Caller, key: str, overlap_s: float = 0.0) -> Words:
+        """The key with its new `secret`, which is shown this once; the old one works for `overlap_s` more."""
+        rotated, secret = await self._accounts.by(caller.author).rotate_key(key, overlap_s=overlap_s)
         return self._words(rotated) | {"secret": secret}
 
     async def revoke(self, caller: Caller, key: str) -> Words:
