@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 CAMPAIGN_ARGS ?=
 
-.PHONY: help run test test-outage bench bench-peers campaign mutants lint docs lock setup setup-dev servers clean
+.PHONY: help run test test-outage bench bench-peers campaign mutants lint docs site lock setup setup-dev servers clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -46,11 +46,16 @@ lint: setup-dev ## Format, lint, types, import contracts, Lua
 	$(BIN)/python tools/check_lua.py
 
 docs: setup ## Write the reference pages from the code
-	$(BIN)/python tools/write_reference.py
+	$(BIN)/python -m tools.write_reference
+
+site: setup-dev ## Build the documentation site into build/site; a warning is an error
+	$(BIN)/python -m sphinx -q -W --keep-going -j auto -d build/doctrees docs build/site
+	@echo "build/site/index.html"
 
 lock: ## Resolve dependencies anew into the pinned, hashed requirements
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --extra query pyproject.toml -o requirements.txt
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --extra query pyproject.toml --group dev -c requirements.txt -o requirements-dev.txt
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --group docs -c requirements-dev.txt -o requirements-docs.txt
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --group peers -c requirements.txt -o requirements-peers.txt
 
 setup: $(VENV)/.run ## Make .venv with pinned, hashed dependencies
@@ -66,8 +71,9 @@ $(VENV)/.run: requirements.txt pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python tools/link_source.py
 	@touch $@
 
-$(VENV)/.dev: requirements-dev.txt $(VENV)/.run
+$(VENV)/.dev: requirements-dev.txt requirements-docs.txt $(VENV)/.run
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-docs.txt
 	@touch $@
 
 servers: $(VENV)/.servers ## Install the servers the tests start, where they are missing (Debian, Ubuntu)

@@ -1,5 +1,5 @@
 """Write docs/ENV_VARIABLES.md and docs/SETTINGS.md from settings.py, the schema of log records from record.py, and
-docs/METRICS.md from a gateway that is started for it.
+docs/METRICS.md from a gateway that is started for it. docs/reference/ is written by reference_pages.py.
 
 Types and defaults come from the running classes, the line of why from the docstring below each field. A test calls
 `pages` and fails when a page on disk differs, so the reference cannot go stale.
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hints
 
 import msgspec
+from tools import reference_pages
 
 from tollkeeper import settings
 from tollkeeper.app.gateway import Gateway
@@ -308,6 +309,7 @@ def pages() -> dict[Path, str]:
         DOCS / "ENV_VARIABLES.md": variables_page(),
         DOCS / "log-schema.md": log_schema_page(),
         DOCS / "log-record.schema.json": log_schema_json(),
+        **reference_pages.pages(),
     }
 
 

@@ -79,32 +79,32 @@ _STATUS: Final = {
 
 
 def marks_key(root: str) -> str:
-    """`marks:{root}`: hash of producer → last number applied, `run` and `sync`."""
+    """`marks:{root}`: hash of producer → last number applied, `run` and `sync`. No TTL."""
     return f"marks:{{{root}}}"
 
 
 def hold_key(root: str) -> str:
-    """`hold:{root}`: hash of attempt → hold (scripts/holds.lua tells its form)."""
+    """`hold:{root}`: hash of attempt → hold (scripts/holds.lua tells its form). No TTL."""
     return f"hold:{{{root}}}"
 
 
 def changed_key(root: str) -> str:
-    """`changed:{root}`: hash of counter → generation in which it was flagged as changed."""
+    """`changed:{root}`: hash of counter → generation in which it was flagged as changed. No TTL."""
     return f"changed:{{{root}}}"
 
 
 def charges_key(root: str) -> str:
-    """`charges:{root}`: hash of attempt → record of a charge with a rank that the database may lack."""
+    """`charges:{root}`: hash of attempt → record of a charge with a rank that the database may lack. No TTL."""
     return f"charges:{{{root}}}"
 
 
 def log_key(root: str, name: str) -> str:
-    """`ratelimit:{root}[:<scope>]:<window µs>`: scripts/window.lua tells its form."""
+    """`ratelimit:{root}[:<scope>]:<window µs>`: a packed log of runs; scripts/window.lua tells its form. 2 × window."""
     return f"ratelimit:{{{root}}}:{name}"
 
 
 def bucket_key(root: str, name: str) -> str:
-    """`tokenbucket:{root}[:<scope>]:<unit>:<rate>:<burst>`: scripts/refill.lua tells its form."""
+    """`tokenbucket:{root}[:<scope>]:<unit>:<rate>:<burst>`: packed; scripts/refill.lua tells its form. Until full."""
     return f"tokenbucket:{{{root}}}:{name}"
 
 
@@ -114,12 +114,13 @@ def pushed_key(root: str) -> str:
 
 
 def slot_key(root: str, name: str) -> str:
-    """`slots:{root}[:<scope>]`: sorted set of attempt → end of its lease (µs)."""
+    """`slots:{root}[:<scope>]`: sorted set of attempt → end of its lease (µs). The lease."""
     return f"slots:{{{root}}}:{name}" if name else f"slots:{{{root}}}"
 
 
 def counter_key(root: str, name: str) -> str:
-    """`cost:{root}[:<scope>]:<period>`: a packed string; scripts/counter.lua tells its form."""
+    """`cost:{root}[:<scope>]:<period>`: a packed string; scripts/counter.lua tells its form. 60 days after the period's
+    end; totals never."""
     return f"cost:{{{root}}}:{name}"
 
 
@@ -129,7 +130,7 @@ def used_key(root: str, digest: str) -> str:
 
 
 def unsaved_key(root: str) -> str:
-    """`unsaved:{root}`: hash of digest → the same, of the idempotency keys that the database may lack."""
+    """`unsaved:{root}`: hash of digest → the same, of the idempotency keys that the database may lack. No TTL."""
     return f"unsaved:{{{root}}}"
 
 
