@@ -99,7 +99,7 @@ def charges_key(root: str) -> str:
 
 
 def log_key(root: str, name: str) -> str:
-    """`ratelimit:{root}[:<scope>]:<window µs>`: a packed log of runs; scripts/window.lua tells its form. 2 × window."""
+    """`ratelimit:{root}[:<scope>]:<window µs>`: a log of runs; scripts/window.lua tells its form. 2 × window."""
     return f"ratelimit:{{{root}}}:{name}"
 
 
@@ -119,8 +119,8 @@ def slot_key(root: str, name: str) -> str:
 
 
 def counter_key(root: str, name: str) -> str:
-    """`cost:{root}[:<scope>]:<period>`: a packed string; scripts/counter.lua tells its form. 60 days after the period's
-    end; totals never."""
+    """`cost:{root}[:<scope>]:<period>`: packed; scripts/counter.lua tells its form. 60 days after the period's end,
+    totals never."""
     return f"cost:{{{root}}}:{name}"
 
 
