@@ -78,6 +78,7 @@ ANSWERED: Final[dict[str, str]] = {
     "x-tollkeeper-degraded": "What was decided without Redis: `limits`, `budgets`.",
     "x-tollkeeper-attempts": "How many attempts it took, if more than one.",
     "x-tollkeeper-model": "The model that answered, if it took more than one attempt.",
+    "x-content-type-options": "`nosniff`, where an answer is not made here, such as audio.",
     "x-upstream-request-id": "The provider's own id.",
 }
 READ: Final[dict[str, str]] = {
