@@ -5,6 +5,8 @@ SHELL := bash
 PYTHON ?= python3
 VENV := .venv
 PEERS := .bench/peers
+LITELLM := .bench/litellm
+PORTKEY := .bench/portkey
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 CAMPAIGN_ARGS ?=
@@ -32,10 +34,20 @@ mutants: setup-dev ## Try every mutant of the Lua scripts and write docs/mutants
 campaign: setup-dev servers ## Long trials under load and faults, fixed seeds: CAMPAIGN_ARGS="load --rounds 5 --seed 2"
 	nice $(BIN)/python -m tests.campaigns $(CAMPAIGN_ARGS)
 
-bench-peers: $(PEERS)/.done ## Install other limiters, pinned and hashed, for `make bench` to compare with
+bench-peers: $(PEERS)/.done $(LITELLM)/.done $(PORTKEY)/.done ## Install other limiters and gateways, pinned and hashed, for `make bench` to compare with
 
 $(PEERS)/.done: requirements-peers.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps --upgrade --target $(PEERS) -r $<
+	@touch $@
+
+$(LITELLM)/.done: requirements-litellm.txt | $(VENV)/bin/python
+	$(PYTHON) -m venv $(LITELLM)
+	$(LITELLM)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r $<
+	@touch $@
+
+$(PORTKEY)/.done: benchmarks/portkey/package.json benchmarks/portkey/package-lock.json
+	mkdir -p $(PORTKEY) && cp $^ $(PORTKEY)
+	cd $(PORTKEY) && npm ci --no-audit --no-fund --silent --ignore-scripts
 	@touch $@
 
 lint: setup-dev ## Format, lint, types, import contracts, Lua
@@ -57,6 +69,7 @@ lock: ## Resolve dependencies anew into the pinned, hashed requirements
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --extra query pyproject.toml --group dev -c requirements.txt -o requirements-dev.txt
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --group docs -c requirements-dev.txt -o requirements-docs.txt
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --group peers -c requirements.txt -o requirements-peers.txt
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --group litellm -o requirements-litellm.txt
 
 setup: $(VENV)/.run ## Make .venv with pinned, hashed dependencies
 setup-dev: $(VENV)/.dev ## The same with what tests, lint and benchmarks need

@@ -6,7 +6,7 @@ import shutil
 import statistics
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -40,28 +40,32 @@ class Figure(NamedTuple):
     per_second: float
     p50: float
     p99: float
+    requests: int
+    failed: int
+    """Answers other than 2xx or 3xx, and connections that broke."""
 
 
-def wrk(url: str, connections: int, script: Path) -> Figure:
-    """One round. Raises RuntimeError if any answer was not a 200."""
+def wrk(url: str, connections: int, script: Path, *, seconds: int = SECONDS, strict: bool = True) -> Figure:
+    """One round. If `strict`, raises RuntimeError if any answer was not a 200."""
     command = [
         *pinned(THEIRS),
         "wrk",
         "-t1",
         f"-c{connections}",
-        f"-d{SECONDS}s",
+        f"-d{seconds}s",
         "--latency",
         "-s",
         str(script),
         url,
     ]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    if "Non-2xx" in text or "Socket errors" in text:
+    failed = sum(map(int, re.findall(r"(?:Non-2xx or 3xx responses:|connect|read|write|timeout) (\d+)", text)))
+    if failed and strict:
         raise RuntimeError(f"{url}:\n{text}")
-    rate = re.search(r"Requests/sec:\s+([\d.]+)", text)
+    rate, count = re.search(r"Requests/sec:\s+([\d.]+)", text), re.search(r"(\d+) requests in", text)
     latencies = {name: _ms(value) for name, value in re.findall(r"(50|99)%\s+([\d.]+\w+)", text)}
-    assert rate is not None
-    return Figure(float(rate[1]), latencies["50"], latencies["99"])
+    assert rate is not None and count is not None
+    return Figure(float(rate[1]), latencies["50"], latencies["99"], int(count[1]), failed)
 
 
 def _ms(text: str) -> float:
@@ -80,19 +84,20 @@ def pin(pid: int, core: int) -> None:
         subprocess.run(["taskset", "-a", "-p", "-c", str(core), str(pid)], check=True, capture_output=True)
 
 
-def lua(folder: Path, secret: str) -> Path:
+def lua(folder: Path, secret: str, headers: Mapping[str, str] | None = None) -> Path:
     """wrk's request."""
     script = folder / "request.lua"
+    more = "".join(f"wrk.headers['{name}'] = '{value}'\n" for name, value in (headers or {}).items())
     script.write_text(
         f"wrk.method = 'POST'\nwrk.body = '{BODY}'\nwrk.headers['Content-Type'] = 'application/json'\n"
-        f"wrk.headers['Authorization'] = 'Bearer {secret}'\n"
+        f"wrk.headers['Authorization'] = 'Bearer {secret}'\n{more}"
     )
     return script
 
 
 @contextmanager
-def nginx(folder: Path, upstream: str) -> Iterator[str]:
-    """nginx as a reverse proxy with keep-alive to the upstream, one worker."""
+def nginx(folder: Path, upstream: str) -> Iterator[tuple[str, int]]:
+    """nginx as a reverse proxy with keep-alive to the upstream, one worker; its URL and pid."""
     port, program = free_port(), shutil.which("nginx") or "/usr/sbin/nginx"
     config = folder / "nginx.conf"
     config.write_text(
@@ -107,7 +112,7 @@ def nginx(folder: Path, upstream: str) -> Iterator[str]:
         [*pinned(OURS), program, "-p", str(folder), "-c", str(config)], stderr=subprocess.DEVNULL
     )
     try:
-        yield f"http://127.0.0.1:{port}"
+        yield f"http://127.0.0.1:{port}", process.pid
     finally:
         process.terminate()
         process.wait()
@@ -138,7 +143,7 @@ def run() -> str:
         stack.callback(redis.stop)
         assert redis.process is not None
         pin(redis.process.pid, THEIRS)
-        proxy = stack.enter_context(nginx(folder, simulator.url))
+        proxy, _ = stack.enter_context(nginx(folder, simulator.url))
         targets: list[tuple[str, str, str]] = [
             ("direct", simulator.url, "none"),
             ("nginx reverse proxy", proxy, "none"),
