@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.servers.azure import AzuriteServer, azurite_server
+from tests.servers.gcs import GoogleServer, gcs_server
 from tests.servers.redis import own_redis, redis_cluster, redis_server
 from tests.servers.s3 import S3Server, fresh_rclone, moto_server, rclone_server, s3_server
 from tollkeeper.domain.ports import ScriptStore
@@ -21,6 +22,7 @@ from tollkeeper.settings import LogSettings
 __all__ = [
     "azurite_server",
     "fresh_rclone",
+    "gcs_server",
     "moto_server",
     "own_redis",
     "rclone_server",
@@ -31,7 +33,7 @@ __all__ = [
 
 NOON_US = 1_795_435_200_000_000
 """2026-11-23 12:00 UTC."""
-KINDS = ("folder", "moto", "rclone", "azurite")
+KINDS = ("folder", "moto", "rclone", "azurite", "gcs")
 
 
 def make_record(index: int = 0, **fields: Any) -> RequestRecord:
@@ -73,7 +75,10 @@ def make_pipeline(
 
 
 def store_at(
-    server: S3Server | AzuriteServer, url: str | None = None, timeout_s: float = 5.0, port: int | None = None
+    server: S3Server | AzuriteServer | GoogleServer,
+    url: str | None = None,
+    timeout_s: float = 5.0,
+    port: int | None = None,
 ) -> LogStore:
     environ = dict(server.environ)
     if port is not None:

@@ -1,5 +1,5 @@
 """One contract for every store: folder, moto (conditional writes), rclone (signatures, no conditional writes) and
-Azurite (both). There is no server for `gs://` to test against: see docs/logs.md."""
+Azurite (both), and moto as Google's XML API (conditional writes, a bearer token)."""
 
 import os
 import time
@@ -11,6 +11,7 @@ import pytest
 from tests.logs.conftest import store_at
 from tests.logs.faulty_proxy import Fault, FaultyProxy
 from tests.servers.azure import AzuriteServer
+from tests.servers.gcs import GoogleServer
 from tests.servers.s3 import S3Server
 from tollkeeper.domain.errors import ConfigurationError, LogStoreUnavailable
 from tollkeeper.logs.sinks import MULTIPART_BYTES_MIN, BucketStore, FolderStore, LogStore, open_store
@@ -111,6 +112,15 @@ async def test_a_wrong_azure_key_is_told_from_a_store_that_is_away(azurite_serve
     with pytest.raises(LogStoreUnavailable, match="check the credentials") as caught:
         await store.create(PATH, b"one", "d")
     assert "d3Jvbmc" not in str(caught.value)
+
+
+async def test_a_wrong_google_token_is_told_from_a_store_that_is_away(gcs_server: GoogleServer) -> None:
+    store = store_at(gcs_server)
+    await store.ping()
+    stale = open_store(gcs_server.url(), 5.0, gcs_server.environ | {"GOOGLE_BEARER_TOKEN": "stale"})
+    with pytest.raises(LogStoreUnavailable, match="check the credentials") as caught:
+        await stale.create(PATH, b"one", "d")
+    assert "stale" not in str(caught.value)
 
 
 async def test_an_azure_container_that_does_not_exist_is_named(azurite_server: AzuriteServer) -> None:
