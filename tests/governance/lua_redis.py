@@ -489,5 +489,6 @@ class LuaClient:
         *,
         idempotent: bool = False,
         with_life: bool = False,
+        within_s: float | None = None,
     ) -> Any:
         return self.lua.run(script, keys, (*args, self.life) if with_life else args)

@@ -29,5 +29,5 @@ class PlainRunner:
         except ResponseError as error:
             raise ReplyError(str(error)) from error
 
-    async def run(self, script: str, keys: Sequence[str], args: Sequence[Any], *, idempotent: bool = False) -> Any:
+    async def run(self, script: str, keys: Sequence[str], args: Sequence[Any], **how: Any) -> Any:
         return await self.command("EVAL", source(script), len(keys), *keys, *args)

@@ -192,7 +192,7 @@ class Leaving:
     def __init__(self, runner: PlainRunner) -> None:
         self.runner, self.away = runner, False
 
-    async def run(self, script: str, keys: Sequence[str], args: Sequence[Any], *, idempotent: bool = False) -> Any:
+    async def run(self, script: str, keys: Sequence[str], args: Sequence[Any], **_: Any) -> Any:
         if self.away:
             raise StoreUnavailable("away", sent=False)
         return await self.runner.run(script, keys, args)

@@ -6,12 +6,18 @@ import time
 
 import pytest
 
+from tests.servers.proxy import Proxy
 from tests.servers.redis import RedisCluster, RedisServer
 from tollkeeper import RedisClient, SlidingWindowLimiter, TokenBucketLimiter
+from tollkeeper.domain.admission import Demand, Status, checks_for
 from tollkeeper.domain.errors import StoreUnavailable
+from tollkeeper.domain.policy import Policy, Principal, Scope, ScopeKind, Unit, Window
+from tollkeeper.governance.redis_store import RedisStore
+from tollkeeper.settings import StoreSettings
 
 LIMIT = 1_000
 TASKS = 64
+FAULTS = 12
 
 
 async def test_exact_through_faults(own_redis: RedisServer) -> None:
@@ -19,31 +25,65 @@ async def test_exact_through_faults(own_redis: RedisServer) -> None:
     async with RedisClient(url=own_redis.url) as one, RedisClient(url=own_redis.url) as two:
         limiters = [SlidingWindowLimiter(one), SlidingWindowLimiter(two)]
         buckets = [TokenBucketLimiter(one), TokenBucketLimiter(two)]
-        done = asyncio.Event()
+        answered = 0
 
-        async def faults() -> int:
-            number = 0
-            while not done.is_set():
+        async def faults() -> None:
+            """Each when there were answers since the last: kill after kill is an outage."""
+            for number in range(FAULTS):
+                while answered < number * 4 * TASKS:
+                    await asyncio.sleep(0.001)
+                before = one.get_stats().reconnects, two.get_stats().reconnects
                 own_redis.command("SCRIPT", "FLUSH")
                 own_redis.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-                number += 1
-                await asyncio.sleep(0.02)
-            return number
+                while one.get_stats().reconnects == before[0] or two.get_stats().reconnects == before[1]:
+                    await asyncio.sleep(0.001)
 
         async def task(number: int) -> tuple[int, int]:
+            nonlocal answered
             window = bucket = 0
             for _ in range(2 * LIMIT // TASKS):
                 window += (await limiters[number % 2].allow("shared", LIMIT)).allowed
                 bucket += (await buckets[number % 2].allow("shared", 1, LIMIT)).allowed
+                answered += 2
                 await asyncio.sleep(random.uniform(0, 0.02))
             return window, bucket
 
         breaking = asyncio.create_task(faults())
         allowed = await asyncio.gather(*(task(n) for n in range(TASKS)))
-        done.set()
-        assert await breaking > 5 and one.get_stats().reconnects > 3
+        await breaking
+        assert one.get_stats().reconnects >= FAULTS
         assert sum(a for a, _ in allowed) == LIMIT == await limiters[0].get_current_usage("shared")
         assert LIMIT <= sum(b for _, b in allowed) <= LIMIT + 1, "one a minute flows in"
+
+
+async def test_a_slow_reconnection_is_waited_for(own_redis: RedisServer) -> None:
+    """Longer than Redis may take to answer: what was not sent, and an admission, have until their own deadline."""
+    async with (
+        Proxy(own_redis.socket) as proxy,
+        RedisClient(url=proxy.url, read_timeout_s=0.1, dial_timeout_s=60) as client,
+    ):
+        limiter = SlidingWindowLimiter(client, deadline=60)
+        store = RedisStore(
+            StoreSettings(redis_url=proxy.url, read_timeout_s=0.1, dial_timeout_s=60, admission_timeout_s=60)
+        )
+        await store.start()
+        assert await limiter.allow("k", 3)
+        await store.seed("org", "run", {}, {}, lost=False)
+        proxy.swallowing = True
+        proxy.cut()
+        while "up" in (client.state, store.client.state):
+            await asyncio.sleep(0)
+        who = Principal("key", "k", "org", (Scope(ScopeKind.KEY, "key", Policy(windows=(Window(Unit.TOKENS, 9),))),))
+        demand = Demand("a.1", "p", 1, 0, store.now_us() + 60_000_000)
+        asked = asyncio.create_task(limiter.allow("k", 3))
+        admission = asyncio.create_task(store.admit(checks_for(who, store.now_us()), demand))
+        _, waiting = await asyncio.wait((asked, admission), timeout=0.5)
+        assert len(waiting) == 2 and {client.state, store.client.state} == {"connecting"}
+        proxy.swallowing = False
+        proxy.cut()
+        result, reply = await asked, await admission
+        await store.stop()
+    assert result.allowed and result.remaining == 1 and reply.status is Status.ADMITTED
 
 
 async def test_frozen_redis_runs_nothing_abandoned(own_redis: RedisServer) -> None:

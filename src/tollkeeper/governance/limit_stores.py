@@ -64,9 +64,18 @@ class LimitStore(Protocol):
 class ScriptRunner(Protocol):
     """What is needed of a client: RedisClient has it."""
 
-    async def run(self, script: str, keys: Sequence[str], args: Sequence[Any], *, idempotent: bool = False) -> Any:
+    async def run(
+        self,
+        script: str,
+        keys: Sequence[str],
+        args: Sequence[Any],
+        *,
+        idempotent: bool = False,
+        within_s: float | None = None,
+    ) -> Any:
         """Run one of `scripts/` by name. What certainly did not run may be repeated, what may have run only if it is
-        `idempotent`. Raises StoreUnavailable, whose `sent` tells whether it may have run."""
+        `idempotent`; for `within_s` seconds (None: the client's own patience). Raises StoreUnavailable, whose `sent`
+        tells whether it may have run."""
         ...
 
 
@@ -109,7 +118,8 @@ class RedisLimits:
                 if self._offset_us is None:
                     await self._learn(decision, key, numbers)
                 packed = self._packed(self._server_us(until_s), *numbers, remember_ms, again)
-                answer = self._answer(await self._client.run(decision, keys, packed))
+                reply = await self._client.run(decision, keys, packed, within_s=until_s - monotonic())
+                answer = self._answer(reply)
             except StoreUnavailable as error:
                 if isinstance(error, ReplyError) or not error.sent or request is None:
                     raise lost or error from error

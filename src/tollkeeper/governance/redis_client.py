@@ -291,7 +291,8 @@ class RedisClient:
         try:
             return await self._send_anywhere(parts, key)
         except StoreUnavailable as error:
-            return await self._again(error, self._send_anywhere, parts, key, begun_s, idempotent)
+            until_s = begun_s + self.settings.read_timeout_s
+            return await self._again(error, self._send_anywhere, parts, key, until_s, idempotent)
 
     async def run(
         self,
@@ -301,11 +302,13 @@ class RedisClient:
         *,
         idempotent: bool = False,
         with_life: bool = False,
+        within_s: float | None = None,
     ) -> Any:
         """Run a script (its text, or a name of `scripts/`) and give its reply, in order with `send` for `keys[0]`.
 
         `with_life` adds the name of the server's life as the last argument: of the connection it is sent on.
-        All keys must share a slot on a cluster. The script is loaded where it is missing. Repeated as in `call`.
+        All keys must share a slot on a cluster. The script is loaded where it is missing. Repeated as in `call`, but
+        for `within_s` if that is given.
         Raises StoreUnavailable; ReplyError, a subclass, when Redis refuses or the script fails.
         """
         digest = self._digests.get(script) or self._digest(script)
@@ -317,7 +320,8 @@ class RedisClient:
             return await lead.write((*parts, lead.life) if with_life else parts)
         except StoreUnavailable as error:
             send = self._send_with_life if with_life else self._send_in_order
-            return await self._again(error, send, parts, key, begun_s, idempotent)
+            until_s = begun_s + (self.settings.read_timeout_s if within_s is None else within_s)
+            return await self._again(error, send, parts, key, until_s, idempotent)
 
     def life_of(self, key: str) -> str:
         """The name that `on_connect` gave the life of the server of a key. Raises StoreUnavailable on a cluster that
@@ -353,14 +357,14 @@ class RedisClient:
         send: Callable[[tuple[Any, ...], str | None], "asyncio.Future[Any]"],
         parts: tuple[Any, ...],
         key: str | None,
-        begun_s: float,
+        until_s: float,
         idempotent: bool,
     ) -> Any:
-        """Repeat what may be repeated until the read timeout has passed since `begun_s`; fail at once when away.
+        """Repeat what may be repeated until `until_s` (monotonic); fail at once when away.
 
         What was sent once may have run, whatever became of it later.
         """
-        until_s, delay_s = begun_s + self.settings.read_timeout_s, BACKOFF_MIN_S
+        delay_s = BACKOFF_MIN_S
         self._counters.misses += not isinstance(error, ReplyError)
         sent = error.sent
         while True:

@@ -146,6 +146,7 @@ class RedisStore:
         self.client = RedisClient(on_connect=self._on_connect, **redis_settings.of_store(settings) | one)
         self._digests = {name: self.client.know(name) for name in SCRIPTS}
         self.time_us = time_us
+        self._admission_s = settings.admission_timeout_s
         self._offset_us = 0
         self._lives: set[str] = set()
         self._on_new_life: Callable[[], None] = lambda: None
@@ -217,11 +218,13 @@ class RedisStore:
         misses = self.client.misses
         if plan.has_budget and demand.attempt:
             try:
-                raw = await self.client.run("admit", plan.keys, arguments, idempotent=True, with_life=True)
+                raw = await self.client.run(
+                    "admit", plan.keys, arguments, idempotent=True, with_life=True, within_s=self._admission_s
+                )
             except ReplyError as error:
                 raise _told(error) from None
         else:
-            raw = await self._run("admit", plan.keys, *arguments, "")
+            raw = await self._run("admit", plan.keys, *arguments, "", within_s=self._admission_s)
         if not self.time_us:
             self._learn_clock(raw[1])
         reply = _reply(checks, raw)
@@ -556,9 +559,9 @@ class RedisStore:
 
     # Calls. Everything that comes through here may be repeated: it is idempotent.
 
-    async def _run(self, script: str, keys: Sequence[str], *arguments: Any) -> Any:
+    async def _run(self, script: str, keys: Sequence[str], *arguments: Any, within_s: float | None = None) -> Any:
         try:
-            return await self.client.run(script, keys, arguments, idempotent=True)
+            return await self.client.run(script, keys, arguments, idempotent=True, within_s=within_s)
         except ReplyError as error:
             raise _told(error) from None
 
