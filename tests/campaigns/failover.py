@@ -7,7 +7,6 @@ set can be exact then. It must not be more than that, which the dead primary's a
 import asyncio
 import random
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -16,8 +15,8 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from tests.campaigns import Outcome
-from tests.campaigns.workers import PROCESSES, TASKS, Failed, Part, Workers, parts, pool
-from tests.servers.redis import RedisServer, SentinelGroup
+from tests.campaigns.workers import PATIENCE_S, PROCESSES, TASKS, Failed, Part, Workers, parts, pool
+from tests.servers.redis import RedisServer, SentinelGroup, wait_until
 from tollkeeper import RedisClient, SlidingWindowLimiter
 
 QUESTION: Final = f"{PROCESSES} processes with {TASKS} tasks each, and the primary dies: what is admitted twice?"
@@ -25,7 +24,8 @@ WINDOW_US: Final = 60_000_000
 LIMIT: Final = 10**9
 """Never reached: what counts is what the window knows in the end."""
 KILL_S: Final = 0.8
-SECONDS: Final = 6.0
+GOES_ON_S: Final = 2.0
+"""How long the load runs on the new primary."""
 PAUSE_S: Final = 0.02
 CUT_OFF_S: Final = 0.2
 KEY: Final = "failover"
@@ -60,20 +60,16 @@ def failover(workers: Workers, group: SentinelGroup, seed: int, *, cut_off_s: fl
     primary.command("FLUSHALL")
     group.settle()
     common: dict[str, Any] = {"url": group.url, "how": "limiter", "key": KEY, "limit": LIMIT, "window_us": WINDOW_US}
-    chosen: list[Part] = parts(SECONDS, seed, **common, pause_s=PAUSE_S)
-    kill_s = chosen[0].start_s + KILL_S + random.Random(seed).random() * 0.2
-
-    def kill() -> None:
-        time.sleep(max(0.0, kill_s - cut_off_s - time.monotonic()))
-        if cut_off_s:
-            replica.command("REPLICAOF", "127.0.0.1", "1")
-            time.sleep(cut_off_s)
-        primary.kill()
-
-    thread = threading.Thread(target=kill)
-    thread.start()
-    reports = workers.gather(chosen)
-    thread.join()
+    chosen: list[Part] = parts(GOES_ON_S, seed, **common, pause_s=PAUSE_S)
+    workers.begin(chosen)
+    time.sleep(KILL_S + random.Random(seed).random() * 0.2 - cut_off_s)
+    if cut_off_s:
+        replica.command("REPLICAOF", "127.0.0.1", "1")
+        time.sleep(cut_off_s)
+    primary.kill()
+    wait_until(lambda: replica.info("replication", "role") == "master", "a new primary", PATIENCE_S)
+    time.sleep(GOES_ON_S)
+    reports = workers.end()
     asked = [a for report in reports for a in report.asked if a.admitted]
     failed: list[Failed] = [f for report in reports for f in report.failed if f.sent]
     known = usage(replica)
@@ -86,7 +82,7 @@ def failover(workers: Workers, group: SentinelGroup, seed: int, *, cut_off_s: fl
     admitted = sum(a.weight for a in asked)
     answers = sorted(a.begun_s for a in asked)
     away_s = max(after - before for before, after in pairwise(answers))
-    unsure = len(failed)  # sent and never answered: perhaps in a window, and admitted to no one
+    unsure = sum(f.weight for f in failed)  # sent and never answered: perhaps in a window, and admitted to no one
     return Lost(max(0, admitted - known), max(0, had - (known - on_new)) + unsure, admitted, int(away_s * 1000))
 
 

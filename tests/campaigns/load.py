@@ -12,8 +12,8 @@ from typing import Any, Final, NamedTuple
 
 from tests.campaigns import Outcome
 from tests.campaigns.oracle import Oracle
-from tests.campaigns.workers import PROCESSES, ROOT, TASKS, Report, Workers, parts, pool
-from tests.servers.redis import RedisCluster, RedisServer
+from tests.campaigns.workers import PATIENCE_S, PROCESSES, ROOT, TASKS, Report, Workers, parts, pool
+from tests.servers.redis import RedisCluster, RedisServer, wait_until
 from tollkeeper.domain.names import key_part
 
 QUESTION: Final = f"{PROCESSES} processes with {TASKS} tasks each on one limit: is it exact, is any error seen?"
@@ -22,8 +22,12 @@ LIMIT: Final = 400
 FROZEN_S: Final = 1.2
 FROZEN_DEADLINE_S: Final = 0.4
 FROZEN_PAUSE_S: Final = 0.3
+ABANDONED_MIN: Final = 64
+"""So many asks are sent to a frozen Redis and given up, before it goes on."""
+AWAKE_S: Final = 1.0
 
-Fault = Callable[[Sequence[RedisServer], random.Random], None]
+Fault = Callable[[Sequence[RedisServer], random.Random], int]
+"""What happens to servers once: how many it hit."""
 
 
 class Verdict(NamedTuple):
@@ -48,37 +52,39 @@ class Verdict(NamedTuple):
         return self.overfull + self.unjustified + self.errors
 
 
-def no_fault(servers: Sequence[RedisServer], rng: random.Random) -> None:
-    """Nothing."""
-
-
-def flush_scripts(servers: Sequence[RedisServer], rng: random.Random) -> None:
+def flush_scripts(servers: Sequence[RedisServer], rng: random.Random) -> int:
     """Redis forgets all scripts."""
     for server in servers:
         server.command("SCRIPT", "FLUSH")
     time.sleep(rng.uniform(0.02, 0.1))
+    return len(servers)
 
 
-def kill_connections(servers: Sequence[RedisServer], rng: random.Random) -> None:
-    """CLIENT KILL for everyone, on one server."""
-    rng.choice(servers).command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+def kill_connections(servers: Sequence[RedisServer], rng: random.Random) -> int:
+    """CLIENT KILL for everyone. The next may come when all processes are back: kill after kill is an outage."""
+    killed = [int(server.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")[1:]) for server in servers]
     time.sleep(rng.uniform(0.25, 0.5))
+    wait_until(lambda: min(map(clients, servers)) > PROCESSES, "clients are back", PATIENCE_S)  # and who asks
+    return sum(killed)
 
 
-def both(servers: Sequence[RedisServer], rng: random.Random) -> None:
-    """Now this, now that."""
-    rng.choice((flush_scripts, kill_connections))(servers, rng)
+def clients(server: RedisServer) -> int:
+    """How many are connected, this one included."""
+    return int(server.info("clients", "connected_clients"))
+
+
+both = (flush_scripts, kill_connections)
 
 
 @contextmanager
-def faulty(fault: Fault, servers: Sequence[RedisServer], seed: int, start_s: float) -> Iterator[None]:
-    """The fault again and again, from `start_s` to the end of the block."""
-    rng, over = random.Random(f"{seed}/fault"), threading.Event()
+def struck(faults: Sequence[Fault], servers: Sequence[RedisServer], seed: int) -> Iterator[None]:
+    """Now this fault, now that, to the end of the block, and until each has hit something."""
+    rng, over, hits = random.Random(f"{seed}/fault"), threading.Event(), [0] * len(faults)
 
     def repeat() -> None:
-        over.wait(start_s - time.monotonic())
-        while not over.is_set() and fault is not no_fault:
-            fault(servers, rng)
+        while faults and not (over.is_set() and all(hits)):
+            number = rng.randrange(len(faults))
+            hits[number] += faults[number](servers, rng)
 
     thread = threading.Thread(target=repeat)
     thread.start()
@@ -91,20 +97,19 @@ def faulty(fault: Fault, servers: Sequence[RedisServer], seed: int, start_s: flo
 
 def judge(reports: Sequence[Report], limit: int, window_us: int) -> Verdict:
     asked = [a for report in reports for a in report.asked]
-    oracle = Oracle(asked, limit, window_us)
+    failed = [f for report in reports for f in report.failed]
+    oracle = Oracle(asked, limit, window_us, failed)
     return Verdict(
         oracle.overfull(),
         oracle.unjustified(),
-        sum(len(report.failed) for report in reports),
+        len(failed),
         len(asked),
         len(oracle.admitted),
         oracle.fullest(),
         sum(report.reconnects for report in reports),
         sum(a.from_us != a.until_us for a in oracle.admitted),
         sum(report.losses for report in reports),
-        "; ".join(
-            f"{count} × {why}" for why, count in Counter(f.why for r in reports for f in r.failed).most_common(1)
-        ),
+        "; ".join(f"{count} × {why}" for why, count in Counter(f.why for f in failed).most_common(1)),
     )
 
 
@@ -123,7 +128,7 @@ def trial(
     seed: int,
     *,
     seconds: float = 1.5,
-    fault: Fault = no_fault,
+    faults: Sequence[Fault] = (),
     skewed: bool = False,
     lossy: bool = False,
     **more: Any,
@@ -135,9 +140,10 @@ def trial(
     chosen = parts(seconds, seed, **common, lossy=str(servers[0].socket) if lossy else "", **more)
     if skewed:
         chosen = [part._replace(skew_s=rng.choice((-60, 60)) * rng.random() ** 0.2) for part in chosen]
-    with faulty(fault, servers, seed, chosen[0].start_s):
-        reports = workers.gather(chosen)
-    return judge(reports, LIMIT, WINDOW_US)
+    workers.begin(chosen)
+    with struck(faults, servers, seed):
+        time.sleep(seconds)
+    return judge(workers.end(), LIMIT, WINDOW_US)
 
 
 class Frozen(NamedTuple):
@@ -159,7 +165,7 @@ def frozen(workers: Workers, server: RedisServer, seed: int) -> Frozen:
     server.command("FLUSHALL")
     window_us = 60_000_000
     chosen = parts(
-        FROZEN_S + 1.0,
+        FROZEN_S,
         seed,
         url=server.url,
         how="limiter",
@@ -168,21 +174,18 @@ def frozen(workers: Workers, server: RedisServer, seed: int) -> Frozen:
         window_us=window_us,
         deadline_s=FROZEN_DEADLINE_S,
         pause_s=FROZEN_PAUSE_S,  # so that most asks are made after the stop
+        tells=True,
     )
-    stopped: list[float] = []
-
-    def freeze() -> None:
-        time.sleep(max(0.0, chosen[0].start_s + 0.4 - time.monotonic()))
-        server.freeze()
-        stopped.append(time.monotonic())
-        time.sleep(FROZEN_S)
-        server.thaw()
-
-    thread = threading.Thread(target=freeze)
-    thread.start()
-    reports = workers.gather(chosen)
-    thread.join()
-    given_up = [f for report in reports for f in report.failed if f.sent and f.begun_s > stopped[0]]
+    workers.begin(chosen)
+    time.sleep(FROZEN_DEADLINE_S)
+    server.freeze()
+    stopped_s = time.monotonic()
+    time.sleep(FROZEN_S)
+    workers.given_up(stopped_s, ABANDONED_MIN)
+    server.thaw()
+    time.sleep(AWAKE_S)
+    reports = workers.end()
+    given_up = [f for report in reports for f in report.failed if f.sent and f.begun_s > stopped_s]
     keys = [f"ratelimit:{{frozen}}:{window_us}:{key_part(f.request)}" for f in given_up]
     ran = sum(server.command("EXISTS", key) == b":1\r\n" for key in keys)
     ids = int(server.command("DBSIZE")[1:]) - 1
@@ -192,9 +195,9 @@ def frozen(workers: Workers, server: RedisServer, seed: int) -> Frozen:
 TRIALS: Final[dict[str, dict[str, Any]]] = {
     "plain": {},
     "clocks up to 60 s off": {"skewed": True},
-    "SCRIPT FLUSH": {"fault": flush_scripts},
-    "CLIENT KILL": {"fault": kill_connections},
-    "flushes and kills, clocks off": {"fault": both, "skewed": True},
+    "SCRIPT FLUSH": {"faults": [flush_scripts]},
+    "CLIENT KILL": {"faults": [kill_connections]},
+    "flushes and kills, clocks off": {"faults": both, "skewed": True},
     "lost replies": {"lossy": True},
 }
 

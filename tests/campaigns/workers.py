@@ -1,7 +1,8 @@
 """Processes that ask one limit as fast as they can, and write down each answer with Redis' time of it.
 
 A process plays one `Part`: 64 tasks on one key, through the public limiter or the gateway's admission, with a wall
-clock of its own, and on demand a proxy before Redis that loses replies.
+clock of its own, and on demand a proxy before Redis that loses replies. Nothing hangs on how fast the machine is: all
+begin when all are connected, and go on until they are told to stop and what was to happen to them has happened.
 """
 
 import asyncio
@@ -10,10 +11,11 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager, suppress
+from itertools import count
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 from unittest import mock
 
 from tests.servers.proxy import Proxy
@@ -36,11 +38,12 @@ ADMITTED: Final = re.compile(rb"\*\d+\r\n:1\r\n")
 """How the reply of an admission begins, the limiter's and the gateway's."""
 ERROR_PAUSE_S: Final = 0.01
 PATIENCE_S: Final = 60.0
-"""With a process that should have ended."""
+"""With a process that should have said something."""
+POLL_S: Final = 0.05
 
 
 class Part(NamedTuple):
-    """What one process does. `start_s` and `stop_s` are the machine's monotonic time, the same for all processes."""
+    """What one process does, for `seconds` at least."""
 
     number: int
     url: str
@@ -49,16 +52,17 @@ class Part(NamedTuple):
     key: str
     limit: int
     window_us: int
-    start_s: float
-    stop_s: float
+    seconds: float
     seed: int
     skew_s: float = 0.0
     lossy: str = ""
     """The socket of the Redis whose replies get lost."""
     deadline_s: float = 10.0
-    asks: int = 10**9
-    """Of each task."""
+    """Of an ask, and how long Redis may take to answer before it counts as away: long, since a machine without time
+    to spare is no fault of anybody's."""
     pause_s: float = 0.0
+    tells: bool = False
+    """Whether it tells at once of each ask that was sent and given up."""
 
 
 class Asked(NamedTuple):
@@ -75,13 +79,14 @@ class Asked(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """An ask that ended with StoreUnavailable."""
+    """An ask that ended with StoreUnavailable. If it was `sent` it may have run, after `from_us` in Redis' time."""
 
     request: str
     why: str
     begun_s: float
-    ended_s: float
     sent: bool
+    from_us: int
+    weight: int
 
 
 class Report(NamedTuple):
@@ -94,6 +99,7 @@ class Report(NamedTuple):
     """How often the reply of an admission was lost for certain."""
 
 
+Heard = TypeVar("Heard")
 Ask = Callable[[str, int], Awaitable[tuple[bool, int]]]
 """Request id and weight → whether it is admitted, and Redis' time of the answer."""
 
@@ -105,8 +111,8 @@ class Witness:
         self._client = client
         self.seen: dict[object, int] = {}
 
-    async def run(self, script: str, keys: Sequence[str], args: Sequence[Any], *, idempotent: bool = False) -> Any:
-        reply = await self._client.run(script, keys, args, idempotent=idempotent)
+    async def run(self, script: str, keys: Sequence[str], args: Sequence[Any], **how: Any) -> Any:
+        reply = await self._client.run(script, keys, args, **how)
         self.seen[asyncio.current_task()] = reply[1]
         return reply
 
@@ -119,7 +125,7 @@ def principal(limit: int, window_us: int) -> Principal:
 
 async def _asker(part: Part, url: str, stack: AsyncExitStack) -> tuple[Ask, RedisClient]:
     if part.how == "limiter":
-        client = RedisClient(url=url, read_timeout_s=min(1.0, part.deadline_s), dial_timeout_s=1.0)
+        client = RedisClient(url=url, read_timeout_s=part.deadline_s, dial_timeout_s=part.deadline_s)
         stack.push_async_callback(client.stop)
         await _started(client.start, client)
         witness = Witness(client)
@@ -131,7 +137,12 @@ async def _asker(part: Part, url: str, stack: AsyncExitStack) -> tuple[Ask, Redi
             return result.allowed, witness.seen[asyncio.current_task()]
 
         return ask, client
-    store = RedisStore(StoreSettings(redis_url=url, admission_timeout_s=part.deadline_s))
+    patience_s = part.deadline_s
+    store = RedisStore(
+        StoreSettings(
+            redis_url=url, admission_timeout_s=patience_s, read_timeout_s=patience_s, dial_timeout_s=patience_s
+        )
+    )
     stack.push_async_callback(store.stop)
     await _started(store.start, store.client)
     checks = checks_for(principal(part.limit, part.window_us), store.now_us())
@@ -161,26 +172,33 @@ async def _repeated(call: Callable[[], Awaitable[object]]) -> None:
         await asyncio.sleep(ERROR_PAUSE_S)
 
 
-async def _work(part: Part) -> Report:
+async def _work(part: Part, there: Connection) -> Report:
+    said: asyncio.Queue[str] = asyncio.Queue()
+    asyncio.get_running_loop().add_reader(there.fileno(), lambda: said.put_nowait(there.recv()))
     asked: list[Asked] = []
     failed: list[Failed] = []
     latest_us = losses_left = 0
 
-    async def task(number: int, ask: Ask, client: RedisClient) -> None:
+    async def task(number: int, ask: Ask, client: RedisClient, stop: asyncio.Future[str]) -> None:
+        """Until the stop, but until it was answered once and what was to be lost is lost."""
         nonlocal latest_us
         rng = random.Random(f"{part.seed}/{part.number}/{number}")
-        for turn in range(part.asks):
-            begun_s = time.monotonic()
-            if begun_s >= part.stop_s and not losses_left:
+        answered = 0
+        for turn in count():
+            if stop.done() and answered and not losses_left:
                 return
+            begun_s = time.monotonic()
             request, weight = f"r{part.seed}.{part.number}.{number}.{turn}", rng.choice((1, 1, 1, 2, 5))
             lower_us, losses = latest_us, client.get_stats().reconnects
             try:
                 admitted, now_us = await ask(request, weight)
             except StoreUnavailable as error:
-                failed.append(Failed(request, str(error), begun_s, time.monotonic(), error.sent))
+                failed.append(Failed(request, str(error), begun_s, error.sent, lower_us, weight))
+                if part.tells and error.sent:
+                    there.send(begun_s)
                 await asyncio.sleep(ERROR_PAUSE_S)
                 continue
+            answered += 1
             latest_us = max(latest_us, now_us)
             sure = client.get_stats().reconnects == losses
             peer = client.nodes[0].lead.peer if len(client.nodes) == 1 else None
@@ -191,14 +209,12 @@ async def _work(part: Part) -> Report:
                 await asyncio.sleep(part.pause_s * rng.random())
 
     async def lose(proxy: Proxy) -> None:
-        """At times of its own from then on the next admission's reply is lost and what follows it, then the
-        connection is cut. The tasks go on asking until that has happened."""
+        """From times of its own on the next admission's reply is lost and what follows it, then the connection is
+        cut."""
         nonlocal losses_left
-        rng = random.Random(f"{part.seed}/{part.number}/loss")
+        rng, start_s = random.Random(f"{part.seed}/{part.number}/loss"), time.monotonic()
         while losses_left:
-            at_s = part.start_s + (part.stop_s - part.start_s) * (LOSSES - losses_left + rng.random()) / (
-                LOSSES + 0.5
-            )
+            at_s = start_s + part.seconds * (LOSSES - losses_left + rng.random()) / (LOSSES + 0.5)
             await asyncio.sleep(max(0.0, at_s - time.monotonic()))
             await proxy.swallow_from(ADMITTED)
             await asyncio.sleep(LOSS_S)
@@ -207,19 +223,20 @@ async def _work(part: Part) -> Report:
             losses_left -= 1
 
     async with AsyncExitStack() as stack:
-        work: list[Awaitable[None]] = []
-        url = part.url
+        proxies: list[Proxy] = []
         if part.lossy:
-            proxy = await stack.enter_async_context(Proxy(Path(part.lossy)))
-            url, losses_left = proxy.url, LOSSES
-            work.append(lose(proxy))
-        ask, client = await _asker(part, url, stack)
-        await asyncio.sleep(max(0.0, part.start_s - time.monotonic()))
-        await asyncio.gather(*work, *(task(n, ask, client) for n in range(TASKS)))
-        return Report(asked, failed, client.get_stats().reconnects, len(work) * LOSSES)
+            proxies.append(await stack.enter_async_context(Proxy(Path(part.lossy))))
+            losses_left = LOSSES
+        ask, client = await _asker(part, proxies[0].url if proxies else part.url, stack)
+        there.send("connected")
+        await said.get()
+        stop = asyncio.ensure_future(said.get())
+        await asyncio.gather(*map(lose, proxies), *(task(n, ask, client, stop) for n in range(TASKS)))
+        await stop
+        return Report(asked, failed, client.get_stats().reconnects, len(proxies) * LOSSES)
 
 
-def play(part: Part) -> Report:
+def play(part: Part, there: Connection) -> Report:
     """In a process of the pool. Only the wall clock is skewed: monotonic time is no one's to set."""
     configure("error", "json")
     wall, wall_ns = time.time, time.time_ns
@@ -227,7 +244,7 @@ def play(part: Part) -> Report:
         mock.patch("time.time", lambda: wall() + part.skew_s),
         mock.patch("time.time_ns", lambda: wall_ns() + int(part.skew_s * 1e9)),
     ):
-        return asyncio.run(_work(part))
+        return asyncio.run(_work(part, there))
 
 
 class Workers:
@@ -246,19 +263,42 @@ class Workers:
         for _, here in self._all:
             here.recv()
 
-    def gather(self, chosen: Sequence[Part]) -> list[Report]:
-        """All parts at the same time. Raises RuntimeError for one that fails or does not end."""
+    def begin(self, chosen: Sequence[Part]) -> float:
+        """All parts at the same time, as soon as all are connected: when (monotonic)."""
         for (_, here), part in zip(self._all, chosen, strict=True):
             here.send(part)
-        reports: list[Report] = []
-        for number, (_, here) in enumerate(self._all):
-            if not here.poll(PATIENCE_S):
-                raise RuntimeError(f"process {number} does not end")
-            report = here.recv()
-            if not isinstance(report, Report):
-                raise RuntimeError(f"process {number} failed: {report}")
-            reports.append(report)
-        return reports
+        for number in range(PROCESSES):
+            self._hear(number, str)
+        for _, here in self._all:
+            here.send("go")
+        return time.monotonic()
+
+    def given_up(self, since_s: float, least: int) -> None:
+        """Wait until so many asks that were begun since then were sent and given up, by parts that tell."""
+        deadline_s = time.monotonic() + PATIENCE_S
+        while least > 0:
+            if time.monotonic() > deadline_s:
+                raise RuntimeError(f"{least} more asks should have been given up")
+            for number, (_, here) in enumerate(self._all):
+                while here.poll(POLL_S / PROCESSES):
+                    least -= self._hear(number, float) > since_s
+
+    def end(self) -> list[Report]:
+        """They stop, and say what they saw. Raises RuntimeError for one that failed or does not stop."""
+        for _, here in self._all:
+            here.send("stop")
+        return [self._hear(number, Report) for number in range(PROCESSES)]
+
+    def _hear(self, number: int, kind: type[Heard]) -> Heard:
+        """What a process says next; of asks that were given up only who wants to know."""
+        here = self._all[number][1]
+        while here.poll(PATIENCE_S):
+            heard = here.recv()
+            if isinstance(heard, Exception):
+                raise RuntimeError(f"process {number} failed") from heard
+            if isinstance(heard, kind):
+                return heard
+        raise RuntimeError(f"process {number} does not say its {kind.__name__}")
 
     def stop(self) -> None:
         """At once."""
@@ -272,10 +312,12 @@ def _serve(there: Connection) -> None:
     there.send("ready")
     while True:
         part = there.recv()
+        if not isinstance(part, Part):
+            continue  # to one that has failed meanwhile
         try:
-            there.send(play(part))
+            there.send(play(part, there))
         except Exception as error:
-            there.send(repr(error))
+            there.send(RuntimeError(repr(error)))
 
 
 @contextmanager
@@ -289,6 +331,5 @@ def pool() -> Iterator[Workers]:
 
 
 def parts(seconds: float, seed: int, **common: Any) -> list[Part]:
-    """One for each process; `seconds` of work from soon on."""
-    start_s = time.monotonic() + 0.7
-    return [Part(number=n, start_s=start_s, stop_s=start_s + seconds, seed=seed, **common) for n in range(PROCESSES)]
+    """One for each process."""
+    return [Part(number=n, seconds=seconds, seed=seed, **common) for n in range(PROCESSES)]

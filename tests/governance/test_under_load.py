@@ -11,7 +11,7 @@ import pytest
 from tests.campaigns.failover import failover
 from tests.campaigns.load import LIMIT, both, frozen, trial
 from tests.campaigns.oracle import Oracle
-from tests.campaigns.workers import LOSSES, PROCESSES, Asked, Workers, pool
+from tests.campaigns.workers import LOSSES, PROCESSES, Asked, Failed, Workers, pool
 from tests.servers.redis import RedisCluster, RedisServer, SentinelGroup
 
 
@@ -25,7 +25,7 @@ def workers() -> Iterator[Workers]:
 def test_exact_on_one_redis(workers: Workers, own_redis: RedisServer, how: str) -> None:
     """Clocks a minute off, scripts flushed, connections killed, replies lost: no window above the limit, no refusal
     while there is room, and no error, since asking again by id avoids each."""
-    verdict = trial(workers, [own_redis], own_redis.url, how, 1, fault=both, skewed=True, lossy=True)
+    verdict = trial(workers, [own_redis], own_redis.url, how, 1, faults=both, skewed=True, lossy=True)
     assert verdict.differences == 0, verdict
     assert verdict.losses == PROCESSES * LOSSES and verdict.unsure >= PROCESSES, verdict
     assert verdict.reconnects >= verdict.losses and verdict.admitted >= LIMIT // 5, verdict
@@ -34,7 +34,7 @@ def test_exact_on_one_redis(workers: Workers, own_redis: RedisServer, how: str) 
 @pytest.mark.parametrize("how", ["limiter", "admission"])
 def test_exact_on_a_cluster(workers: Workers, redis_cluster: RedisCluster, how: str) -> None:
     """The same on three primaries."""
-    verdict = trial(workers, redis_cluster.servers, redis_cluster.url, how, 2, fault=both, skewed=True)
+    verdict = trial(workers, redis_cluster.servers, redis_cluster.url, how, 2, faults=both, skewed=True)
     assert verdict.differences == 0, verdict
     assert verdict.admitted >= LIMIT // 5 and verdict.reconnects > 0, verdict
 
@@ -73,3 +73,7 @@ def test_the_oracle_sees_what_is_wrong() -> None:
     assert Oracle([*exact, refused], 3, window_us).unjustified() == 0
     assert Oracle([*exact, refused], 4, window_us).unjustified() == 1
     assert Oracle([*exact, refused, ask(6_500_000, from_us=5_000_000)], 4, window_us).unjustified() == 0
+    given_up = Failed("r", "no answer", 0.0, sent=True, from_us=6_002_000, weight=1)
+    assert Oracle([*exact, refused], 4, window_us, [given_up]).unjustified() == 0, "it may have run"
+    assert Oracle([*exact, refused], 4, window_us, [given_up._replace(sent=False)]).unjustified() == 1
+    assert Oracle([*exact, refused], 4, window_us, [given_up._replace(from_us=6_003_001)]).unjustified() == 1

@@ -53,9 +53,10 @@ class SlidingWindowLimiter(_Limiter):
     key: each ask is checked against the limit it brings.
 
     With `idempotent` an ask whose reply was lost is asked again under an id of its own until `deadline` seconds have
-    passed or Redis counts as away, and counts once; without, it raises StoreUnavailable with `sent=True`, and saves the
-    key of the id (about 130 bytes for two deadlines). A `request_id` of the caller's does the same for repetitions of
-    the caller, for two windows: allowed once, it is allowed again without being counted, with the state of now.
+    passed or Redis counts as away, and counts once; without, it raises StoreUnavailable with `sent=True`, and saves
+    the key of the id (about 130 bytes for two deadlines). A `request_id` of the caller's does the same for
+    repetitions of the caller, for two windows: allowed once, it is allowed again without being counted, with the
+    state of now.
 
     Key: `<prefix>:{<id>}:<window µs>`, alive for up to two windows. The gateway's own windows are under `ratelimit`:
     on a Redis shared with a gateway give another prefix, unless you mean its organisations' windows.
