@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,9 @@ CLIENTS = 6
 class Crew:
     """Two workers on a Redis of their own, with a key without limits."""
 
-    def __init__(self, folder: Path, redis: RedisServer) -> None:
+    def __init__(self, folder: Path, redis: RedisServer, environ: Mapping[str, str] | None = None) -> None:
         self.simulator = SimulatorProcess(folder)
-        environ = {"REDIS_URL": redis.url}
+        environ = {"REDIS_URL": redis.url, **(environ or {})}
         self.gateway = GatewayProcess(folder / "gateway", self.simulator.url, environ, SETTINGS)
         self.outboxes = folder / "gateway" / "data" / "outbox"
         self.until(lambda: self.processes().keys() == {0, 1})

@@ -8,14 +8,18 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 
 from tests.servers.postgres import PostgresServer
 from tests.storage.conftest import Opener
+from tests.storage.next_release import with_next_migration
 from tollkeeper.domain.accounts import NewKey
-from tollkeeper.domain.errors import DatabaseUnavailable
+from tollkeeper.domain.errors import ConfigurationError, DatabaseUnavailable
+from tollkeeper.storage import migrate
 from tollkeeper.storage.database import Database
 from tollkeeper.storage.tables import METADATA
+from tollkeeper.storage.transactions import Transactions
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -130,6 +134,75 @@ async def test_a_newer_schema_is_current_for_an_older_program(empty: str, opened
     await database.migrate()
     async with database._transactions.read() as transaction:
         assert (await transaction.execute(text("SELECT version_num FROM alembic_version"))).scalar_one() == "9999"
+
+
+async def test_a_schema_for_newer_programs_only_is_refused(empty: str, opened: Opener) -> None:
+    """A revision says since which one it can be worked on: `9999_9998`; older programs neither start nor migrate."""
+    database: Database = await opened(empty)
+    await database.migrate()
+    serves = f"9999_{head()[:4]}"
+    for revision, refused in (
+        (serves, None),
+        ("9999_9998", "for programs that know schema 9998"),
+        ("x1", "no release"),
+    ):
+        async with database._transactions.write() as transaction:
+            await transaction.execute(text(f"UPDATE alembic_version SET version_num = '{revision}'"))
+        if refused is None:
+            assert await database.schema_is_current()
+            continue
+        for ask in (database.schema_is_current, database.migrate):
+            with pytest.raises(ConfigurationError, match=refused):
+                await ask()
+
+
+def head() -> str:
+    found = ScriptDirectory(str(migrate.MIGRATIONS)).get_current_head()
+    assert found is not None
+    return found
+
+
+def test_revisions_keep_to_the_rule() -> None:
+    """Numbers grow by one; who may work on a schema is said by all revisions after it, and never less strictly."""
+    steps = list(ScriptDirectory(str(migrate.MIGRATIONS)).walk_revisions())[::-1]
+    floor = 0
+    for number, step in enumerate(steps, start=1):
+        found = migrate._REVISION.fullmatch(step.revision)
+        assert found and int(found[1]) == number, step.revision
+        assert floor <= int(found[2] or 0) < number, step.revision
+        floor = int(found[2] or 0)
+
+
+async def test_a_table_in_use_holds_up_the_migration_and_nobody_else(
+    postgres: PostgresServer, opened: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PostgreSQL lets nobody read a table that somebody waits to change: the wait is short, others are let through,
+    and when the table is free the migration goes through."""
+    database = await opened(postgres.create_database("in_use"))
+    await database.migrate()
+    monkeypatch.setattr(migrate, "MIGRATIONS", with_next_migration(migrate.MIGRATIONS, tmp_path / "migrations"))
+    monkeypatch.setattr(migrate, "TABLE_LOCK_S", 1)
+    monkeypatch.setattr(migrate, "TABLE_LOCK_PAUSE_S", 0.1)
+    refused = asyncio.Event()
+    attempt = migrate._migrate
+
+    async def watched(transactions: Transactions) -> None:
+        try:
+            await attempt(transactions)
+        except migrate.TableInUse:
+            refused.set()
+            raise
+
+    monkeypatch.setattr(migrate, "_migrate", watched)
+    async with database._transactions.write() as reader:
+        await reader.execute(text("SELECT count(*) FROM producers"))
+        migrating = asyncio.create_task(database.migrate())
+        async with asyncio.timeout(60):
+            await refused.wait()
+        assert not migrating.done()
+    async with asyncio.timeout(60):
+        await migrating
+    assert await database.schema_is_current()
 
 
 async def test_without_tables_the_error_says_what_to_do(empty: str, opened: Opener) -> None:

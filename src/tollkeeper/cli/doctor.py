@@ -5,7 +5,7 @@ import shutil
 import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from tollkeeper.domain.errors import ConfigurationError, TollkeeperError
 from tollkeeper.domain.findings import Finding, State
@@ -82,14 +82,21 @@ async def _database(settings: Settings) -> AsyncIterator[Finding]:
     try:
         await database.ping()
         yield Finding("database", "ok", f"{url} answers")
-        if await database.schema_is_current():
-            yield Finding("schema", "ok", "current")
-        else:
-            yield Finding("schema", "fail", "behind this version", "run `tollkeeper migrate`")
+        yield await _schema(database)
     except TollkeeperError as error:
         yield Finding("database", "fail", f"{url}: {error}", "check DATABASE_URL and that the server runs")
     finally:
         await database.close()
+
+
+async def _schema(database: Any) -> Finding:
+    try:
+        current = await database.schema_is_current()
+    except ConfigurationError as error:
+        return Finding("schema", "fail", str(error), "run the release that made it, or a newer one")
+    if not current:
+        return Finding("schema", "fail", "behind this version", "run `tollkeeper migrate`")
+    return Finding("schema", "ok", "current")
 
 
 def _exists(path: str) -> bool:

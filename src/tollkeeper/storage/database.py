@@ -71,7 +71,7 @@ class Database:
         await migrate(self._transactions)
 
     async def schema_is_current(self) -> bool:
-        """Whether this program can work on the schema as it is."""
+        """Whether this program can work on the schema as it is. Raises ConfigurationError: only a newer one can."""
         return await is_current(self._transactions)
 
     async def ping(self) -> None:
