@@ -84,6 +84,7 @@ def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
         "REDIS_WRITE_TIMEOUT": "3.5",
         "TOLLKEEPER_WEBHOOK_URL": "https://hooks.example.com/x?a=1",
         "TOLLKEEPER_WEBHOOK_SECRET": "w" * 16,
+        "TOLLKEEPER_WEBHOOK_SECRET_PREVIOUS": "v" * 16,
         "WEB_CONCURRENCY": "3",
         "TOLLKEEPER_OUTAGE_LIMITS": "open",
         "TOLLKEEPER_OUTAGE_BUDGETS": "closed",

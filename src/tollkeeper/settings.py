@@ -400,6 +400,8 @@ class SecretSettings(Group, frozen=True):
     """Where warnings of budgets are posted; a secret because its path often is one."""
     webhook_secret: str | None = None
     """Messages to the webhook are signed with it (`tollkeeper-signature`); needed where there is a webhook."""
+    webhook_secret_previous: str | None = None
+    """While `webhook_secret` is rotated, the one before: messages carry a signature of each until it is removed."""
 
 
 class Settings(Group, frozen=True):
@@ -451,6 +453,7 @@ ENVIRONMENT: Final[Mapping[str, tuple[str, ...]]] = {
     "TOLLKEEPER_ADMIN_TOKEN": ("secrets", "admin_token"),
     "TOLLKEEPER_WEBHOOK_URL": ("secrets", "webhook_url"),
     "TOLLKEEPER_WEBHOOK_SECRET": ("secrets", "webhook_secret"),
+    "TOLLKEEPER_WEBHOOK_SECRET_PREVIOUS": ("secrets", "webhook_secret_previous"),
     "REDIS_URL": ("store", "redis_url"),
     "REDIS_ADDRESS": ("store", "redis_address"),
     "REDIS_USERNAME": ("store", "redis_username"),
@@ -753,6 +756,12 @@ def _check_secrets(settings: Settings) -> None:
 
 def _check_webhook(settings: Settings) -> None:
     url, secret = settings.secrets.webhook_url, settings.secrets.webhook_secret
+    previous = settings.secrets.webhook_secret_previous
+    if previous is not None and (secret is None or secret == previous or len(previous) < ADMIN_TOKEN_MIN):
+        raise ConfigurationError(
+            "TOLLKEEPER_WEBHOOK_SECRET_PREVIOUS is the secret before the last rotation: set the new one as "
+            f"TOLLKEEPER_WEBHOOK_SECRET, which must differ, and keep {ADMIN_TOKEN_MIN} or more characters in both"
+        )
     if url is None:
         if secret is not None:
             raise ConfigurationError("TOLLKEEPER_WEBHOOK_SECRET is set, but no TOLLKEEPER_WEBHOOK_URL to sign for")

@@ -65,6 +65,9 @@ class Control:
             idempotency=database.idempotency(DIGEST_KEY, lambda: now_us() + self.later_us),
             logins=LoginLimits(lambda: self.now_us),
             spend=database.spend,
+            budgets=database.budgets,
+            alerts=database.alerts,
+            configuration={"secrets": {"admin_token": "***"}},
             governor=self.ledger,
             corrector=self.ledger,
             account_reader=StoreReader(

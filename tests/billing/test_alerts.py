@@ -12,7 +12,7 @@ from sqlalchemy import select
 
 from tests.billing.conftest import DAY_US, NOW_US, Shop, make_family, make_key, set_budgets, usd_budget
 from tollkeeper import BillingCache
-from tollkeeper.domain.alerts import ATTEMPTS_MAX, retry_delay_s, signature
+from tollkeeper.domain.alerts import ATTEMPTS_MAX, AlertFilters, retry_delay_s, signature
 from tollkeeper.domain.errors import ConfigurationError
 from tollkeeper.domain.periods import Period
 from tollkeeper.domain.policy import Policy, Raise
@@ -170,6 +170,22 @@ async def test_the_message(shop: Shop, receiver: Receiver) -> None:
     }
 
 
+async def test_while_the_secret_is_rotated_either_one_verifies(shop: Shop, receiver: Receiver) -> None:
+    """A receiver may change over at any moment between the two restarts of the gateway."""
+    old = "whsec-before-the-rotation"
+    shop.webhook |= {"webhook_secret_previous": old}
+    cache = await shop.open()
+    key = await make_key(cache, usd_budget("1", soft=True))
+    await cache.add_usage(key, "0.6")
+    await asyncio.wait_for(receiver.arrived.wait(), 10)
+    ((headers, body),) = receiver.came
+    stamp, *digests = [part.split("=", 1)[1] for part in headers["tollkeeper-signature"].split(",")]
+    assert digests == [
+        hmac.new(secret.encode(), stamp.encode() + b"." + body, hashlib.sha256).hexdigest()
+        for secret in (SECRET, old)
+    ]
+
+
 async def test_a_webhook_that_fails_is_tried_again(shop: Shop, receiver: Receiver) -> None:
     """With growing waits, by the clock, always the same id and body; when it takes it, no more is sent."""
     receiver.answers = [500, 302, 404]
@@ -186,6 +202,9 @@ async def test_a_webhook_that_fails_is_tried_again(shop: Shop, receiver: Receive
         assert await worker.deliver() == 1
     assert len(receiver.came) == 4 and len({body for _, body in receiver.came}) == 1
     assert len({headers["tollkeeper-signature"] for headers, _ in receiver.came}) == 4
+    assert cache._database is not None
+    (given,), _ = await cache._database.alerts.find(AlertFilters(), 10)
+    assert (given.delivery, given.attempts, given.delivered_us) == ("delivered", 4, shop.now_us)
     shop.set_clock(shop.now_us + DAY_US)
     assert await worker.deliver() == 0
 
@@ -240,9 +259,11 @@ def test_waits_grow_and_end() -> None:
 
 
 def test_signature_is_stripes() -> None:
-    """As computed by hand: HMAC-SHA256 of `t.body`."""
-    expected = hmac.new(b"secret", b'1700000000.{"a":1}', hashlib.sha256).hexdigest()
-    assert signature("secret", b'{"a":1}', 1_700_000_000_999_999) == f"t=1700000000,v1={expected}"
+    """As computed by hand: HMAC-SHA256 of `t.body`; under each of two secrets while one is rotated."""
+    new, old = (hmac.new(s, b'1700000000.{"a":1}', hashlib.sha256).hexdigest() for s in (b"secret", b"old"))
+    body, at_us = b'{"a":1}', 1_700_000_000_999_999
+    assert signature(["secret"], body, at_us) == f"t=1700000000,v1={new}"
+    assert signature(["secret", "old"], body, at_us) == f"t=1700000000,v1={new},v1={old}"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,11 @@
 """Admin tokens and the audit log by the command line."""
 
+import asyncio
+
 from tests.cli.conftest import Command
+from tollkeeper.cli.common import open_database
+from tollkeeper.domain.alerts import Alert
+from tollkeeper.domain.policy import ScopeKind
 
 
 def test_the_life_of_an_admin_token(command: Command) -> None:
@@ -45,3 +50,22 @@ def test_what_cannot_be_is_refused_with_one_line(command: Command) -> None:
     ):
         refused = command(*args)
         assert (refused.code, refused.out) == (code, "") and words in refused.err, args
+
+
+def test_alerts_are_listed_from_the_database(command: Command) -> None:
+    """With what became of their messages; what cannot be asked is said."""
+    empty = command("usage", "alerts")
+    assert (empty.code, empty.err.strip()) == (0, "no threshold of a budget was reached")
+    asyncio.run(_claim())
+    (found,) = command("usage", "alerts", "--json").json["data"]
+    assert (found["scope_id"], found["delivery"], found["threshold_usd"]) == ("key_a", "none", "0.00000005")
+    first = command("usage", "alerts", "--limit", "1", "--delivery", "none")
+    assert "key_a" in first.out and "2026:11" in first.out
+    assert command("usage", "alerts", "--delivery", "sent").code == 1
+
+
+async def _claim() -> None:
+    async with open_database(None) as database:
+        await database.alerts.claim(
+            [Alert("org_a", "key_a:2026:11", 50, ScopeKind.KEY, 51, 100, None, None, 1_000_000)], due_us=None
+        )

@@ -6,12 +6,14 @@ import asyncio
 import pytest
 
 from tollkeeper.domain.accounts import GroupFilters, KeyChange, KeyFilters, NewKey
+from tollkeeper.domain.alerts import Alert, AlertFilters
 from tollkeeper.domain.audit import AuditFilters, Author
 from tollkeeper.domain.errors import InvalidInput, NotFound
 from tollkeeper.domain.idempotency import LEASE_S, REMEMBERED_S, Answered, AnswerLost, Fresh, InUse, Reused
 from tollkeeper.domain.operators import NewAdminToken, Role
 from tollkeeper.domain.paging import Paging
-from tollkeeper.domain.policy import Policy
+from tollkeeper.domain.policy import Budget, Policy, ScopeKind
+from tollkeeper.domain.ports import BudgetFilters, RootSnapshot, SpendTotals
 from tollkeeper.storage.database import Database
 
 DIGEST_KEY = b"k" * 32
@@ -124,6 +126,48 @@ async def test_events_are_numbered_in_the_order_of_commits(database: Database) -
     numbers = [event.number for event in [*page.items, *rest.items]]
     assert len(numbers) == 9 and numbers == sorted(numbers, reverse=True)
     assert (await audit.find(AuditFilters(action="\0"), Paging())).items == []
+
+
+async def test_budgets_totals_and_alerts_are_read_from_either_database(database: Database) -> None:
+    """The same rows in the same order; budgets of what was revoked are gone."""
+    clock = Clock()
+    accounts, policy = database.accounts(DIGEST_KEY, clock), Policy(budgets=(Budget(5),))
+    acme = await accounts.create_organisation("acme", policy)
+    red = await accounts.create_team("red", "acme", policy)
+    key, _ = await accounts.create_key(NewKey("app", team="red", policy=policy))
+    await accounts.create_key(NewKey("free", policy=Policy(concurrency=1)))
+    await accounts.create_key(NewKey("gone", policy=policy))
+    await accounts.revoke_key("gone")
+    page = await database.budgets.budgeted(BudgetFilters(), Paging(limit=2))
+    assert [each.scope.id for each in page.items] == [key.id, red.id] and page.has_more
+    rest = await database.budgets.budgeted(BudgetFilters(), Paging(starting_after=red.id))
+    assert [(each.scope.id, each.root, each.scope.policy) for each in rest.items] == [(acme.id, acme.id, policy)]
+    for filters, expected in (
+        (BudgetFilters(kind=ScopeKind.TEAM), [red.id]),
+        (BudgetFilters(scope_id=key.id), [key.id]),
+        (BudgetFilters(scope_id="\0"), []),
+        (BudgetFilters(owned=(red.id,)), [key.id, red.id]),
+        (BudgetFilters(owned=(acme.id,), kind=ScopeKind.KEY), [key.id]),
+    ):
+        found = await database.budgets.budgeted(filters, Paging())
+        assert [each.scope.id for each in found.items] == expected, filters
+    totals = {"2026:11": SpendTotals(7, 1, 2, 3), f"{key.id}:2026:11": SpendTotals(7, 1, 2, 3)}
+    assert await database.spend.save(RootSnapshot(acme.id, {"p": 1}, totals), NOW)
+    tally = await database.budgets.tally(NOW)
+    assert (tally.organisations, tally.teams, tally.keys_active, tally.keys_revoked) == (1, 1, 2, 1)
+    assert (tally.cost_nano, tally.requests, tally.input_tokens, tally.synced_us) == (7, 1, 2, NOW)
+    given = Alert(acme.id, f"{key.id}:2026:11", 4, ScopeKind.KEY, 5, 5, None, None, NOW)
+    await database.alerts.claim([given], due_us=NOW)
+    await database.alerts.settle(given, due_us=None, delivered_us=NOW + 1)
+    for wanted, number in (
+        (AlertFilters(), 1),
+        (AlertFilters(scope_id=key.id, delivery="delivered"), 1),
+        (AlertFilters(delivery="waiting"), 0),
+        (AlertFilters(owned=(acme.id,)), 1),
+        (AlertFilters(owned=()), 0),
+        (AlertFilters(since_us=NOW + 1), 0),
+    ):
+        assert len((await database.alerts.find(wanted, 10))[0]) == number, wanted
 
 
 async def test_a_token_is_found_by_its_secret_alone(database: Database) -> None:

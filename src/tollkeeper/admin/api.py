@@ -18,6 +18,7 @@ from tollkeeper.admin.idempotency import Idempotency
 from tollkeeper.admin.openapi import Document, document, page
 from tollkeeper.admin.parts import Parts
 from tollkeeper.admin.probes import INDEX, Probes
+from tollkeeper.admin.routes.budgets import budgets
 from tollkeeper.admin.routes.corrections import corrections, store_accounts
 from tollkeeper.admin.routes.groups import organisations, teams
 from tollkeeper.admin.routes.keys import keys
@@ -68,10 +69,11 @@ def _api(services: Services, parts: Parts) -> FastAPI:
         teams(services),
         organisations(services),
         usage(services),
+        budgets(services),
         corrections(parts),
         store_accounts(parts),
         logs(services),
-        operation(services, parts),
+        operation(services),
         tokens(services),
         audit(services),
     ):

@@ -518,11 +518,89 @@ class Synced(BaseModel):
     synced_at: Time
 
 
+class BudgetState(BaseModel):
+    """One budget in the period that runs."""
+
+    period: Literal["day", "week", "month", "total"]
+    period_starts_at: Time | None
+    period_ends_at: Time | None
+    budget_usd: Usd | None = Field(description="The hard budget with the raise that is in force.")
+    soft_budget_usd: Usd | None
+    spent_usd: Usd
+    spent_nano: int
+    remaining_usd: Usd = Field(description="Of the hard budget, or of the soft one if there is no other.")
+    used_percent: float
+    state: Literal["ok", "warned", "above_soft", "exhausted"]
+
+
+class BudgetedScope(BaseModel):
+    """A key, team or organisation with its budgets."""
+
+    scope: Literal["key", "team", "organisation"]
+    scope_id: str
+    name: str
+    organisation_id: str
+    budgets: list[BudgetState]
+
+
+class Budgets(Listed):
+    """A page of scopes that have budgets."""
+
+    data: list[BudgetedScope]
+
+
+class Alert(BaseModel):
+    """A threshold of a budget that was reached, and its message to the webhook."""
+
+    id: str
+    scope: Literal["key", "team", "organisation"]
+    scope_id: str
+    organisation_id: str
+    period: str = Field(examples=["2026:11"])
+    period_ends_at: Time | None
+    threshold_usd: Usd
+    spent_usd: Usd
+    budget_usd: Usd | None
+    soft_budget_usd: Usd | None
+    reached_at: Time
+    delivery: Literal["none", "waiting", "retrying", "delivered", "given_up"]
+    attempts: int
+    delivered_at: Time | None
+    next_attempt_at: Time | None
+    failure: str | None = Field(description="Why the last attempt failed.")
+
+
+class Alerts(Listed):
+    """A page of alerts, newest first."""
+
+    data: list[Alert]
+    next_cursor: str | None
+
+
+class Statistics(BaseModel):
+    """Totals over all accounts; spend is of this month, as of `synced_at`."""
+
+    organisations: int
+    teams: int
+    keys_active: int
+    keys_expired: int
+    keys_revoked: int
+    admin_tokens: int
+    alerts_undelivered: int
+    cost_usd: Usd
+    cost_nano: int
+    requests: int
+    input_tokens: int
+    output_tokens: int
+    synced_at: Time | None
+
+
 class PartState(BaseModel):
     """A dependency."""
 
     ok: bool
     detail: str
+    degraded: bool = Field(description="It is away, and the gateway serves without it, as its operator chose.")
 
 
 class Health(BaseModel):
@@ -530,6 +608,7 @@ class Health(BaseModel):
 
     version: str
     ready: bool
+    degraded: bool
     started_at: Time
     checks: dict[str, PartState]
 

@@ -100,11 +100,10 @@ class Accounting:
         book, metrics, now_us, secrets = self._database.alerts, self._metrics, self._now_us, self._settings.secrets
         wake = None
         if secrets.webhook_url is not None and secrets.webhook_secret is not None:
+            signing = [s for s in (secrets.webhook_secret, secrets.webhook_secret_previous) if s is not None]
             webhook = Webhook(secrets.webhook_url, self._settings.alerts)
             self._parts.push_async_callback(webhook.close)
-            worker = WebhookWorker(
-                book=book, post=webhook.post, secret=secrets.webhook_secret, metrics=metrics, now_us=now_us
-            )
+            worker = WebhookWorker(book=book, post=webhook.post, secrets=signing, metrics=metrics, now_us=now_us)
             self._parts.push_async_callback(worker.stop)
             await worker.start()
             self.webhooks = worker

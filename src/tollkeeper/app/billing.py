@@ -57,7 +57,8 @@ class BillingCache:
     of processes and gateways share one state. `data_dir` must be on a disk that outlives the process: the outbox in
     it is what makes a charge survive everything else. `database_url` defaults to SQLite in `data_dir`; a PostgreSQL
     needs `tollkeeper migrate` first, and the gateways' `digest_key` if keys are to be made through `accounts`.
-    Warnings of budgets are logged, counted (`metrics`), and posted to `webhook_url`, signed with `webhook_secret`.
+    Warnings of budgets are logged, counted (`metrics`), and posted to `webhook_url`, signed with `webhook_secret`
+    (while it is rotated, also with `webhook_secret_previous`).
 
     Keys are named by id or name. Amounts are USD as Decimal, str or int: zero or more, at most nine decimals, at most
     9,007,199.254740991; everything else raises MoneyError. All methods raise InvalidInput (a ValueError; NotFound for
@@ -75,6 +76,7 @@ class BillingCache:
         digest_key: str | None = None,
         webhook_url: str | None = None,
         webhook_secret: str | None = None,
+        webhook_secret_previous: str | None = None,
         now_us: Callable[[], int] = wall_clock_us,
     ) -> None:
         """`sync_interval` in seconds; `now_us` is for tests (Redis has its own clock). Raises ConfigurationError."""
@@ -88,6 +90,7 @@ class BillingCache:
                     "digest_key": digest_key,
                     "webhook_url": webhook_url,
                     "webhook_secret": webhook_secret,
+                    "webhook_secret_previous": webhook_secret_previous,
                 },
             }
         )

@@ -33,7 +33,7 @@ from tollkeeper.logs.search import LogReader
 from tollkeeper.logs.sinks import open_store
 from tollkeeper.observability.logging import about_request
 from tollkeeper.observability.metrics import Metrics
-from tollkeeper.settings import Settings, provider_key
+from tollkeeper.settings import Settings, provider_key, shown
 
 KEYS_STALE_S: Final = 30.0
 """Older than this the table of keys makes the gateway not ready; it goes on serving the keys it knows."""
@@ -169,6 +169,9 @@ class Gateway:
                 audit=database.audit(now_us),
                 idempotency=database.idempotency(key, now_us),
                 spend=database.spend,
+                budgets=database.budgets,
+                alerts=database.alerts,
+                configuration=shown(settings),
                 governor=ledger,
                 corrector=ledger,
                 account_reader=accounting.reader,

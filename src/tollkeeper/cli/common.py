@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
 import typer
@@ -18,6 +18,9 @@ from tollkeeper.domain.audit import Author
 from tollkeeper.domain.ports import Accounts, AdminTokens, AuditLog, SpendLedger
 from tollkeeper.domain.words import Words
 from tollkeeper.settings import load
+
+if TYPE_CHECKING:
+    from tollkeeper.storage.database import Database
 
 ConfigOption = Annotated[
     Path | None,
@@ -49,34 +52,36 @@ def run(work: Coroutine[Any, Any, Result]) -> Result:
 
 
 @asynccontextmanager
+async def open_database(config: Path | None) -> "AsyncIterator[Database]":
+    """The configured database, as `open_accounts`."""
+    from tollkeeper.app import database
+
+    opened = await database.open_database(load(config), pool_size=1)
+    try:
+        yield opened
+    finally:
+        await opened.close()
+
+
+@asynccontextmanager
 async def open_accounts(config: Path | None) -> AsyncIterator[tuple[Accounts, SpendLedger]]:
     """The accounts and the spend in the configured database. An embedded one is made or brought up to date first.
 
     Raises ConfigurationError for a shared database whose schema is not current.
     """
     from tollkeeper.app.data_dir import digest_key
-    from tollkeeper.app.database import open_database
 
-    settings = load(config)
-    database = await open_database(settings, pool_size=1)
-    try:
-        yield database.accounts(digest_key(settings), now_us).by(author()), database.spend
-    finally:
-        await database.close()
+    async with open_database(config) as database:
+        yield database.accounts(digest_key(load(config)), now_us).by(author()), database.spend
 
 
 @asynccontextmanager
 async def open_control(config: Path | None) -> AsyncIterator[tuple[AdminTokens, AuditLog]]:
     """Admin tokens and audit log in the configured database, as `open_accounts`."""
     from tollkeeper.app.data_dir import digest_key
-    from tollkeeper.app.database import open_database
 
-    settings = load(config)
-    database = await open_database(settings, pool_size=1)
-    try:
-        yield database.admin_tokens(digest_key(settings), now_us).by(author()), database.audit(now_us)
-    finally:
-        await database.close()
+    async with open_database(config) as database:
+        yield database.admin_tokens(digest_key(load(config)), now_us).by(author()), database.audit(now_us)
 
 
 def note(text: str) -> None:

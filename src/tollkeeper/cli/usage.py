@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from tollkeeper.cli import corrections, options
+from tollkeeper.cli import alerts, corrections, options
 from tollkeeper.cli.common import ConfigOption, JsonOption, note, open_accounts, print_json, print_table, run
 from tollkeeper.cli.remote import RemoteGateway
 from tollkeeper.domain.errors import TollkeeperError
@@ -30,6 +30,7 @@ class _ShowByDefault(TyperGroup):
 
 app = typer.Typer(cls=_ShowByDefault, help="What keys have spent, by month; corrections of it.")
 app.add_typer(corrections.app, name="corrections")
+app.command("alerts")(alerts.list_alerts)
 
 
 @app.command("show")

@@ -6,6 +6,7 @@ changed warns anew at its new thresholds and at no old one twice. Nothing is sto
 
 import hmac
 import json
+from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any, Final
 
@@ -43,6 +44,39 @@ class Alert(msgspec.Struct, frozen=True):
         """The same for every message about it, so that a receiver can tell repetitions."""
         name = f"{self.root}\n{self.counter}\n{self.threshold_nano}".encode()
         return f"evt_{blake2b(name, digest_size=12).hexdigest()}"
+
+
+class GivenAlert(msgspec.Struct, frozen=True):
+    """An alert and its way to the webhook. `due_us`: when it is tried (again); `failure`: why the last try failed."""
+
+    alert: Alert
+    attempts: int
+    due_us: int | None
+    delivered_us: int | None
+    failure: str | None
+
+    @property
+    def delivery(self) -> str:
+        """`delivered`, `waiting` for its first try, `retrying`, `given_up`, or `none` where there was no webhook."""
+        if self.delivered_us is not None:
+            return "delivered"
+        if self.due_us is not None:
+            return "retrying" if self.failure is not None else "waiting"
+        return "none" if self.failure is None else "given_up"
+
+
+class AlertFilters(msgspec.Struct, frozen=True, kw_only=True):
+    """Which alerts are asked for; None asks for nothing. `scope_id` is of a key, team or organisation; `owned` are
+    ids of such, to one of which an alert must belong."""
+
+    scope_id: str | None = None
+    delivery: str | None = None
+    since_us: int | None = None
+    until_us: int | None = None
+    owned: tuple[str, ...] | None = None
+
+
+DELIVERIES: Final = ("none", "waiting", "retrying", "delivered", "given_up")
 
 
 def alerts_of(root: str, check: CounterCheck, spent_nano: int, now_us: int, above_nano: int = 0) -> list[Alert]:
@@ -86,17 +120,33 @@ def alert_words(alert: Alert) -> dict[str, Any]:
     }
 
 
+def given_words(given: GivenAlert) -> dict[str, Any]:
+    """An alert and what became of its message."""
+    return {
+        "id": given.alert.id,
+        **alert_words(given.alert),
+        "delivery": given.delivery,
+        "attempts": given.attempts,
+        "delivered_at": instant(given.delivered_us),
+        "next_attempt_at": instant(given.due_us),
+        "failure": given.failure,
+    }
+
+
 def event_body(alert: Alert) -> bytes:
     """The webhook's body: the same bytes for every attempt."""
     event = {"id": alert.id, "type": EVENT_TYPE, "created": alert.crossed_us // US_PER_S, "data": alert_words(alert)}
     return json.dumps(event, separators=(",", ":")).encode()
 
 
-def signature(secret: str, body: bytes, now_us: int) -> str:
+def signature(secrets: Sequence[str], body: bytes, now_us: int) -> str:
     """The value of `tollkeeper-signature`, in the form that Stripe uses: `t=<unix s>,v1=<hex>`, where `v1` is
-    HMAC-SHA256 under the secret of `<t>.<body>`. A receiver refuses an old `t`, so that nobody can send it again."""
+    HMAC-SHA256 under the secret of `<t>.<body>`. A receiver refuses an old `t`, so that nobody can send it again.
+
+    While a secret is rotated there are two, and a `v1` for each: a receiver takes the one that it can verify."""
     at = now_us // US_PER_S
-    return f"t={at},v1={hmac.new(secret.encode(), f'{at}.'.encode() + body, 'sha256').hexdigest()}"
+    signed = f"{at}.".encode() + body
+    return ",".join([f"t={at}", *(f"v1={hmac.new(s.encode(), signed, 'sha256').hexdigest()}" for s in secrets)])
 
 
 def retry_delay_s(attempts: int, chance: float) -> float | None:

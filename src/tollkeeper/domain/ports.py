@@ -17,7 +17,7 @@ from tollkeeper.domain.accounts import (
     Team,
 )
 from tollkeeper.domain.admission import Denial, Grant, LimitState
-from tollkeeper.domain.alerts import Alert
+from tollkeeper.domain.alerts import Alert, AlertFilters, GivenAlert
 from tollkeeper.domain.audit import AuditEvent, AuditFilters, Author
 from tollkeeper.domain.bodies import CapturedBodies
 from tollkeeper.domain.charges import Charge
@@ -27,7 +27,7 @@ from tollkeeper.domain.log_account import PipelineStats, VerifyReport
 from tollkeeper.domain.log_search import LogFilters, LogPage
 from tollkeeper.domain.operators import AdminToken, AdminTokenChange, NewAdminToken
 from tollkeeper.domain.paging import Page, Paging
-from tollkeeper.domain.policy import Policy, Principal, Scope
+from tollkeeper.domain.policy import Policy, Principal, Scope, ScopeKind
 from tollkeeper.domain.record import RequestRecord
 from tollkeeper.domain.usage import Usage
 
@@ -282,6 +282,51 @@ class LoginLimiter(Protocol):
         ...
 
 
+class BudgetedScope(msgspec.Struct, frozen=True):
+    """A key, team or organisation whose policy has budgets, with its root and name."""
+
+    root: str
+    name: str
+    scope: Scope
+
+
+class BudgetFilters(msgspec.Struct, frozen=True, kw_only=True):
+    """Whose budgets are asked for; None asks for nothing. `owned` as in `KeyFilters`."""
+
+    kind: ScopeKind | None = None
+    scope_id: str | None = None
+    owned: tuple[str, ...] | None = None
+
+
+class Tally(msgspec.Struct, frozen=True):
+    """How much there is of everything, and what was spent in a month as of `synced_us`, its last sync."""
+
+    organisations: int
+    teams: int
+    keys_active: int
+    keys_expired: int
+    keys_revoked: int
+    admin_tokens: int
+    alerts_undelivered: int
+    cost_nano: int
+    requests: int
+    input_tokens: int
+    output_tokens: int
+    synced_us: int | None
+
+
+class BudgetReader(Protocol):
+    """Budgets and totals over all accounts, from the database. Raises `DatabaseUnavailable`."""
+
+    async def budgeted(self, filters: BudgetFilters, paging: Paging) -> Page[BudgetedScope]:
+        """Scopes that live and have budgets, newest first. Raises `InvalidInput` too."""
+        ...
+
+    async def tally(self, now_us: int) -> Tally:
+        """Of the month that holds `now_us`."""
+        ...
+
+
 class SpendTotals(msgspec.Struct, frozen=True):
     """Absolute totals of one counter."""
 
@@ -465,8 +510,16 @@ class AlertBook(Protocol):
         """What is to be delivered now; nobody else gets it before the lease ends."""
         ...
 
-    async def settle(self, alert: Alert, *, due_us: int | None) -> None:
-        """When it is to be delivered again; None: it was, or was given up."""
+    async def settle(
+        self, alert: Alert, *, due_us: int | None, delivered_us: int | None = None, failure: str | None = None
+    ) -> None:
+        """When it is to be delivered again; None: it was, then, or was given up. `failure`: why it failed."""
+        ...
+
+    async def find(
+        self, filters: AlertFilters, limit: int, cursor: str | None = None
+    ) -> tuple[Sequence[GivenAlert], str | None]:
+        """Newest first, with the cursor of the next page if there is one. Raises `InvalidInput` too."""
         ...
 
     async def forget(self, now_us: int) -> None:

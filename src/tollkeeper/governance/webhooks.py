@@ -7,7 +7,7 @@ it refused every attempt for a day and a half, which is logged and counted. It k
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
 from tollkeeper.domain.alerts import event_body, retry_delay_s, signature
@@ -29,12 +29,12 @@ Post = Callable[[Mapping[str, str], bytes], Awaitable[int]]
 
 
 class WebhookWorker:
-    """`start` and `stop` belong to one event loop."""
+    """`start` and `stop` belong to one event loop. Messages are signed with each of `secrets`."""
 
     def __init__(
-        self, *, book: AlertBook, post: Post, secret: str, metrics: Metrics, now_us: Callable[[], int]
+        self, *, book: AlertBook, post: Post, secrets: Sequence[str], metrics: Metrics, now_us: Callable[[], int]
     ) -> None:
-        self._book, self._post, self._secret, self._now_us = book, post, secret, now_us
+        self._book, self._post, self._secrets, self._now_us = book, post, secrets, now_us
         self._something = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._log = logger("governance")
@@ -62,7 +62,7 @@ class WebhookWorker:
 
     async def _try(self, due: DueAlert) -> None:
         body, now_us = event_body(due.alert), self._now_us()
-        headers = {"content-type": "application/json", SIGNATURE_HEADER: signature(self._secret, body, now_us)}
+        headers = {"content-type": "application/json", SIGNATURE_HEADER: signature(self._secrets, body, now_us)}
         try:
             status = await self._post(headers, body)
             why = f"it answered {status}"
@@ -70,19 +70,19 @@ class WebhookWorker:
             status, why = 0, str(error)
         if 200 <= status < 300:
             self._delivered.inc()
-            await self._book.settle(due.alert, due_us=None)
+            await self._book.settle(due.alert, due_us=None, delivered_us=self._now_us())
             return
         delay_s = retry_delay_s(due.attempts, random.random())  # noqa: S311 - jitter
         if delay_s is None:
             self._given_up.inc()
             self._log.error("webhook_given_up", id=due.alert.id, attempts=due.attempts, why=why)
-            await self._book.settle(due.alert, due_us=None)
+            await self._book.settle(due.alert, due_us=None, failure=why)
         else:
             self._retried.inc()
             self._log.warning(
                 "webhook_failed", id=due.alert.id, attempts=due.attempts, why=why, retry_s=round(delay_s)
             )
-            await self._book.settle(due.alert, due_us=self._now_us() + int(delay_s * 1e6))
+            await self._book.settle(due.alert, due_us=self._now_us() + int(delay_s * 1e6), failure=why)
 
     async def _run(self) -> None:
         while True:

@@ -10,6 +10,7 @@ from tollkeeper.domain.ports import (
     AdminTokens,
     AlertBook,
     AuditLog,
+    BudgetReader,
     IdempotencyBook,
     KeyDirectory,
     SpendLedger,
@@ -19,6 +20,7 @@ from tollkeeper.storage.address import read_address
 from tollkeeper.storage.admin_tokens import StoredAdminTokens
 from tollkeeper.storage.alerts import StoredAlerts
 from tollkeeper.storage.audit import StoredAudit
+from tollkeeper.storage.budgets import StoredBudgets
 from tollkeeper.storage.changes import Changes
 from tollkeeper.storage.directory import StoredDirectory
 from tollkeeper.storage.engine import make_engine
@@ -39,6 +41,7 @@ class Database:
         self.directory: KeyDirectory = StoredDirectory(transactions)
         self.spend: SpendLedger = StoredSpend(transactions)
         self.alerts: AlertBook = StoredAlerts(transactions)
+        self.budgets: BudgetReader = StoredBudgets(transactions)
 
     @classmethod
     async def open(cls, url: str, *, pool_size: int = 5, timeout_s: float = 5.0) -> "Database":

@@ -1,18 +1,19 @@
-"""`/admin/v1/limits` and `/admin/v1/health`."""
+"""`/admin/v1/limits`, `/admin/v1/health`, `/admin/v1/statistics` and `/admin/v1/configuration`."""
+
+from collections.abc import Mapping
+from typing import Any
 
 from fastapi import APIRouter, Response
 
 from tollkeeper.admin import models
 from tollkeeper.admin.access import Admin, Anyone, Reader
-from tollkeeper.admin.parts import Parts
 from tollkeeper.admin.services import Services
-from tollkeeper.domain.words import Words, instant
+from tollkeeper.domain.words import Words
 
 
-def operation(services: Services, parts: Parts) -> APIRouter:
+def operation(services: Services) -> APIRouter:
     """The routes."""
     router = APIRouter(tags=["Operation"])
-    started_us = parts.now_us()
 
     @router.get("/limits/{key}", response_model=models.LimitStates, summary="Every limit of a key with its state")
     async def show_limits(caller: Anyone, key: str) -> Words:
@@ -25,12 +26,14 @@ def operation(services: Services, parts: Parts) -> APIRouter:
 
     @router.get("/health", response_model=models.Health, summary="Version, readiness and dependencies")
     async def health(_: Reader) -> Words:
-        checks = await parts.readiness.checks()
-        return {
-            "version": parts.version,
-            "ready": all(check.ok for check in checks.values()),
-            "started_at": instant(started_us),
-            "checks": {name: {"ok": check.ok, "detail": check.detail} for name, check in checks.items()},
-        }
+        return await services.operation.health()
+
+    @router.get("/statistics", response_model=models.Statistics, summary="How much there is, and this month's spend")
+    async def statistics(_: Reader) -> Words:
+        return await services.operation.statistics()
+
+    @router.get("/configuration", summary="Every setting in force, secrets masked")
+    async def configuration(_: Admin) -> Mapping[str, Any]:
+        return services.operation.configuration()
 
     return router

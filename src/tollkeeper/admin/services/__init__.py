@@ -6,10 +6,12 @@ knows nothing of HTTP. The role that a change needs is checked by whoever calls:
 
 from tollkeeper.admin.parts import Parts
 from tollkeeper.admin.services.audit import AuditService
+from tollkeeper.admin.services.budgets import BudgetService
 from tollkeeper.admin.services.groups import OrganisationService, TeamService
 from tollkeeper.admin.services.keys import KeyService
 from tollkeeper.admin.services.limits import LimitService
 from tollkeeper.admin.services.logs import LogService
+from tollkeeper.admin.services.operation import OperationService
 from tollkeeper.admin.services.tokens import TokenService
 from tollkeeper.admin.services.usage import UsageService
 
@@ -25,6 +27,8 @@ class Services:
         self.organisations = OrganisationService(parts)
         self.limits = LimitService(parts, self.keys)
         self.usage = UsageService(parts, self.keys)
+        self.budgets = BudgetService(parts)
+        self.operation = OperationService(parts)
         self.logs = LogService(parts)
         self.tokens = TokenService(parts)
         self.audit = AuditService(parts)
