@@ -135,7 +135,9 @@ def two_transactions() -> None:
     save_all = StoredSpend.save_all
 
     async def save_in_two(self: StoredSpend, snapshots: Sequence[RootSnapshot], now_us: int) -> set[str]:
-        saved = await save_all(self, [RootSnapshot(each.root, each.marks, {}) for each in snapshots], now_us)
+        saved = await save_all(
+            self, [RootSnapshot(each.root, each.marks, {}, fence=each.fence) for each in snapshots], now_us
+        )
         await asyncio.sleep(save_s())
         return await save_all(self, [each for each in snapshots if each.root in saved], now_us)
 

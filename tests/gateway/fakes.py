@@ -93,6 +93,9 @@ class NothingDurable:
     async def load(self, root: str) -> RootSnapshot:
         return RootSnapshot(root, {}, {})
 
+    async def fence(self, roots: Collection[str]) -> dict[str, int]:
+        return dict.fromkeys(roots, 1)
+
     async def save(self, snapshot: RootSnapshot, now_us: int) -> bool:
         return True
 

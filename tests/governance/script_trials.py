@@ -474,7 +474,9 @@ class LuaPair(Pair):
         await self.on_reassert()
         if snapshot is not None:  # what was read from the lost memory clears nothing in this one
             used = snapshot.content.used
-            await self.both(lambda store: store.clear(self.root, snapshot.run, snapshot.versions, used))
+            await self.both(
+                lambda store: store.clear(self.root, snapshot.run, snapshot.life, snapshot.versions, used)
+            )
 
     async def on_more(self, cost: int, mark: int) -> None:
         """A database that knows several counters, one without an end, and producers that this memory does not."""
@@ -520,6 +522,7 @@ class LuaPair(Pair):
         gate = (texts.pop(".server", None), int(texts.pop(".gate", 0)), texts.pop(".waits", ""))
         assert gate == (tree.server, tree.gate_us, ",".join(tree.waits))
         assert int(texts.pop(".drops", 0)) == tree.drops
+        assert texts.pop(".fence", "") == " ".join([f"{life} {number}" for life, number in tree.numbers.items()])
         records = redis.values.get(charges_key(root).encode(), {})
         assert {k.decode(): v.decode() for k, v in records.items()} == {a: c.text() for a, c in tree.charges.items()}
         sync = texts.pop("sync", None)

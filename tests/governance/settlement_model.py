@@ -3,7 +3,7 @@
 Every change of spend is a numbered entry in the outbox of the producer (gateway process) that makes it. Redis applies
 the entries of each in order and remembers the last number (its mark); a number at or below the mark changes nothing.
 So a state (totals and records) is a function of its marks: any that was ever true is consistent, and one is newer
-than another exactly when its marks dominate. No epochs, no clocks, no expiry that charges by itself.
+than another exactly when its marks dominate. No clocks, no expiry that charges by itself.
 
 A *settle* charges an attempt that its own producer ends. Whatever else charges an attempt carries a rank (presumed <
 settled < corrected, a correction's rank is its time): the attempt's *record* says what was charged at which rank, a
@@ -22,6 +22,10 @@ only the entry that is remembered has charged. One that charges nothing flags it
 database may have a sum from a lost memory in which it came first. What the database remembers is put into a tree
 before it is seeded, and what it lacks is forgotten then. (Here in one step; that the database may by then remember
 more than the marks include, and that the entry so named charges, is tried by tests/billing/test_idempotency.py.)
+Which of two entries came first is the one thing that marks do not tell: two memories with equal marks may have
+charged one key to different months. So the database numbers the memories, in the order in which it first hears of
+them (the *fence*), and takes nothing of one that is older than another which it knows. A memory is another in every
+run: what it may have gone back to is not what was saved under its number.
 
 Faults: lost requests and replies, database writes that are lost, late or reordered, Redis restarted empty or rolled
 back to an older state, producers that crash with requests in flight, lose their disk, or are cut off for long.
@@ -40,9 +44,9 @@ CORRECTED = 10  # plus the time of the correction
 BUDGETS = {"org:total": 400, "org:month": 110, "org:day": 60, "key1:day": 40, "teamA:month": 70}
 DAY, MONTH = 30, 90
 DROP_AFTER = 25
-TOGETHER = 1.05
+TOGETHER = 1.06
 """Of the shares of what may happen in a step."""
-KEEP = 80
+KEEP = 120
 """So long an idempotency key is remembered from its charge on, and for so long callers repeat it."""
 
 
@@ -79,7 +83,8 @@ class World:
         self.rng, self.broken, self.run, self.attempts, self.now = random.Random(seed), broken, 1, 0, 0
         self.redis = self.memory({}, {}, {})
         self.database = {"spend": {}, "marks": {}, "records": {}}
-        self.database["used"] = {}
+        self.database["used"], self.database["fence"] = {}, 0
+        self.fencing = []  # numbers the database gave, on their way to the memory that asked: its run, number
         self.closed, self.forgotten, self.quarantine = {}, set(), 0
         self.keys = {}  # idempotency key: first asked when, its amount, its counters
         self.asks = {}  # how often each was asked for
@@ -89,6 +94,7 @@ class World:
         self.adjusted, self.unsure = {}, {}
         self.weak, self.flagged, self.overspent = set(), set(), False
         self.team = {"key1": "teamA", "key2": "teamA"}
+        self.by_usage = seed % 3 == 0
         self.producers = {}
         for _ in range(3):
             self.start()
@@ -105,6 +111,7 @@ class World:
             "changed": {},
             "version": 0,
             "drops": 0,
+            "fence": (0, 0),  # the run it was numbered in, its number
         }
 
     def start(self):
@@ -556,9 +563,41 @@ class World:
 
     # the sync worker: partial snapshots
 
+    def is_fenced(self):
+        """Whether the memory has a number, and the newest (else the database refuses it, and it asks for another)."""
+        run, number = self.redis["fence"]
+        if self.broken == "a number outlives its run":
+            run = self.run
+        return self.broken == "no fence" or (run == self.run and number == self.database["fence"] > 0)
+
+    def fence(self):
+        """The memory asks for a number, and later the answer comes, perhaps twice, perhaps to another memory."""
+        self.database["fence"] += 1
+        self.fencing.append((self.run, self.database["fence"]))
+
+    def number(self, at=-1):
+        if self.fencing and self.redis is not None:
+            run, number = self.fencing[at]
+            if self.rng.random() < 0.8:
+                del self.fencing[at]
+            if run == self.run or self.broken == "a number is given to whatever memory there is":
+                known, before = self.redis["fence"]
+                self.redis["fence"] = (self.run, max(number, before if known == self.run else 0))
+
+    def late_number(self):
+        if self.fencing:
+            self.number(self.rng.randrange(len(self.fencing)))
+
     def sync_read(self):
         if self.redis is None:
             return
+        if not self.is_fenced():
+            self.fence()
+            if self.rng.random() < 0.5:
+                return
+            self.number()
+            if not self.is_fenced():
+                return
         changed = dict(self.redis["changed"])
         if self.broken == "changed flags cleared when read":
             self.redis["changed"] = {}
@@ -567,6 +606,7 @@ class World:
         if self.broken == "records are not synced":
             records = {}
         snapshot = {"marks": dict(self.redis["marks"]), "changed": changed, "run": self.run}
+        snapshot["fence"] = self.redis["fence"][1]
         used = dict(self.redis["unsaved"])
         self.writes.append({**snapshot, "spend": spend, "records": records, "used": used})
 
@@ -578,6 +618,8 @@ class World:
             return  # the worker died before the commit
         newer = dominates(snapshot["marks"], self.database["marks"], self.forgotten)
         if self.broken != "no guard" and not newer:
+            return
+        if self.broken != "no fence" and snapshot["fence"] < self.database["fence"]:
             return
         self.database["spend"].update(snapshot["spend"])
         self.database["records"].update(snapshot["records"])
@@ -608,6 +650,9 @@ class World:
 
     def step(self):
         self.now += 1
+        if self.by_usage and self.rng.random() < 0.9:
+            self.usage_step()
+            return
         p, r = self.rng.choice(list(self.producers)), self.rng.random() * TOGETHER
         for share, action in (
             (0.20, self.admit),
@@ -637,11 +682,22 @@ class World:
             (0.015, self.backup),
             (0.007, self.flush),
             (0.012, self.rollback),
+            (0.01, self.late_number),
         ):
             if r < share:
                 action()
                 return
             r -= share
+
+    def usage_step(self):
+        """In some schedules most is usage with keys, losses of the memory, and late writes of one that is lost."""
+        p, r = self.rng.choice(list(self.producers)), self.rng.random()
+        if r < 0.55:
+            (self.use if r < 0.06 else self.send if r < 0.3 else self.heartbeat)(p)
+        elif r < 0.9:
+            (self.sync_read if r < 0.75 else self.sync_write)()
+        else:
+            (self.backup if r < 0.92 else self.rollback if r < 0.96 else self.flush)()
 
     def backup(self):
         self.backups.append(copy.deepcopy(self.redis))
@@ -722,6 +778,7 @@ BROKEN = (
     "seeding does not bring keys back",
     "seeding keeps unsaved keys",
     "usage issued again names no number",
+    "no fence",
 )
 STEPS = 300
 

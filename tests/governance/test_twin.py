@@ -123,6 +123,7 @@ moves = st.one_of(
     st.tuples(st.just("ready"), st.integers(1, 3), st.sampled_from([True, True, False])),
     st.tuples(st.just("ready"), st.integers(1, 3), st.sampled_from([True, True, False])),
     st.tuples(st.just("life")),
+    st.tuples(st.just("fence"), st.integers(1, 5), st.booleans()),
     st.tuples(st.just("renew")),
     st.tuples(st.just("wait"), st.sampled_from([29_999_999, 30_000_000])),
     st.tuples(st.just("state")),
@@ -137,6 +138,7 @@ class Pair:
         self.now_us = START_US
         self.redis, self.memory = redis, MemoryStore(lambda: self.now_us)
         self.who, self.root = who, who.root
+        self.memory.life = redis.client.life_of(marks_key(who.root))
         self.grants: list[tuple[Grant, Dispatch]] = []
         self.entries: list[Entry] = []
         self.number = 0
@@ -349,7 +351,18 @@ class Pair:
         snapshot = await self.both(lambda store: store.snapshot(self.root))
         if clear and snapshot is not None:
             content = snapshot.content
-            await self.both(lambda store: store.clear(self.root, snapshot.run, snapshot.versions, content.used))
+            life, versions = snapshot.life, snapshot.versions
+            await self.both(lambda store: store.clear(self.root, snapshot.run, life, versions, content.used))
+
+    async def on_fence(self, number: int, life: bool) -> None:
+        """A number comes, perhaps after another life of the server has begun."""
+        snapshot = await self.both(lambda store: store.snapshot(self.root))
+        if life:
+            await self.on_life()
+        if snapshot is not None:
+            await self.both(lambda store: store.fence(self.root, snapshot.run, snapshot.life, number))
+            await self.both(lambda store: store.fence(self.root, "another", self.memory.life, number))
+            await self.on_snapshot(clear=False)
 
 
 @settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

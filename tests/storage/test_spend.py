@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 
 import asyncpg
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -76,6 +77,30 @@ async def test_a_snapshot_that_does_not_dominate_writes_nothing(database: Databa
     assert not await database.spend.save(snapshot(marks, {"key_a:2026:11": 2, "key_new:2026:11": 2}), NOW + 1)
     assert await database.spend.load(ROOT) == stored
     assert await database.spend.monthly_usage() == months
+
+
+async def test_a_memory_before_the_latest_writes_nothing(database: Database) -> None:
+    """Of two with equal marks the one that was numbered first; each root by its own numbers, for all who ask."""
+    assert await database.spend.fence([ROOT, "org_b"]) == {ROOT: 1, "org_b": 1}
+    assert await database.spend.fence([]) == {}
+    first = msgspec.structs.replace(snapshot({"p": 5}, {"key_a:2026:11": 1}), fence=1)
+    assert await database.spend.save(first, NOW) and await database.spend.save(first, NOW)
+    numbers = await asyncio.gather(*(database.spend.fence([ROOT]) for _ in range(5)))
+    assert sorted(one[ROOT] for one in numbers) == [2, 3, 4, 5, 6]
+    assert not await database.spend.save(first, NOW)
+    later = msgspec.structs.replace(snapshot({"p": 5}, {"key_a:2026:12": 1}), fence=6)
+    other = msgspec.structs.replace(snapshot({"p": 5}, {"key_b:2026:11": 1}, "org_b"), fence=1)
+    assert await database.spend.save_all([first, other], NOW) == {"org_b"}
+    assert await database.spend.save_all([later, other], NOW) == {ROOT, "org_b"}
+    assert (await database.spend.load(ROOT)).totals.keys() == {"key_a:2026:11", "key_a:2026:12"}
+
+
+async def test_a_database_that_was_put_back_learns_the_number_of_the_store(database: Database) -> None:
+    """The store's memory is ahead of a backup's numbers: it is saved, and goes on being the latest."""
+    await database.spend.fence([ROOT])
+    assert await database.spend.save(msgspec.structs.replace(snapshot({"p": 5}, {"total": 1}), fence=7), NOW)
+    assert not await database.spend.save(msgspec.structs.replace(snapshot({"p": 6}, {"total": 1}), fence=6), NOW)
+    assert await database.spend.fence([ROOT]) == {ROOT: 8}
 
 
 async def test_roots_do_not_touch_each_other(database: Database) -> None:

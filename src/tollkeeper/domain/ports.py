@@ -351,6 +351,8 @@ class RootSnapshot(msgspec.Struct, frozen=True):
     """Idempotency keys, by digest, that the database may not know yet; `SpendLedger.load` leaves them out."""
     charges: Mapping[str, Charge] = msgspec.field(default_factory=dict)
     """Records of attempts that changed; none in what is loaded."""
+    fence: int = 0
+    """The number of the memory that this is true of (`SpendLedger.fence`); none in what is loaded."""
 
 
 class ListedCharge(msgspec.Struct, frozen=True):
@@ -397,8 +399,14 @@ class SpendLedger(Protocol):
         """What the database knows of a root: empty if nothing. Raises `DatabaseUnavailable`."""
         ...
 
+    async def fence(self, roots: Collection[str]) -> Mapping[str, int]:
+        """A number for a memory of each root, higher than all before. From now on nothing of a memory with a lower
+        one is saved: marks do not tell which of two with equal ones is later. Raises `DatabaseUnavailable`."""
+        ...
+
     async def save(self, snapshot: RootSnapshot, now_us: int) -> bool:
-        """Write totals, months and marks in one transaction, if the marks dominate those stored.
+        """Write totals, months and marks in one transaction, if the marks dominate those stored and no later memory
+        has been numbered.
 
         False: the database knows more than the snapshot, nothing was written. Raises `DatabaseUnavailable`.
         """

@@ -99,6 +99,7 @@ class Tree:
 
     def __init__(self) -> None:
         self.run: str | None = None
+        self.numbers: dict[str, int] = {}  # life of the server: this memory's number in the database
         self.server: str | None = None
         self.waits: tuple[str, ...] = ()
         self.gate_us = 0
@@ -497,12 +498,20 @@ class Tree:
         self.holds.clear()
         self.run, self.generation = run, 1
         self.server, self.waits, self.gate_us = server or None, (), 0
+        self.numbers = {}
         self.marks = dict(marks)
         self.charges.clear()
         self.drops = 0
         for name, (expires_us, spent) in totals.items():
             self.counters[name] = Counter(expires_us, spent)
         self.changed = dict.fromkeys(totals, self._flag())
+        return True
+
+    def fence(self, run: str, life: str, number: int) -> bool:
+        """Number this memory, as it is in one life of the server; False: it is another by now."""
+        if self.run is None or run != self.run:
+            return False
+        self.numbers = {life: max(number, self.numbers.get(life, 0))}
         return True
 
     def remember(self, used: Mapping[str, Used]) -> None:

@@ -122,12 +122,23 @@ class MemoryStore:
         if tree.run is None:
             return None
         totals, charges, flags = tree.changes()
-        return Snapshot(tree.run, RootSnapshot(root, dict(tree.marks), totals, dict(tree.unsaved), charges), flags)
+        number = tree.numbers.get(self.life, 0)
+        content = RootSnapshot(root, dict(tree.marks), totals, dict(tree.unsaved), charges, number)
+        return Snapshot(tree.run, self.life, content, flags)
+
+    async def fence(self, root: str, run: str, life: str, number: int) -> bool:
+        return life == self.life and self.tree(root).fence(run, life, number)
 
     async def clear(
-        self, root: str, run: str, versions: Mapping[str, str], used: Mapping[str, Used] | None = None
+        self,
+        root: str,
+        run: str,
+        life: str,
+        versions: Mapping[str, str],
+        used: Mapping[str, Used] | None = None,
     ) -> None:
-        self.tree(root).clear(run, versions, used or {})
+        if life == self.life:
+            self.tree(root).clear(run, versions, used or {})
 
     async def memory(self, root: str) -> Memory | None:
         tree = self.tree(root)

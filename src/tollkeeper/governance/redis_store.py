@@ -496,30 +496,39 @@ class RedisStore:
 
     async def snapshot(self, root: str) -> Snapshot | None:
         keys = [marks_key(root), changed_key(root), unsaved_key(root), charges_key(root)]
-        raw = await self._run("snapshot", keys, counter_key(root, ""))
+        raw = await self._run("snapshot", keys, counter_key(root, ""), with_life=True)
         if not raw:
             return None
-        run, marks = _marks(raw[0])
+        (run, marks), life, fence, flagged = _marks(raw[0]), raw[2].decode(), int(raw[3]), raw[4:]
         used = {raw[1][i].decode(): used_from(raw[1][i + 1].decode()) for i in range(0, len(raw[1]), 2)}
         records = {
-            name[1:].decode(): record_of(text.decode()) for name, _, text in raw[2:] if name[:1] == b"!" and text
+            name[1:].decode(): record_of(text.decode()) for name, _, text in flagged if name[:1] == b"!" and text
         }
-        totals = {name.decode(): _totals(packed) for name, _, packed in raw[2:] if name[:1] != b"!" and packed}
-        versions = {name.decode(): flag.decode() for name, flag, _ in raw[2:]}
-        return Snapshot(run, RootSnapshot(root, marks, totals, used, records), versions)
+        totals = {name.decode(): _totals(packed) for name, _, packed in flagged if name[:1] != b"!" and packed}
+        versions = {name.decode(): flag.decode() for name, flag, _ in flagged}
+        return Snapshot(run, life, RootSnapshot(root, marks, totals, used, records, fence), versions)
+
+    async def fence(self, root: str, run: str, life: str, number: int) -> bool:
+        return bool(await self._run("fence", [marks_key(root)], run, life, number, with_life=True))
 
     async def clear(
-        self, root: str, run: str, versions: Mapping[str, str], used: Mapping[str, Used] | None = None
+        self,
+        root: str,
+        run: str,
+        life: str,
+        versions: Mapping[str, str],
+        used: Mapping[str, Used] | None = None,
     ) -> None:
-        await self._clear(changed_key(root), root, run, versions)
+        await self._clear(changed_key(root), root, (run, life), versions)
         if used:
-            await self._clear(unsaved_key(root), root, run, {digest: known.text for digest, known in used.items()})
+            texts = {digest: known.text for digest, known in used.items()}
+            await self._clear(unsaved_key(root), root, (run, life), texts)
 
-    async def _clear(self, key: str, root: str, run: str, fields: Mapping[str, str]) -> None:
+    async def _clear(self, key: str, root: str, of: tuple[str, str], fields: Mapping[str, str]) -> None:
         pairs = [part for pair in fields.items() for part in pair]
         for start in range(0, len(pairs), CLEAR_MAX):
             chunk = pairs[start : start + CLEAR_MAX]
-            await self._run("clear", [marks_key(root), key, charges_key(root)], run, *chunk)
+            await self._run("clear", [marks_key(root), key, charges_key(root)], *of, *chunk, with_life=True)
 
     async def memory(self, root: str) -> Memory | None:
         run, drops = await self._call("HMGET", marks_key(root), "run", ".drops")
@@ -559,9 +568,18 @@ class RedisStore:
 
     # Calls. Everything that comes through here may be repeated: it is idempotent.
 
-    async def _run(self, script: str, keys: Sequence[str], *arguments: Any, within_s: float | None = None) -> Any:
+    async def _run(
+        self,
+        script: str,
+        keys: Sequence[str],
+        *arguments: Any,
+        with_life: bool = False,
+        within_s: float | None = None,
+    ) -> Any:
         try:
-            return await self.client.run(script, keys, arguments, idempotent=True, within_s=within_s)
+            return await self.client.run(
+                script, keys, arguments, idempotent=True, with_life=with_life, within_s=within_s
+            )
         except ReplyError as error:
             raise _told(error) from None
 

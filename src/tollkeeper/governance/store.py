@@ -18,9 +18,11 @@ from tollkeeper.domain.windows import LogPush
 
 
 class Snapshot(msgspec.Struct, frozen=True):
-    """Marks and changed totals of a root, true at one instant. `versions` are the flags to clear after the commit."""
+    """Marks and changed totals of a root, true at one instant. `versions` are the flags to clear after the commit,
+    `life` is that of the server. A memory without a number (`content.fence` 0) must be given one to be saved."""
 
     run: str
+    life: str
     content: RootSnapshot
     versions: Mapping[str, str]
 
@@ -201,8 +203,17 @@ class Store(Protocol):
         """What the sync worker writes; None if the tree is cold."""
         ...
 
+    async def fence(self, root: str, run: str, life: str, number: int) -> bool:
+        """Number the memory of which a snapshot told `run` and `life`; False: it is another by now."""
+        ...
+
     async def clear(
-        self, root: str, run: str, versions: Mapping[str, str], used: Mapping[str, Used] | None = None
+        self,
+        root: str,
+        run: str,
+        life: str,
+        versions: Mapping[str, str],
+        used: Mapping[str, Used] | None = None,
     ) -> None:
         """Clear flags that are unchanged since the snapshot, and forget that these keys were not saved."""
         ...

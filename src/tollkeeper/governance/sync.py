@@ -1,8 +1,9 @@
 """The sync worker: brings totals and marks of changed roots into the database, in guarded transactions.
 
 A transaction has many roots, so that a thousand of them cost a few round trips; each is guarded by its own marks.
-Any number of workers may run at once, late or twice: a snapshot is written only if its marks dominate the database's.
-Flags are cleared after the commit and only if unchanged, so a worker may die at any instant.
+Any number of workers may run at once, late or twice: a snapshot is written only if its marks dominate the database's,
+and if the database has not numbered a later memory of that root. A memory is numbered before it is first saved, in
+every life of the server. Flags are cleared after the commit, if unchanged: a worker may die at any instant.
 """
 
 import asyncio
@@ -47,6 +48,7 @@ class SyncWorker:
         self._interval_s, self._now_us = interval_s, now_us
         self._waiting: set[str] = set()
         self._unread: set[str] = set()  # the store did not give these; the next run takes them last
+        self._refused: set[str] = set()  # the database took nothing of these: perhaps their number is not the latest
         self._running = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
         self._log = logger("governance")
@@ -133,7 +135,7 @@ class SyncWorker:
 
     async def _sync_roots(self, roots: Sequence[str]) -> int:
         """What can be read is written, also if the store does not give all; then raises `StoreUnavailable`."""
-        read = await asyncio.gather(*map(self._store.snapshot, roots), return_exceptions=True)
+        read = await self._snapshots(roots)
         found: list[Snapshot] = []
         damaged: dict[str, StoreDamaged] = {}  # nothing of these may be saved; they wait for the next run
         failure: BaseException | None = None
@@ -144,6 +146,8 @@ class SyncWorker:
             elif isinstance(snapshot, BaseException):
                 failure = snapshot
                 self._unread.add(root)
+            elif snapshot is not None and not snapshot.content.fence:
+                self._ledger.recover(root)  # it lives another life since it was numbered; the next run takes it
             elif snapshot is not None:
                 found.append(snapshot)
             elif self._ledger.has_uncovered(root):
@@ -159,12 +163,34 @@ class SyncWorker:
             raise failure
         return written
 
+    async def _snapshots(self, roots: Sequence[str]) -> "list[Snapshot | BaseException | None]":
+        """What the store has of each root, numbered. Raises `DatabaseUnavailable`."""
+        read: dict[str, Snapshot | BaseException | None] = {}
+        read.update(zip(roots, await self._read(roots), strict=True))
+        unnumbered = {
+            root: snapshot
+            for root, snapshot in read.items()
+            if isinstance(snapshot, Snapshot) and (not snapshot.content.fence or root in self._refused)
+        }
+        numbers = await self._spend.fence(unnumbered)
+        given = [self._store.fence(root, s.run, s.life, numbers[root]) for root, s in unnumbered.items()]
+        outcomes = await asyncio.gather(*given, return_exceptions=True)
+        read.update((r, o) for r, o in zip(unnumbered, outcomes, strict=True) if isinstance(o, BaseException))
+        self._refused -= unnumbered.keys()
+        again = [root for root, outcome in zip(unnumbered, outcomes, strict=True) if isinstance(outcome, bool)]
+        read.update(zip(again, await self._read(again), strict=True))
+        return [read[root] for root in roots]
+
+    async def _read(self, roots: Sequence[str]) -> "list[Snapshot | BaseException | None]":
+        return await asyncio.gather(*map(self._store.snapshot, roots), return_exceptions=True)
+
     async def _write(self, snapshots: Sequence[Snapshot]) -> int:
         saved = await self._spend.save_all([snapshot.content for snapshot in snapshots], self._now_us())
         for snapshot in snapshots:
             if snapshot.content.root not in saved:
                 # The store lost something, or another worker was faster: compare marks, look again next time.
                 self._behind.inc()
+                self._refused.add(snapshot.content.root)
                 self._ledger.recover(snapshot.content.root)
         committed = [snapshot for snapshot in snapshots if snapshot.content.root in saved]
         cleared = await asyncio.gather(*map(self._committed, committed), return_exceptions=True)
@@ -177,7 +203,7 @@ class SyncWorker:
         """The database has it: the store need not bring it again, nor the outbox keep it."""
         content, root = snapshot.content, snapshot.content.root
         self._ledger.covered(content)
-        await self._store.clear(root, snapshot.run, snapshot.versions, content.used)
+        await self._store.clear(root, snapshot.run, snapshot.life, snapshot.versions, content.used)
         gone = sorted(self._ledger.forgotten & content.marks.keys())
         if gone:
             await self._store.drop_marks(root, gone)

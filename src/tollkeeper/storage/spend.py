@@ -1,14 +1,15 @@
 """The durable accounts of spend: absolute totals, and the marks that say which entries they include.
 
 A total is the sum of every producer's entries up to its mark, so one snapshot is newer than another exactly when
-its marks dominate; `save` writes only such. It knows nothing of Redis, outboxes or entries.
+its marks dominate; `save` writes only such. Which memory of the store a snapshot is of is told by its number, and
+nothing is written of one before the latest. It knows nothing of Redis, outboxes or entries.
 """
 
 import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from sqlalchemy import Table, bindparam, func, or_, select, text, union
+from sqlalchemy import Executable, Table, bindparam, func, or_, select, text, union
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql.dml import Insert
 
@@ -21,7 +22,16 @@ from tollkeeper.domain.periods import month_of_label
 from tollkeeper.domain.ports import ListedCharge, RootSnapshot, SpendTotals
 from tollkeeper.storage.address import Dialect
 from tollkeeper.storage.names import KEY, is_text
-from tollkeeper.storage.tables import charges, keys, marks, monthly_usage_summary, producers, spend, usage_keys
+from tollkeeper.storage.tables import (
+    charges,
+    fences,
+    keys,
+    marks,
+    monthly_usage_summary,
+    producers,
+    spend,
+    usage_keys,
+)
 from tollkeeper.storage.transactions import Transaction, Transactions
 
 FORGOTTEN_AT_ONCE: Final = 500
@@ -108,6 +118,7 @@ _SAVE_BOTH: Final = _save_both()
 _SAVE_USED: Final = {dialect: _upsert(usage_keys, dialect, ("cost_nano", "until_us", "entry")) for dialect in Dialect}
 _ENROL: Final = {dialect: _upsert(producers, dialect, ()) for dialect in Dialect}
 _OPEN: Final = producers.update().where(producers.c.closed_us.is_(None))
+_SAVE_FENCES: Final = {dialect: _upsert(fences, dialect, ("number",)) for dialect in Dialect}
 _LOCK_ROOT: Final = text("SELECT pg_advisory_xact_lock(:lock)")
 _LOCK_ROOTS: Final = text("SELECT pg_advisory_xact_lock(lock) FROM unnest(CAST(:locks AS BIGINT[])) AS lock")
 _MARKS: Final = select(marks.c.producer, marks.c.number)
@@ -135,6 +146,14 @@ class StoredSpend:
             },
         )
 
+    async def fence(self, roots: Collection[str]) -> dict[str, int]:
+        """See `ports.SpendLedger`."""
+        if not roots:
+            return {}
+        async with self._transactions.write() as transaction:
+            rows = await transaction.rows(_number(transaction.dialect, roots))
+            return {row.root: row.number for row in rows}
+
     async def save(self, snapshot: RootSnapshot, now_us: int) -> bool:
         """See `ports.SpendLedger`."""
         return bool(await self.save_all([snapshot], now_us))
@@ -147,10 +166,15 @@ class StoredSpend:
                 # order everywhere, so that two never wait for each other.
                 await transaction.execute(_LOCK_ROOTS, {"locks": sorted(_lock_of(s.root) for s in snapshots)})
             stored = await _marks_of(transaction, [s.root for s in snapshots])
-            newer = [s for s in snapshots if dominates(s.marks, stored[s.root])]
+            fenced = await _fences_of(transaction, [s.root for s in snapshots])
+            latest = [s for s in snapshots if s.fence >= fenced.get(s.root, 0)]
+            newer = [s for s in latest if dominates(s.marks, stored[s.root])]
             new = [row for s in newer for row in _mark_rows(s, stored[s.root])]
             gone = await _forgotten(transaction, [r["producer"] for r in new if is_buried(r["number"])])
             await _write(transaction, _SAVE_MARKS, [r for r in new if r["producer"] not in gone])
+            # A store that is ahead of a database which was put back from a backup.
+            ahead = [s for s in newer if s.fence > fenced.get(s.root, 0)]
+            await _write(transaction, _SAVE_FENCES, [{"root": s.root, "number": s.fence} for s in ahead])
             for snapshot in newer:
                 await _save_charges(transaction, snapshot, now_us)
             await _save_totals(transaction, newer, now_us)
@@ -326,6 +350,19 @@ async def _marks_of(transaction: Transaction, roots: Sequence[str]) -> dict[str,
     for row in await transaction.rows(select(marks).where(marks.c.root.in_(roots))):
         stored[row.root][row.producer] = row.number
     return stored
+
+
+def _number(dialect: Dialect, roots: Collection[str]) -> Executable:
+    insert = postgresql.insert(fences) if dialect is Dialect.POSTGRESQL else sqlite.insert(fences)
+    # In one order everywhere, so that two transactions never wait for each other's rows.
+    rows = insert.values([{"root": root, "number": 1} for root in sorted(roots)])
+    upsert = rows.on_conflict_do_update(index_elements=[fences.c.root], set_={"number": fences.c.number + 1})
+    return upsert.returning(fences.c.root, fences.c.number)
+
+
+async def _fences_of(transaction: Transaction, roots: Sequence[str]) -> dict[str, int]:
+    rows = await transaction.rows(select(fences).where(fences.c.root.in_(roots)))
+    return {row.root: row.number for row in rows}
 
 
 async def _forgotten(transaction: Transaction, wanted: Sequence[str]) -> set[str]:

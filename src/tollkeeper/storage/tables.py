@@ -222,6 +222,15 @@ marks: Final = Table(
 )
 """Per root and producer, the last entry that the totals in `spend` include."""
 
+fences: Final = Table(
+    "fences",
+    METADATA,
+    _text("root"),
+    _int("number"),
+    PrimaryKeyConstraint("root"),
+)
+"""Per root, the number of the latest memory of it: nothing of an earlier one is saved."""
+
 spend: Final = Table(
     "spend",
     METADATA,

@@ -18,7 +18,7 @@ SCRIPTS: Final = (
     *("admit", "apply", "charge", "quarantine", "bury", "seed", "restore", "reassert", "snapshot", "clear", "reset"),
     *("push",),
     *("use", "remember"),
-    *("gate", "ready", "recall"),
+    *("gate", "ready", "recall", "fence"),
     *("allow", "bucket"),
     *("logput", "lognote", "loglease", "logrenew", "logack", "logtake", "logclear", "logstats"),
 )

@@ -2,16 +2,19 @@
 -- transaction. The twin of Tree.changes.
 --
 -- KEYS  1 marks:{root}  2 changed:{root}  3 unsaved:{root}  4 charges:{root}
--- ARGV  prefix of counter keys
+-- ARGV  prefix of counter keys, the server's life that the caller is connected to
 -- Reply {} if the tree is cold, else {{field, value, …} of marks (with `run` and `sync`), {digest, text, …} of idempotency
---       keys that are not saved, then per changed counter {name, generation of its flag, the counter as counter.lua tells
+--       keys that are not saved, the life, this memory's number ('0': it was given none in this life, fence.lua),
+--       then per changed counter {name, generation of its flag, the counter as counter.lua tells
 --       ('': it has left Redis)}, per changed record {`!` and attempt, generation, the record as charge.lua tells}}. A new
 --       generation begins: what changes from now on is flagged anew.
 local marks = redis.call('HGETALL', KEYS[1])
 if #marks == 0 then
   return {}
 end
-local answer, changed = {marks, redis.call('HGETALL', KEYS[3])}, redis.call('HGETALL', KEYS[2])
+local life, number = string.match(redis.call('HGET', KEYS[1], '.fence') or '', '^(.*) (%d+)$')
+local answer = {marks, redis.call('HGETALL', KEYS[3]), ARGV[2], life == ARGV[2] and number or '0'}
+local changed = redis.call('HGETALL', KEYS[2])
 for i = 1, #changed, 2 do
   local name, value = changed[i], nil
   if string.sub(name, 1, 1) == '!' then
