@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.gateway.fakes import DIGEST_KEY, MemoryDirectory, Records, principal_of
+from tests.gateway.fakes import DIGEST_KEY, MemoryDirectory, MemoryObjects, Records, principal_of
 from tests.governance.parts import Clock, Parts, budget, one_key
 from tests.servers.redis import RedisServer, own_redis
 from tests.test_replay import true_cost_nano
@@ -92,6 +92,7 @@ class Stand:
             records=Records(),
             metrics=Metrics(),
             now_us=parts.clock,
+            objects=MemoryObjects(),
         )
 
     async def ask(self, stream: bool) -> None:

@@ -107,6 +107,29 @@ def test_openai_python_media(deployment: Deployment) -> None:
             assert client.audio.translations.create(model="whisper-1", file=recording).text
 
 
+def test_openai_python_stored(deployment: Deployment) -> None:
+    """Answers and files that the provider keeps: for the organisation that made them, through its life at the SDK."""
+    with (
+        openai.OpenAI(base_url=f"{deployment.url}/v1", api_key=deployment.key) as client,
+        openai.OpenAI(base_url=f"{deployment.url}/v1", api_key=deployment.slow) as other,
+    ):
+        first = client.responses.create(model="gpt-4.1-nano", input="Hello")
+        assert client.responses.retrieve(first.id).output_text == first.output_text
+        assert list(client.responses.input_items.list(first.id))
+        assert client.responses.create(model="gpt-4.1-nano", input="And?", previous_response_id=first.id).output_text
+        file = client.files.create(file=("a.txt", b"text"), purpose="user_data")
+        assert [its.id for its in client.files.list(purpose="user_data")] == [file.id]
+        assert client.files.retrieve(file.id).filename == "a.txt" and client.files.content(file.id).read() == b"text"
+        for steal in (lambda: other.responses.retrieve(first.id), lambda: other.files.content(file.id)):
+            with pytest.raises(openai.NotFoundError):
+                steal()
+        assert not list(other.files.list())
+        client.responses.delete(first.id)
+        with pytest.raises(openai.NotFoundError):
+            client.responses.retrieve(first.id)
+        assert client.files.delete(file.id).deleted
+
+
 def test_openai_python_errors(deployment: Deployment) -> None:
     """A 401 and a 429 raise the SDK's own errors; one that waiting cannot help is not retried."""
     base_url = f"{deployment.url}/v1"

@@ -17,6 +17,7 @@ from tests.gateway.fakes import (
     DIGEST_KEY,
     End,
     MemoryDirectory,
+    MemoryObjects,
     NothingDurable,
     Records,
     WatchedGovernor,
@@ -71,6 +72,7 @@ class Stand:
         self.directory = MemoryDirectory()
         self.metrics = Metrics()
         self.records = Records()
+        self.objects = MemoryObjects()
         self.simulator = simulator
         self.settings = settings
         self._ledger = Ledger(
@@ -90,6 +92,7 @@ class Stand:
             records=self.records,
             metrics=self.metrics,
             now_us=now_us,
+            objects=self.objects,
         )
         self.url = self.secret = ""
         self.keys = 0

@@ -10,6 +10,7 @@ from tollkeeper.domain.bodies import Body, CapturedBodies
 from tollkeeper.domain.charges import Charge
 from tollkeeper.domain.entries import Used
 from tollkeeper.domain.errors import DatabaseUnavailable, OutboxUnavailable, StoreUnavailable
+from tollkeeper.domain.objects import ObjectKind, StoredObject
 from tollkeeper.domain.policy import UNLIMITED, Policy, Principal, Scope, ScopeKind
 from tollkeeper.domain.ports import ActiveKey, Governor, KeyChanges, ListedCharge, RootSnapshot
 from tollkeeper.domain.record import RequestRecord
@@ -145,6 +146,48 @@ class NothingDurable:
         return set()
 
     async def retire_producer(self, producer: str, now_us: int) -> None: ...
+
+
+class MemoryObjects:
+    """An ObjectRegistry that ends with the test; tests/storage/test_objects.py is the contract. `away`: as a database
+    that does not answer."""
+
+    def __init__(self) -> None:
+        self.all: dict[tuple[str, str], StoredObject] = {}
+        self.away = False
+
+    def _check(self) -> None:
+        if self.away:
+            raise DatabaseUnavailable("away")
+
+    async def record(self, objects: Sequence[StoredObject]) -> None:
+        self._check()
+        self.all |= {(its.root, its.id): its for its in objects}
+
+    async def find(self, root: str, ids: Collection[str]) -> dict[str, StoredObject]:
+        self._check()
+        return {its: self.all[root, its] for its in ids if (root, its) in self.all}
+
+    async def page(
+        self, root: str, kind: ObjectKind, *, limit: int, after: str | None = None, oldest_first: bool = False
+    ) -> list[StoredObject]:
+        self._check()
+        found = [its for its in self.all.values() if its.root == root and its.kind is kind]
+        found.sort(key=lambda its: (its.created_us, its.id), reverse=not oldest_first)
+        ids = [its.id for its in found]
+        start = 0 if after is None else ids.index(after) + 1 if after in ids else len(ids)
+        return found[start : start + limit]
+
+    async def forget(self, root: str, ids: Collection[str]) -> None:
+        self._check()
+        for its in ids:
+            self.all.pop((root, its), None)
+
+    async def take_due(self, now_us: int, *, lease_us: int, limit: int) -> list[StoredObject]:
+        return []
+
+    async def expire(self, kinds: Collection[ObjectKind], before_us: int) -> int:
+        return 0
 
 
 class End(msgspec.Struct):

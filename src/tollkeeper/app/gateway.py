@@ -148,6 +148,7 @@ class Gateway:
             records=bodies,
             metrics=metrics,
             now_us=now_us,
+            objects=database.objects,
         )
         parts.push_async_callback(self._plane.stop)
         await self._plane.start()

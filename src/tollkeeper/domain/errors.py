@@ -43,6 +43,8 @@ class Fault(StrEnum):
     MODEL_FORBIDDEN = "model_not_allowed"
     UNKNOWN_MODEL = "model_not_found"
     UNKNOWN_ROUTE = "unknown_url"
+    UNKNOWN_OBJECT = "not_found"
+    ELSEWHERE = "stored_elsewhere"
     WRONG_METHOD = "method_not_allowed"
     WRONG_DIALECT = "wrong_dialect"
     UNPRICED = "model_not_priced"

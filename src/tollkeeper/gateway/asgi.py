@@ -49,6 +49,7 @@ class Client:
         "headers",
         "method",
         "path",
+        "query",
         "started",
     )
 
@@ -56,6 +57,7 @@ class Client:
         self._receive, self._send = receive, send
         self.method: str = scope["method"]
         self.path: str = scope["path"]
+        self.query: bytes = scope.get("query_string", b"")
         self.headers: dict[bytes, bytes] = {}
         for name, value in scope["headers"]:
             self.headers.setdefault(name, value)

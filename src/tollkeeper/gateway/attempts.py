@@ -268,7 +268,9 @@ class _Walk:
         model = stop.deployment.route.upstream_model
         body: Body
         if call.form is not None:
-            body = call.form.written(model=model)
+            body = call.form.written(model=model) if call.model else call.form.written()
+        elif call.path:
+            body = b""
         else:
             body = upstream_body(call, model=model, output_limit=its.bounder.output_limit(plan))
         headers = upstream_headers(
@@ -282,7 +284,7 @@ class _Walk:
         exchange.mark_dispatched()
         asked_at = time.perf_counter()
         try:
-            response = await its.upstreams[provider].send(provider, upstream_path(endpoint), headers, body)
+            response = await its.upstreams[provider].send(provider, upstream_path(call), headers, body, call.method)
         finally:
             waited_s = time.perf_counter() - asked_at
             exchange.upstream_s += waited_s
@@ -315,6 +317,10 @@ class _Walk:
         else:
             provider = self._its.settings.providers[stop.deployment.route.provider]
             verdict = verdict_of_error(cause, retry_unanswered=provider.retry_unanswered)
+        if self._endpoint.once and (isinstance(cause, UpstreamError) and cause.sent):
+            verdict = Verdict.FINAL
+        if self._endpoint.once and isinstance(cause, Rejection) and cause.status >= 500:
+            verdict = Verdict.FINAL
         if verdict is Verdict.ELSEWHERE:
             self._way.bar(stop.member)
         return Failure(stop, verdict, cause)

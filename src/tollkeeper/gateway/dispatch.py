@@ -44,6 +44,6 @@ def upstream_headers(
     return headers
 
 
-def upstream_path(endpoint: Endpoint) -> str:
-    """The endpoint below a provider's base URL, which ends with the version."""
-    return endpoint.path.removeprefix("/v1")
+def upstream_path(call: Call) -> str:
+    """Where it goes below a provider's base URL, which ends with the version."""
+    return (call.path or call.endpoint.path).removeprefix("/v1")

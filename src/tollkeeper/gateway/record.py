@@ -4,7 +4,7 @@
 """
 
 import time
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
@@ -17,10 +17,23 @@ from tollkeeper.gateway.asgi import Client, Header
 from tollkeeper.gateway.bound import Plan
 from tollkeeper.gateway.capture import Capture
 from tollkeeper.gateway.charge import NOTHING, charge_of
-from tollkeeper.gateway.dialects import ENDPOINTS, Answer, Call, Dialect, Endpoint
+from tollkeeper.gateway.dialects import ENDPOINTS, Answer, Call, Dialect, Endpoint, Named, Produced, find_route
 from tollkeeper.gateway.labels import metadata_of, tags_of
 from tollkeeper.gateway.measured import metered
 from tollkeeper.gateway.settle import Attempt
+
+
+class Keeper(Protocol):
+    """Writes down what an answer leaves at the provider."""
+
+    def note(self, produced: Produced) -> None:
+        """It is known to this process."""
+        ...
+
+    async def wait(self) -> None:
+        """It is known to all, or that takes too long."""
+        ...
+
 
 HUNG_UP: Final = 499
 """Status of a request whose client left before an answer began, as in nginx' logs."""
@@ -95,6 +108,9 @@ class Exchange:
         "endpoint",
         "error",
         "first_byte_s",
+        "keep",
+        "methods",
+        "named",
         "paused_s",
         "plan",
         "principal",
@@ -115,6 +131,11 @@ class Exchange:
         self.arrived = time.perf_counter()
         self.endpoint: Endpoint | None = ENDPOINTS.get(client.path)
         self.dialect: Dialect = _dialect(client, self.endpoint)
+        self.named: Named | None = None
+        self.keep: Keeper | None = None
+        self.methods: tuple[str, ...] = () if self.endpoint is None else ("POST",)
+        if self.endpoint is None:
+            self._find_kept()
         self.principal: Principal | None = None
         self.call: Call | None = None
         self.capture: Capture | None = None
@@ -131,6 +152,13 @@ class Exchange:
         self.admission_s = self.upstream_s = self.paused_s = 0.0
         self.queue_s: float | None = None
         self.first_byte_s: float | None = None
+
+    def _find_kept(self) -> None:
+        found = find_route(self.client.method, self.client.path, self.dialect)
+        if isinstance(found, Named):
+            self.named, self.endpoint, self.methods = found, found.route.endpoint, (found.route.method,)
+        elif found is not None:
+            self.methods = found
 
     @property
     def age_s(self) -> float:

@@ -234,6 +234,28 @@ class Router:
         )
 
 
+def confined(pools: tuple[Pool, ...], provider: str) -> Pool:
+    """The first pool as far as it is at one provider, where something is kept that the request needs.
+
+    Raises RequestError ELSEWHERE if it is not there.
+    """
+    pool = pools[0]
+    there = tuple(d for d in pool.deployments if d.route.provider == provider)
+    if not there:
+        raise RequestError(
+            Fault.ELSEWHERE,
+            f"The request refers to something that is kept at the provider '{provider}', which does not serve "
+            f"'{pool.name}' under this name. Name a model that it serves, like '{provider}/{pool.name}'.",
+            param="model",
+        )
+    return msgspec.structs.replace(pool, deployments=there)
+
+
+def pool_at(provider: str, model: str = "", upstream_model: str = "") -> Pool:
+    """One place and no other: where something is kept."""
+    return Pool(model, (Deployment(Route(model, provider, upstream_model)),))
+
+
 def _wrong_dialect(name: str, served: str) -> RequestError:
     return RequestError(
         Fault.WRONG_DIALECT,

@@ -6,12 +6,15 @@ them and the one place where an exception becomes HTTP. It knows no wire format 
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Final
+
+import msgspec
 
 from tollkeeper.domain.admission import Denial, limit_states
 from tollkeeper.domain.bodies import ByteBudget
-from tollkeeper.domain.errors import Fault, RequestError, Unavailable, UpstreamError
+from tollkeeper.domain.errors import DatabaseUnavailable, Fault, RequestError, Unavailable, UpstreamError
+from tollkeeper.domain.objects import ObjectKind, ObjectRegistry
 from tollkeeper.domain.policy import Principal
 from tollkeeper.domain.ports import Governor, KeyDirectory, RecordSink
 from tollkeeper.gateway.admit import RequestIds
@@ -25,11 +28,14 @@ from tollkeeper.gateway.dialects import (
     ENDPOINTS,
     Call,
     Endpoint,
+    Reference,
     error_body,
     error_event,
     error_status,
     limit_headers,
+    off_route,
     parse,
+    references,
     refusal_fault,
     refusal_headers,
     refusal_message,
@@ -37,10 +43,12 @@ from tollkeeper.gateway.dialects import (
 from tollkeeper.gateway.fleet import Fleet, breaker_rules
 from tollkeeper.gateway.http1_pool import Http1Upstream
 from tollkeeper.gateway.instruments import Instruments
+from tollkeeper.gateway.kept import KeptRoutes, ObjectKeeper
 from tollkeeper.gateway.labels import end_user
 from tollkeeper.gateway.models import ModelList
+from tollkeeper.gateway.objects import Objects
 from tollkeeper.gateway.record import HUNG_UP, Exchange, record_of
-from tollkeeper.gateway.routing import Router, check_allowed
+from tollkeeper.gateway.routing import Router, check_allowed, confined
 from tollkeeper.gateway.stream import JSON, degraded_header, headers_of
 from tollkeeper.gateway.upstream import Upstream
 from tollkeeper.observability.logging import about_request, logger
@@ -51,10 +59,11 @@ MODELS_PATH: Final = "/v1/models"
 RETRY_AFTER: Final[Header] = (b"retry-after", b"1")
 """With a 503 of ours: the part that is away is asked again every second or so."""
 STORE_AWAY: Final = "Limits and budgets cannot be checked at the moment. Try again shortly."
+OBJECTS_AWAY: Final = "Whose stored objects these are cannot be looked up at the moment. Try again shortly."
+FALSE: Final = msgspec.Raw(b"false")
 UPLOADS_FULL: Final = "Too many files are being uploaded at the moment. Try again shortly."
 CANCELLED: Final = "cancelled"
 """In the record: the gateway stopped, or its server gave the request up."""
-ALLOW_POST: Final[Header] = (b"allow", b"POST")
 ALLOW_GET: Final[Header] = (b"allow", b"GET, HEAD")
 SERVED: Final = ", ".join((*ENDPOINTS, MODELS_PATH))
 
@@ -77,9 +86,11 @@ class DataPlane:
         records: RecordSink,
         metrics: Metrics,
         now_us: Callable[[], int],
+        objects: ObjectRegistry,
     ) -> None:
         self._settings, self._records, self._now_us = settings, records, now_us
         self._keys = KeyTable(directory, digest_key, metrics)
+        self._objects = Objects(objects, metrics, now_us)
         self._router = Router(settings)
         catalog = Catalog(settings)
         self._models = ModelList(settings, catalog, self._router)
@@ -100,8 +111,9 @@ class DataPlane:
             instruments=self._instruments,
             now_us=now_us,
         )
-        self._capture = capturing(settings.logs, ByteBudget(CAPTURED_BYTES_MAX))
         self._uploads = ByteBudget(settings.server.uploads_bytes_max)
+        self._kept = KeptRoutes(settings, self._objects, self._attempts, self._uploads, self._refuse, now_us)
+        self._capture = capturing(settings.logs, ByteBudget(CAPTURED_BYTES_MAX))
         self._ids = RequestIds()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._idle = asyncio.Event()
@@ -113,6 +125,7 @@ class DataPlane:
     async def start(self) -> None:
         """Load the keys and open the pools. A database that is away is no failure: see `health`."""
         self._attempts.upstreams = _open_upstreams(self._settings.providers)
+        await self._objects.start()
         await self._keys.start()
 
     async def stop(self) -> None:
@@ -125,6 +138,7 @@ class DataPlane:
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._objects.stop()
         await self._keys.stop()
         for upstream in set(self._attempts.upstreams.values()):
             await upstream.close()
@@ -170,6 +184,8 @@ class DataPlane:
         except Unavailable as error:
             # The key table's words are meant for clients; those of other parts are for operators.
             message = str(error) if exchange.principal is None else STORE_AWAY
+            if isinstance(error, DatabaseUnavailable) and exchange.principal is not None:
+                message = OBJECTS_AWAY
             await self._fail(exchange, Fault.STORE_AWAY, message, headers=(RETRY_AFTER,))
         except asyncio.CancelledError:
             exchange.error = CANCELLED
@@ -180,17 +196,23 @@ class DataPlane:
             await self._fail(exchange, Fault.INTERNAL, message)
 
     async def _route(self, exchange: Exchange) -> None:
-        client, endpoint = exchange.client, exchange.endpoint
-        if endpoint is not None:
-            if client.method != "POST":
-                raise HttpError(Fault.WRONG_METHOD, f"{client.path} takes POST.", headers=(ALLOW_POST,))
+        client, endpoint, methods = exchange.client, exchange.endpoint, exchange.methods
+        if methods and client.method not in methods:
+            said = f"{client.path[:200]} takes {', '.join(methods)}."
+            raise HttpError(Fault.WRONG_METHOD, said, headers=((b"allow", ", ".join(methods).encode()),))
+        if exchange.named is not None:
+            await self._kept.serve(exchange, exchange.named, await self._authenticate(exchange))
+        elif endpoint is not None:
             await self._generate(exchange, endpoint)
         elif client.path == MODELS_PATH or client.path.startswith(f"{MODELS_PATH}/"):
             if client.method not in ("GET", "HEAD"):
                 raise HttpError(Fault.WRONG_METHOD, f"{client.path} takes GET.", headers=(ALLOW_GET,))
             await self._list_models(exchange, client.path[len(MODELS_PATH) + 1 :])
         else:
-            raise RequestError(Fault.UNKNOWN_ROUTE, f"There is no {client.path[:200]} here. Served are {SERVED}.")
+            off = off_route(client.path)
+            raise RequestError(
+                Fault.UNKNOWN_ROUTE, off or f"There is no {client.path[:200]} here. Served are {SERVED}."
+            )
 
     async def _list_models(self, exchange: Exchange, name: str) -> None:
         principal = await self._authenticate(exchange)
@@ -220,7 +242,20 @@ class DataPlane:
         capture = exchange.capture = self._capture(client, principal, endpoint)
         if capture is not None:
             capture.request(body)
-        await self._serve_call(exchange, endpoint, principal, parse(endpoint, body))
+        call = parse(endpoint, body)
+        named = references(call, body)
+        if named:
+            await self._serve_call(exchange, endpoint, principal, call, await self._place_of(principal, named))
+        else:
+            await self._serve_call(exchange, endpoint, principal, call)
+
+    async def _place_of(self, principal: Principal, named: Collection[Reference]) -> str:
+        """The one provider that keeps all of these. Raises RequestError, Unavailable."""
+        providers = {its.provider for its in await self._objects.owned(principal.root, named)}
+        if len(providers) > 1:
+            listed = ", ".join(sorted(providers))
+            raise RequestError(Fault.ELSEWHERE, f"The request refers to objects at several providers: {listed}.")
+        return providers.pop()
 
     async def _generate_of_form(self, exchange: Exchange, endpoint: Endpoint, principal: Principal) -> None:
         """The same for a form, whose files stay where they arrived. Its record has the texts and the files' names."""
@@ -242,12 +277,19 @@ class DataPlane:
         finally:
             self._uploads.give(room)
 
-    async def _serve_call(self, exchange: Exchange, endpoint: Endpoint, principal: Principal, call: Call) -> None:
+    async def _serve_call(
+        self, exchange: Exchange, endpoint: Endpoint, principal: Principal, call: Call, place: str | None = None
+    ) -> None:
+        """`place`: the provider that keeps what the request refers to."""
         client = exchange.client
         exchange.call = call
         exchange.user = end_user(client, call)
         pools = self._router.pools(call.model, endpoint.dialect)
         check_allowed(principal, call.model, pools[0].deployments[0].route.model)
+        if place is not None:
+            pools = (confined(pools, place),)
+        if endpoint.name == "responses" and call.fields.get("store") != FALSE:
+            exchange.keep = ObjectKeeper(self._objects, exchange, ObjectKind.RESPONSE, self._now_us)
         denial = await self._attempts.serve(exchange, endpoint, pools)
         if denial is not None:
             await self._refuse(exchange, denial)

@@ -13,7 +13,16 @@ import msgspec
 from tollkeeper.domain.admission import Reply
 from tollkeeper.domain.errors import Fault, UpstreamError
 from tollkeeper.gateway.asgi import Header
-from tollkeeper.gateway.dialects import Answer, StreamMeter, error_body, limit_headers, money_headers, read_answer
+from tollkeeper.gateway.dialects import (
+    Answer,
+    Produced,
+    StreamMeter,
+    error_body,
+    limit_headers,
+    money_headers,
+    produced_by,
+    read_answer,
+)
 from tollkeeper.gateway.record import Exchange
 from tollkeeper.gateway.upstream import RESPONSE_BYTES_MAX, UpstreamResponse, too_large
 
@@ -23,8 +32,9 @@ PASSED_BACK: Final = ("retry-after", "retry-after-ms", "x-should-retry")
 """A provider's headers that tell the client how to go on after an error."""
 STREAM_ERROR: Final = "upstream_stream_error"
 """In the record: the provider told an error in the middle of a stream."""
-TEXTS: Final = ("text/plain", "text/vtt", "application/x-subrip")
-"""Of a transcription. What is neither these nor sound is passed on as plain bytes, which no browser runs."""
+TEXTS: Final = ("text/plain", "text/vtt", "application/x-subrip", "text/event-stream")
+"""Of a transcription, or of a stored answer. What is neither these nor sound is passed on as plain bytes, which no
+browser runs."""
 NO_SNIFF: Final[Header] = (b"x-content-type-options", b"nosniff")
 ENDS_WITHOUT_MARK: Final = ("chat", "completions")
 """Where usage comes in the last event: some compatible providers leave out `[DONE]` after it."""
@@ -125,6 +135,9 @@ async def _pass_whole(exchange: Exchange, response: UpstreamResponse) -> None:
     if told.usage is None and not _is_json_object(body):
         raise UpstreamError(Fault.UPSTREAM_BROKEN, "The provider's answer is not readable.", sent=True)
     exchange.charge(told)
+    if exchange.keep is not None and (produced := produced_by(body)) is not None:
+        exchange.keep.note(produced)
+        await exchange.keep.wait()
     exchange.status = response.status
     await exchange.client.respond(response.status, [*headers_of(exchange), JSON], body)
     exchange.mark_first_byte()
@@ -135,7 +148,8 @@ async def _pass_media(exchange: Exchange, response: UpstreamResponse, media_type
 
     The end of the body is told after the charge, so that a client's next request finds it.
     """
-    client = exchange.client
+    client, plan = exchange.client, exchange.plan
+    assert plan is not None
     exchange.status = response.status
     shown = media_type if media_type.startswith("audio/") or media_type in TEXTS else "application/octet-stream"
     exchange.raw, size = True, 0
@@ -147,8 +161,10 @@ async def _pass_media(exchange: Exchange, response: UpstreamResponse, media_type
             await client.start(response.status, [*headers_of(exchange), (b"content-type", shown.encode()), NO_SNIFF])
         await client.send(chunk)
         exchange.mark_first_byte()
-    if not size:
+    if not size and not plan.call.endpoint.free:
         raise UpstreamError(Fault.UPSTREAM_BROKEN, "The provider's answer is empty.", sent=True)
+    if not client.started:
+        await client.start(response.status, [*headers_of(exchange), (b"content-type", shown.encode()), NO_SNIFF])
     exchange.charge(NOT_TOLD)
     if exchange.capture is not None:
         exchange.capture.response(msgspec.json.encode({"media_type": shown, "bytes": size}))
@@ -164,6 +180,7 @@ async def _pass_stream(exchange: Exchange, response: UpstreamResponse) -> None:
     if capture is not None:
         capture.streams()
     ended = False
+    noted: Produced | None = None
     while not ended:
         chunk = await _next_chunk(exchange, response)
         ended = not chunk
@@ -172,6 +189,11 @@ async def _pass_stream(exchange: Exchange, response: UpstreamResponse) -> None:
         out = meter.finish() if ended else meter.feed(chunk)
         if meter.complete:
             exchange.charge(meter.answer)
+        if exchange.keep is not None and meter.produced is not None and meter.produced is not noted:
+            noted = meter.produced
+            exchange.keep.note(noted)
+            if meter.complete:
+                await exchange.keep.wait()
         if out and not client.gone:
             if not client.started:
                 await client.start(response.status, [*headers_of(exchange), EVENTS, NO_CACHE])

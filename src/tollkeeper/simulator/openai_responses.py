@@ -125,7 +125,7 @@ def _response(ask: Ask, name: Identity, status: str, items: str, usage: str) -> 
         f'"background":false,"error":null,"incomplete_details":{details},"instructions":null,'
         f'"max_output_tokens":{maximum},"metadata":{{}},"model":{name.model},"output":[{items}],'
         '"parallel_tool_calls":true,"previous_response_id":null,"reasoning":{"effort":null,"summary":null},'
-        '"service_tier":"default","store":false,"temperature":1.0,"text":{"format":{"type":"text"}},'
+        '"service_tier":"default","store":true,"temperature":1.0,"text":{"format":{"type":"text"}},'
         '"tool_choice":"auto","tools":[],"top_p":1.0,"truncation":"disabled",'
         f'"usage":{usage},"user":{quoted(ask.user) if ask.user else "null"}}}'
     )

@@ -18,6 +18,7 @@ from tollkeeper.simulator.asks import Ask, Endpoint, Refusal, parse_ask
 from tollkeeper.simulator.directives import Directive, Fault
 from tollkeeper.simulator.media import MEDIA_PATHS, serve_media
 from tollkeeper.simulator.plan import Plan, plan_answer
+from tollkeeper.simulator.stored import Shelf
 
 MODELS_SHOWN: Final = (
     "gpt-4o",
@@ -33,9 +34,14 @@ PAGE_MAX: Final = 10_000
 _REMEMBERED_MAX: Final = 1024
 _REMEMBERED_BYTES_MAX: Final = 4096
 _ENDPOINTS: Final = {str(endpoint): endpoint for endpoint in Endpoint}
+KEPT_PREFIXES: Final = ("/v1/responses/", "/v1/files")
 _MODELS_PATH: Final = "/v1/models"
 _SIMULATOR_PATHS: Final = {"/sim/served": "GET", "/sim/requests": "GET", "/sim/reset": "POST"}
 _JSON: Final = msgspec.json.Encoder()
+
+
+class _Stores(msgspec.Struct):
+    store: bool | None = None
 
 
 class Received(msgspec.Struct, frozen=True, gc=False):
@@ -95,6 +101,7 @@ class Service:
         self._now_us = now_us
         self._answers = 0
         self._seen: dict[bytes, int] = {}
+        self.shelf = Shelf()
 
     def answer(self, request: Received) -> Reply:
         """The reply to a request."""
@@ -103,11 +110,17 @@ class Service:
             return self._serve(endpoint, request)
         if request.path in MEDIA_PATHS and request.method == "POST":
             return self._serve_media(request)
+        if request.path.startswith(KEPT_PREFIXES):
+            return self._serve_kept(request)
+        return self._answer_about(request)
+
+    def _answer_about(self, request: Received) -> Reply:
+        """What is no work for a model."""
         if request.path in _SIMULATOR_PATHS:
             return self._simulator(request)
         if request.path == _MODELS_PATH and request.method == "GET":
             return self._list_models(request)
-        if endpoint is not None or request.path == _MODELS_PATH or request.path in MEDIA_PATHS:
+        if request.path in _ENDPOINTS or request.path == _MODELS_PATH or request.path in MEDIA_PATHS:
             return Reply(405, openai.error_body(openai.wrong_method(request.method, request.path)))
         return Reply(404, openai.error_body(openai.unknown_url(request.method, request.path)))
 
@@ -128,6 +141,12 @@ class Service:
         if ask.directive.status is not None:
             return self._error(_dialect(endpoint).directed_error(ask.directive.status), caller, ask.directive)
         name = Identity(self._answers, quoted(ask.model), self._now_us() // 1_000_000)
+        if endpoint is Endpoint.RESPONSES:
+            missing = self.shelf.missing(request.body)
+            if missing is not None:
+                return self._error(missing, caller)
+            if msgspec.json.decode(request.body, type=_Stores).store is not False:
+                self.shelf.keep_response(openai_responses.response_body(ask, plan, name), request.body)
         events = _render_events(ask, plan, name) if ask.stream else None
         body = b"" if events is not None else _render_body(ask, plan, name)
         if ask.directive.fault is Fault.BAD_JSON:
@@ -153,6 +172,18 @@ class Service:
         body = served.body[: len(served.body) * 2 // 3] if directive.fault is Fault.BAD_JSON else served.body
         reply = self._reply(200, body, caller, directive, usage=served.usage, events=served.events)
         return msgspec.structs.replace(reply, media_type=served.media_type)
+
+    def _serve_kept(self, request: Received) -> Reply:
+        self._answers += 1
+        anthropic_dialect = b"anthropic-version" in request.headers
+        refusal = None if self._keys is None else self._refuse_key(anthropic_dialect, request)
+        found = refusal or self.shelf.answer(request.method, request.path, request.headers, request.body)
+        caller = Caller(request.path, "", "", _request_id(request), False)
+        if found is None:
+            return Reply(404, openai.error_body(openai.unknown_url(request.method, request.path)))
+        if isinstance(found, Refusal):
+            return self._error(found, caller)
+        return Reply(200, found.body, _id_header(request.path, self._answers), caller, media_type=found.media_type)
 
     def _applies(self, ask: Ask, body: bytes) -> bool:
         return self._applied(ask.directive, ask.model, body)

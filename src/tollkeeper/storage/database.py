@@ -5,6 +5,7 @@ from collections.abc import Callable
 from sqlalchemy import text
 
 from tollkeeper.domain.audit import LIBRARY
+from tollkeeper.domain.objects import ObjectRegistry
 from tollkeeper.domain.ports import (
     Accounts,
     AdminTokens,
@@ -26,6 +27,7 @@ from tollkeeper.storage.directory import StoredDirectory
 from tollkeeper.storage.engine import make_engine
 from tollkeeper.storage.idempotency import StoredIdempotency
 from tollkeeper.storage.migrate import is_current, migrate
+from tollkeeper.storage.objects import StoredObjects
 from tollkeeper.storage.spend import StoredSpend
 from tollkeeper.storage.transactions import Transactions
 
@@ -42,6 +44,7 @@ class Database:
         self.spend: SpendLedger = StoredSpend(transactions)
         self.alerts: AlertBook = StoredAlerts(transactions)
         self.budgets: BudgetReader = StoredBudgets(transactions)
+        self.objects: ObjectRegistry = StoredObjects(transactions)
 
     @classmethod
     async def open(cls, url: str, *, pool_size: int = 5, timeout_s: float = 5.0) -> "Database":

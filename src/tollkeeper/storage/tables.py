@@ -306,6 +306,27 @@ budget_alerts: Final = Table(
 """Thresholds of budgets that were reached, once each; `due_us` is set while one waits for its delivery. `failure` is
 why the last attempt to deliver it failed."""
 
+stored_objects: Final = Table(
+    "stored_objects",
+    METADATA,
+    _text("root"),
+    _text("id"),
+    _text("kind"),
+    _text("provider"),
+    _text("key_id"),
+    _int("created_us"),
+    _text("model"),
+    _text("upstream_model"),
+    _text("seen"),
+    _text("notes"),
+    _int("due_us", nullable=True),
+    PrimaryKeyConstraint("root", "id"),
+    Index("ix_stored_objects_root_kind_created_us", "root", "kind", "created_us"),
+    Index("ix_stored_objects_kind_created_us", "kind", "created_us"),
+    Index("ix_stored_objects_due_us", "due_us"),
+)
+"""Answers, files and batches kept at providers, by the organisation that made them (domain/objects.py)."""
+
 monthly_usage_summary: Final = Table(
     "monthly_usage_summary",
     METADATA,

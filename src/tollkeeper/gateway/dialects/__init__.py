@@ -10,8 +10,11 @@ from tollkeeper.gateway.dialects.fault import (
     refusal_message,
 )
 from tollkeeper.gateway.dialects.headers import limit_headers, money_headers, refusal_headers
+from tollkeeper.gateway.dialects.kept import Kept, Named, find_route, kept_call, off_route, pairs_of
+from tollkeeper.gateway.dialects.kept_answer import Produced, produced_by
 from tollkeeper.gateway.dialects.reassemble import reassemble
-from tollkeeper.gateway.dialects.request import parse, upstream_body
+from tollkeeper.gateway.dialects.references import Reference, references
+from tollkeeper.gateway.dialects.request import parse, parse_upload, upstream_body
 from tollkeeper.gateway.dialects.stream import StreamMeter
 
 __all__ = [
@@ -20,17 +23,28 @@ __all__ = [
     "Call",
     "Dialect",
     "Endpoint",
+    "Kept",
+    "Named",
+    "Produced",
+    "Reference",
     "Sold",
     "StreamMeter",
     "error_body",
     "error_event",
     "error_status",
+    "find_route",
+    "kept_call",
     "limit_headers",
     "money_headers",
+    "off_route",
+    "pairs_of",
     "parse",
+    "parse_upload",
+    "produced_by",
     "read_answer",
     "read_usage",
     "reassemble",
+    "references",
     "refusal_fault",
     "refusal_headers",
     "refusal_message",

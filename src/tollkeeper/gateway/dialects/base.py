@@ -30,6 +30,19 @@ Name = Literal[
     "images",
     "image_edits",
     "image_variations",
+    "response_get",
+    "response_delete",
+    "response_cancel",
+    "response_items",
+    "file_create",
+    "file_list",
+    "file_get",
+    "file_delete",
+    "file_content",
+    "batch_create",
+    "batch_list",
+    "batch_get",
+    "batch_cancel",
 ]
 
 
@@ -38,7 +51,7 @@ class Endpoint(msgspec.Struct, frozen=True):
 
     `streams`: whether it can answer with server-sent events. `form`: requests are multipart forms. `fees`: what it
     can be sold by instead of tokens, as in `FEES`. `free`: providers charge nothing for it. `media`: answers need not
-    be JSON.
+    be JSON. `once`: what may have been done is not asked for again.
     """
 
     path: str
@@ -49,6 +62,7 @@ class Endpoint(msgspec.Struct, frozen=True):
     fees: tuple[str, ...] = ()
     free: bool = False
     media: bool = False
+    once: bool = False
 
     @property
     def sells_media(self) -> bool:
@@ -108,7 +122,7 @@ class Call(msgspec.Struct, frozen=True):
     n or best_of, times the prompts. `wants_usage_chunk`: the client itself asked for `stream_options.include_usage`.
     `content` is what the cost bound is made of. `fields` is the body's top level, each value's bytes untouched.
     `sold` is what it buys beside tokens. `form` is the body of an endpoint that takes forms; `fields` then has their
-    texts.
+    texts. `path` with its query is where it goes, if that is not the endpoint's own.
     """
 
     endpoint: Endpoint
@@ -122,6 +136,8 @@ class Call(msgspec.Struct, frozen=True):
     fields: dict[str, msgspec.Raw]
     sold: Sold | None = None
     form: Form | None = None
+    method: str = "POST"
+    path: str = ""
 
 
 ABSENT: Final = msgspec.Raw(b"")

@@ -28,6 +28,8 @@ STATUS: Final[Mapping[Fault, int]] = {
     Fault.MODEL_FORBIDDEN: 403,
     Fault.UNKNOWN_MODEL: 404,
     Fault.UNKNOWN_ROUTE: 404,
+    Fault.UNKNOWN_OBJECT: 404,
+    Fault.ELSEWHERE: 400,
     Fault.WRONG_METHOD: 405,
     Fault.WRONG_DIALECT: 400,
     Fault.UNPRICED: 400,

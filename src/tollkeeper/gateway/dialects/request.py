@@ -11,9 +11,10 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
-from tollkeeper.domain.bound import OUTPUT_TOKENS_MAX
+from tollkeeper.domain.bound import OUTPUT_TOKENS_MAX, Content
 from tollkeeper.domain.errors import Fault, RequestError
-from tollkeeper.gateway.dialects.base import Call, Endpoint, Name
+from tollkeeper.domain.usage import Usage
+from tollkeeper.gateway.dialects.base import Call, Endpoint, Name, Sold
 from tollkeeper.gateway.dialects.content import read_content
 from tollkeeper.gateway.dialects.form import parse_form
 from tollkeeper.gateway.dialects.sold import BODIES, sold_call
@@ -153,6 +154,15 @@ def parse(endpoint: Endpoint, body: bytes | bytearray, content_type: bytes = b""
         content,
         fields,
     )
+
+
+def parse_upload(endpoint: Endpoint, body: bytearray, content_type: bytes) -> Call:
+    """A file to keep at the provider. Raises RequestError as `parse`."""
+    form = parse_form(content_type, body)
+    if len(form.files("file")) != 1 or sum(part.filename is not None for part in form.parts) != 1:
+        raise RequestError(Fault.INVALID, "Missing required parameter: 'file', one file.", param="file")
+    content = Content(text_bytes=0)
+    return Call(endpoint, "", False, 0, 1, None, False, content, {}, sold=Sold(counted=Usage()), form=form)
 
 
 def _parsed_form(endpoint: Endpoint, body: bytes | bytearray, content_type: bytes) -> Call:

@@ -27,6 +27,7 @@ from tollkeeper.gateway.dialects.answer import (
     usage_of,
 )
 from tollkeeper.gateway.dialects.base import ABSENT, Endpoint
+from tollkeeper.gateway.dialects.kept_answer import Produced, item_ids
 
 EVENT_BYTES_MAX: Final = 2**20
 """Largest event that is held back and read."""
@@ -50,7 +51,13 @@ _WORDS: Final = {
     "chat": (b"[DONE]", b'"error"'),
     "completions": (b"[DONE]", b'"error"'),
     "embeddings": (b"[DONE]", b'"error"'),
-    "responses": (b'"response.completed"', b'"response.incomplete"', b'"response.failed"', b'"error"'),
+    "responses": (
+        b'"response.created"',
+        b'"response.completed"',
+        b'"response.incomplete"',
+        b'"response.failed"',
+        b'"error"',
+    ),
     "messages": (b'"message_stop"', b'"error"'),
     "transcriptions": (b'"transcript.text.done"', b'"error"'),
     "speech": (b'"speech.audio.done"', b'"error"'),
@@ -68,6 +75,7 @@ class _Inner(msgspec.Struct):
     error: msgspec.Raw = ABSENT
     service_tier: msgspec.Raw = ABSENT
     output: msgspec.Raw = ABSENT
+    id: msgspec.Raw = ABSENT
 
 
 class _Event(msgspec.Struct):
@@ -101,8 +109,8 @@ class StreamMeter:
     """One stream. `keep_usage_chunk`: the client asked for it, so it stays.
 
     `usage`: None until the provider has reported the whole; Anthropic's stream begins with a part, which is not it.
-    `complete`: the format's last event was seen. `error`: the message of an error event, if one came. `unread`:
-    events passed unread because of their size. All grow as the stream is fed.
+    `produced`: what it leaves at the provider. `complete`: the format's last event was seen. `error`: the message of
+    an error event, if one came. `unread`: events passed unread because of their size. All grow as the stream is fed.
     """
 
     __slots__ = (
@@ -120,6 +128,7 @@ class StreamMeter:
         "error",
         "images",
         "model",
+        "produced",
         "unread",
     )
 
@@ -140,6 +149,7 @@ class StreamMeter:
         self.images = 0
         self.error: str | None = None
         self.model: str | None = None
+        self.produced: Produced | None = None
         self.unread = 0
 
     @property
@@ -237,6 +247,8 @@ class StreamMeter:
         if event.type in _FINAL_TYPES:
             self.complete = True
         self._note_error(event, inner)
+        if event.response is not None and (made := parse_string(event.response.id)):
+            self.produced = Produced(made, item_ids(event.response.output))
         usage = event.usage if inner is None else inner.usage
         model = event.model if inner is None else inner.model
         if len(model):

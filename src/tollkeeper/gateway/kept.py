@@ -1,0 +1,218 @@
+"""Requests for what providers keep: stored answers, files. Admitted like any other, free, and only for their owner.
+
+What is not the organisation's is a 404, as what does not exist. Lists are answered from our own record, since the
+provider's has everybody's. Each object is asked for where it was made.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import msgspec
+
+from tollkeeper.domain.admission import Denial
+from tollkeeper.domain.bodies import ByteBudget
+from tollkeeper.domain.errors import Fault, RequestError
+from tollkeeper.domain.objects import ObjectKind, StoredObject
+from tollkeeper.domain.policy import Principal
+from tollkeeper.gateway.asgi import HttpError
+from tollkeeper.gateway.attempts import Attempts
+from tollkeeper.gateway.dialects import Kept, Named, Produced, kept_call, pairs_of, parse_upload
+from tollkeeper.gateway.objects import Objects
+from tollkeeper.gateway.record import Exchange
+from tollkeeper.gateway.routing import Pool, pool_at
+from tollkeeper.gateway.stream import JSON
+from tollkeeper.settings import Settings
+
+PROVIDER_HEADER: Final = b"x-tollkeeper-provider"
+"""Where a file is to be kept; default: the first provider of the dialect."""
+PAGE: Final = 20
+PAGE_MAX: Final = 100
+SEEN_BYTES_MAX: Final = 16 * 2**10
+"""Of an object's own JSON, kept for lists; a larger one is not listed."""
+ITEMS_MAX: Final = 256
+"""Of one answer, that later requests may refer to."""
+
+LISTED: Final = frozenset(("limit", "after", "order", "purpose"))
+LISTED_ANTHROPIC: Final = frozenset(("limit", "after_id"))
+"""Parameters of a list's query."""
+
+Refuse = Callable[[Exchange, Denial], Awaitable[None]]
+
+_decode = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+class ObjectKeeper:
+    """Writes down what one exchange makes. `kind`: of the object itself; its parts are items."""
+
+    __slots__ = ("_exchange", "_kind", "_now_us", "_objects")
+
+    def __init__(self, objects: Objects, exchange: Exchange, kind: ObjectKind, now_us: Callable[[], int]) -> None:
+        self._objects, self._exchange, self._kind, self._now_us = objects, exchange, kind, now_us
+
+    def note(self, produced: Produced) -> None:
+        """See `Keeper`."""
+        plan, principal = self._exchange.plan, self._exchange.principal
+        assert plan is not None and principal is not None
+        seen = b"" if self._kind is ObjectKind.RESPONSE or len(produced.seen) > SEEN_BYTES_MAX else produced.seen
+        made = StoredObject(
+            root=principal.root,
+            id=produced.id,
+            kind=self._kind,
+            provider=plan.route.provider,
+            key_id=principal.key_id,
+            created_us=self._now_us(),
+            model=plan.route.model,
+            upstream_model=plan.route.upstream_model,
+            seen=seen.decode("utf-8", "replace"),
+        )
+        items = [msgspec.structs.replace(made, id=item, kind=ObjectKind.ITEM) for item in produced.items[:ITEMS_MAX]]
+        self._objects.put([made, *items])
+
+    async def wait(self) -> None:
+        """See `Keeper`."""
+        await self._objects.committed()
+
+
+class _Forgetter:
+    """An object that the provider has deleted."""
+
+    __slots__ = ("_id", "_objects", "_root")
+
+    def __init__(self, objects: Objects, root: str, id_: str) -> None:
+        self._objects, self._root, self._id = objects, root, id_
+
+    def note(self, produced: Produced) -> None:
+        """See `Keeper`."""
+
+    async def wait(self) -> None:
+        """See `Keeper`."""
+        await self._objects.forget(self._root, self._id)
+
+
+class KeptRoutes:
+    """Serves `dialects/kept.py`'s routes. `refuse` tells a client a denial."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        objects: Objects,
+        attempts: Attempts,
+        uploads: ByteBudget,
+        refuse: Refuse,
+        now_us: Callable[[], int],
+    ) -> None:
+        self._settings, self._objects, self._attempts = settings, objects, attempts
+        self._uploads, self._refuse, self._now_us = uploads, refuse, now_us
+
+    async def serve(self, exchange: Exchange, named: Named, principal: Principal) -> None:
+        """Answer the client. Raises as `Attempts.serve`, and RequestError UNKNOWN_OBJECT."""
+        route = named.route
+        if route.here:
+            await self._list(exchange, route, principal)
+        elif route.names_one:
+            await self._one(exchange, named, principal)
+        else:
+            await self._upload(exchange, route)
+
+    async def _one(self, exchange: Exchange, named: Named, principal: Principal) -> None:
+        endpoint = named.route.endpoint
+        call = kept_call(named, exchange.client.query)
+        found = await self._objects.own(principal.root, named.route.kind, named.id)
+        provider = self._settings.providers.get(found.provider)
+        if provider is None or provider.dialect != endpoint.dialect:
+            raise RequestError(
+                Fault.UNKNOWN_OBJECT, f"'{named.id}' is at a provider that this path does not lead to."
+            )
+        if endpoint.name.endswith("_delete"):
+            exchange.keep = _Forgetter(self._objects, principal.root, named.id)
+        exchange.call = msgspec.structs.replace(call, model=found.model)
+        await self._attempt(exchange, pool_at(found.provider, found.model, found.upstream_model))
+
+    async def _attempt(self, exchange: Exchange, pool: Pool) -> None:
+        assert exchange.endpoint is not None
+        denial = await self._attempts.serve(exchange, exchange.endpoint, [pool])
+        if denial is not None:
+            await self._refuse(exchange, denial)
+
+    async def _upload(self, exchange: Exchange, route: Kept) -> None:
+        client, server = exchange.client, self._settings.server
+        pool = pool_at(self._provider(exchange))
+        stated = client.header(b"content-length")
+        room = min(int(stated), server.upload_bytes_max) if stated.isdigit() else server.upload_bytes_max
+        if not self._uploads.take(room):
+            raise HttpError(Fault.OVERLOADED, UPLOADS_FULL, headers=((b"retry-after", b"1"),))
+        try:
+            body = await client.upload(server.upload_bytes_max, server.body_timeout_s)
+            if body is None:
+                return
+            exchange.call = parse_upload(route.endpoint, body, client.header(b"content-type"))
+            exchange.keep = ObjectKeeper(self._objects, exchange, route.kind, self._now_us)
+            await self._attempt(exchange, pool)
+        finally:
+            self._uploads.give(room)
+
+    def _provider(self, exchange: Exchange) -> str:
+        """Where a new object is to be kept: only configured providers can be named."""
+        asked = exchange.client.header(PROVIDER_HEADER).decode("ascii", "replace")
+        spoken = [name for name, its in self._settings.providers.items() if its.dialect == exchange.dialect]
+        if asked and asked not in spoken:
+            known = ", ".join(spoken) or "none"
+            message = f"{PROVIDER_HEADER.decode()}: there is no such provider of this dialect; known: {known}."
+            raise RequestError(Fault.INVALID, message)
+        if not spoken:
+            raise RequestError(Fault.UNKNOWN_ROUTE, f"No provider of the {exchange.dialect} dialect is configured.")
+        return asked or spoken[0]
+
+    async def _list(self, exchange: Exchange, route: Kept, principal: Principal) -> None:
+        anthropic = exchange.dialect == "anthropic"
+        query = Paging.read(exchange.client.query, anthropic=anthropic)
+        found = await self._objects.page(
+            principal.root,
+            route.kind,
+            limit=query.limit + 1,
+            after=query.after,
+            oldest_first=query.oldest_first,
+        )
+        shown = [seen for its in found[: query.limit] if (seen := _seen(its)) is not None and query.wants(seen)]
+        first, last = (shown[0].get("id"), shown[-1].get("id")) if shown else (None, None)
+        page: dict[str, Any] = {"data": shown, "has_more": len(found) > query.limit}
+        page |= {"first_id": first, "last_id": last}
+        if not anthropic:
+            page = {"object": "list", **page}
+        exchange.status = 200
+        await exchange.client.respond(200, [*exchange.id_headers(), JSON], msgspec.json.encode(page))
+
+
+UPLOADS_FULL: Final = "Too many files are being uploaded at the moment. Try again shortly."
+
+
+class Paging(msgspec.Struct, frozen=True):
+    """Which objects of a list are asked for."""
+
+    limit: int = PAGE
+    after: str | None = None
+    oldest_first: bool = False
+    purpose: str | None = None
+
+    @classmethod
+    def read(cls, query: bytes, *, anthropic: bool) -> "Paging":
+        """From the query. Raises RequestError for what cannot be read."""
+        found = dict(pairs_of(query, LISTED_ANTHROPIC if anthropic else LISTED))
+        limit = found.get("limit", str(PAGE))
+        if not limit.isascii() or not limit.isdigit() or not int(limit[:9]) >= 1:
+            raise RequestError(Fault.INVALID, "'limit' must be a number above zero.", param="limit")
+        if found.get("order", "desc") not in ("asc", "desc"):
+            raise RequestError(Fault.INVALID, "'order' must be asc or desc.", param="order")
+        after = found.get("after_id" if anthropic else "after")
+        return cls(min(int(limit[:9]), PAGE_MAX), after, found.get("order") == "asc", found.get("purpose"))
+
+    def wants(self, seen: dict[str, Any]) -> bool:
+        """Whether an object is of the purpose that was asked for."""
+        return self.purpose is None or seen.get("purpose") == self.purpose
+
+
+def _seen(its: StoredObject) -> dict[str, Any] | None:
+    try:
+        return _decode(its.seen.encode())
+    except msgspec.DecodeError:
+        return None
