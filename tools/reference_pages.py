@@ -26,7 +26,7 @@ HEAD: Final = "<!-- Written by tools/write_reference.py (`make docs`) from {}; d
 FAULTS: Final[dict[Fault, str]] = {
     Fault.MALFORMED: "The body is no JSON object.",
     Fault.INVALID: "A field is missing or of the wrong type; `param` names it.",
-    Fault.TOO_LARGE: "The body is longer than `server.body_bytes_max`.",
+    Fault.TOO_LARGE: "The body is longer than `server.body_bytes_max`, a form than `server.upload_bytes_max`.",
     Fault.NO_KEY: "Neither `Authorization: Bearer` nor `x-api-key` was sent.",
     Fault.BAD_KEY: "The key is not known here.",
     Fault.EXPIRED_KEY: "The key has expired.",
@@ -34,6 +34,8 @@ FAULTS: Final[dict[Fault, str]] = {
     Fault.MODEL_FORBIDDEN: "The key, its team or its organisation may not use this model.",
     Fault.UNKNOWN_MODEL: "No provider serves a model of this name.",
     Fault.UNKNOWN_ROUTE: "There is nothing at this path.",
+    Fault.UNKNOWN_OBJECT: "No such stored object of this organisation's, or one that nobody can tell whose it is.",
+    Fault.ELSEWHERE: "What the request refers to is kept at another provider than the one that serves the model.",
     Fault.WRONG_METHOD: "The path exists, for another method.",
     Fault.WRONG_DIALECT: "The model's provider speaks the other dialect.",
     Fault.UNPRICED: "The key has a hard budget and the model no known price.",
@@ -82,6 +84,7 @@ ANSWERED: Final[dict[str, str]] = {
     "x-upstream-request-id": "The provider's own id.",
 }
 READ: Final[dict[str, str]] = {
+    "x-tollkeeper-provider": "Where a file is to be kept: a configured provider; default: the first of the dialect.",
     "authorization": "`Bearer tk_…`: the key.",
     "x-api-key": "The key, as Anthropic's SDK sends it.",
     "x-request-id": "The client's own id; it is recorded, the gateway's is another one.",
