@@ -1,11 +1,12 @@
 """The contract of `Accounts`, on both databases."""
 
 import base64
+import hashlib
 
 import msgspec
 import pytest
 
-from tollkeeper.domain.accounts import Key, KeyChange, NewKey, digest_secret
+from tollkeeper.domain.accounts import Key, KeyChange, NewKey, digest_imported, digest_presented, digest_secret
 from tollkeeper.domain.errors import InvalidInput, NotFound
 from tollkeeper.domain.periods import Period
 from tollkeeper.domain.policy import Budget, Policy, ScopeKind, Unit, Window
@@ -53,6 +54,26 @@ async def test_a_secret_is_256_random_bits_and_only_its_digest_is_stored(
     changes = await database.directory.changes_since(0)
     assert changes is not None
     assert [active.digest for active in changes.active] == [digest_secret(DIGEST_KEY, secret.encode())]
+
+
+async def test_a_key_of_another_gateway_keeps_its_secret(accounts: Accounts, database: Database) -> None:
+    """Known by the SHA-256 of the secret alone, imported once, rotated like any other; and the SHA-256, however it is
+    sent, opens nothing."""
+    secret = b"sk-1234567890abcdef"
+    digest = hashlib.sha256(secret).digest()
+    key = await accounts.import_key(NewKey("app", policy=POLICY), digest, "cdef")
+    assert key is not None and (key.hint, key.policy) == ("cdef", POLICY)
+    assert await accounts.imported_key(digest) == key
+    assert await accounts.import_key(NewKey("twice"), digest, "cdef") is None
+    changes = await database.directory.changes_since(0)
+    assert changes is not None
+    (active,) = changes.active
+    assert active.digest == digest_presented(DIGEST_KEY, secret) == digest_imported(DIGEST_KEY, digest)
+    for sent in (digest, digest.hex().encode(), b"tk_" + digest, b"tk_" + digest.hex().encode(), b"tk_" + secret):
+        assert digest_presented(DIGEST_KEY, sent) != active.digest
+    rotated, new_secret = await accounts.rotate_key(key.id)
+    assert new_secret.startswith("tk_") and await accounts.imported_key(digest) == rotated
+    assert await accounts.import_key(NewKey("again"), digest, "cdef") is None
 
 
 async def test_ids_are_safe_inside_names_of_counters(accounts: Accounts) -> None:

@@ -14,6 +14,7 @@ from tollkeeper.cli import (
     audit,
     configuration,
     groups,
+    importing,
     keys,
     limits,
     logs,
@@ -46,6 +47,7 @@ app.command("reconcile")(reconcile.reconcile_accounts)
 app.add_typer(logs.app, name="logs")
 app.add_typer(prices.app, name="prices")
 app.add_typer(configuration.app, name="config")
+app.add_typer(importing.app, name="import")
 app.command()(configuration.migrate)
 app.command()(configuration.doctor)
 app.command()(serve.simulate)

@@ -4,6 +4,7 @@ A secret is `tk_` and 43 URL-safe characters (256 random bits). Only its HMAC-SH
 digest key is stored, so that a stolen database opens nothing.
 """
 
+import hashlib
 import hmac
 from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
@@ -14,13 +15,30 @@ from tollkeeper.domain.errors import InvalidInput, NotFound
 from tollkeeper.domain.policy import UNLIMITED, Policy
 
 SECRET_PREFIX: Final = "tk_"  # noqa: S105 - a public prefix
+_PREFIX: Final = SECRET_PREFIX.encode()
 SECRET_BYTES: Final = 32
+IMPORTED: Final = b"tollkeeper: SHA-256 of an imported key"
 NAME_MAX: Final = 200
 
 
 def digest_secret(digest_key: bytes, secret: bytes) -> bytes:
     """The keyed digest under which a secret is stored and looked up: 32 bytes."""
     return hmac.digest(digest_key, secret, "sha256")
+
+
+def digest_imported(digest_key: bytes, secret_sha256: bytes) -> bytes:
+    """The same for a key of another gateway, of whose secret only the SHA-256 is known: 32 bytes.
+
+    Keyed apart from `digest_secret`: whoever has the SHA-256 alone cannot send anything that would have this digest.
+    """
+    return hmac.digest(hmac.digest(digest_key, IMPORTED, "sha256"), secret_sha256, "sha256")
+
+
+def digest_presented(digest_key: bytes, secret: bytes) -> bytes:
+    """The digest to look for when a client sends this: our secrets have a prefix, all others can only be imported."""
+    if secret.startswith(_PREFIX):
+        return digest_secret(digest_key, secret)
+    return digest_imported(digest_key, hashlib.sha256(secret).digest())
 
 
 class Organisation(msgspec.Struct, frozen=True):

@@ -153,6 +153,14 @@ class Accounts(Protocol):
         """The key and its secret, which is shown this once."""
         ...
 
+    async def import_key(self, new: NewKey, secret_sha256: bytes, hint: str) -> Key | None:
+        """A key that is opened by the secret with this SHA-256, whatever its prefix but ours. None: there is one."""
+        ...
+
+    async def imported_key(self, secret_sha256: bytes) -> Key | None:
+        """The key that was imported with this, also one that was rotated, revoked or has expired since."""
+        ...
+
     async def rotate_key(self, key: str, *, overlap_s: float = 0.0) -> tuple[Key, str]:
         """A new secret; the old one works for `overlap_s` more. One that was still working from before ends now."""
         ...

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from tollkeeper.domain.accounts import SECRET_PREFIX, digest_secret
+from tollkeeper.domain.accounts import SECRET_PREFIX, digest_presented
 from tollkeeper.domain.errors import DatabaseUnavailable, Fault, RequestError, Unavailable
 from tollkeeper.domain.policy import Principal
 from tollkeeper.domain.ports import KeyDirectory
@@ -101,7 +101,7 @@ class KeyTable:
             raise RequestError(Fault.NO_KEY, MISSING_KEY)
         if len(secret) > SECRET_BYTES_MAX:
             raise RequestError(Fault.BAD_KEY, "The API key is far too long to be one of this gateway.")
-        digest = digest_secret(self._digest_key, secret)
+        digest = digest_presented(self._digest_key, secret)
         entry = self._table.get(digest)
         if entry is None:
             self._misses.inc()

@@ -21,6 +21,7 @@ from tollkeeper.domain.accounts import (
     PolicyEdit,
     Team,
     Unchanged,
+    digest_imported,
     digest_secret,
     edited,
 )
@@ -47,6 +48,7 @@ OVERLAP_MAX_S: Final = 30 * 86_400.0
 _ORGANISATIONS: Final = select(organisations).where(
     organisations.c.deleted_us.is_(None), organisations.c.implicit.is_(False)
 )
+_KEY_OF: Final = select(keys).join(key_digests, key_digests.c.key_id == keys.c.id)
 _TEAMS: Final = select(teams).where(teams.c.deleted_us.is_(None))
 
 
@@ -67,27 +69,25 @@ class StoredAccounts:
         validate_name(new.name, what="key")
         validate_policy(new.policy)
         secret = _new_secret()
+        digest = digest_secret(self._digest_key, secret.encode())
         async with self._changes.open() as change:
-            check_expiry(new.expires_us, change.now_us)
-            organisation_id, team_id = await self._home_of(change, new)
-            key_id = new_id(KEY)
-            await change.transaction.execute(
-                keys.insert().values(
-                    id=key_id,
-                    organisation_id=organisation_id,
-                    team_id=team_id,
-                    name=new.name,
-                    hint=secret[-HINT_CHARACTERS:],
-                    policy=write_policy(new.policy),
-                    created_us=change.now_us,
-                    expires_us=new.expires_us,
-                    changed_version=change.version,
-                )
-            )
-            await self._insert_digest(change, key_id, secret)
-            key = await _key_by_id(change.transaction, key_id)
-            await change.record("key.create", key.id, None, key_words(key, change.now_us))
+            key = await self._insert_key(change, new, digest, secret[-HINT_CHARACTERS:])
         return key, secret
+
+    async def import_key(self, new: NewKey, secret_sha256: bytes, hint: str) -> Key | None:
+        validate_name(new.name, what="key")
+        validate_policy(new.policy)
+        digest = digest_imported(self._digest_key, secret_sha256)
+        async with self._changes.open() as change:
+            if await change.transaction.row(_KEY_OF.where(key_digests.c.digest == digest)) is not None:
+                return None
+            return await self._insert_key(change, new, digest, hint[-HINT_CHARACTERS:])
+
+    async def imported_key(self, secret_sha256: bytes) -> Key | None:
+        digest = digest_imported(self._digest_key, secret_sha256)
+        async with self._transactions.read() as transaction:
+            row = await transaction.row(_KEY_OF.where(key_digests.c.digest == digest))
+        return None if row is None else _key(row)
 
     async def rotate_key(self, key: str, *, overlap_s: float = 0.0) -> tuple[Key, str]:
         check_overlap(overlap_s)
@@ -106,7 +106,7 @@ class StoredAccounts:
                 await change.transaction.execute(
                     standing.values(valid_until_us=until_us, changed_version=change.version)
                 )
-            await self._insert_digest(change, before.id, secret)
+            await _insert_digest(change, before.id, digest_secret(self._digest_key, secret.encode()))
             values = {"hint": secret[-HINT_CHARACTERS:], "previous_until_us": until_us}
             return await _written(change, "key.rotate", before, values), secret
 
@@ -281,15 +281,35 @@ class StoredAccounts:
         own = await _insert_organisation(change, new.name, UNLIMITED, implicit=True)
         return own, None
 
-    async def _insert_digest(self, change: Change, key_id: str, secret: str) -> None:
+    async def _insert_key(self, change: Change, new: NewKey, digest: bytes, hint: str) -> Key:
+        check_expiry(new.expires_us, change.now_us)
+        organisation_id, team_id = await self._home_of(change, new)
+        key_id = new_id(KEY)
         await change.transaction.execute(
-            key_digests.insert().values(
-                digest=digest_secret(self._digest_key, secret.encode()),
-                key_id=key_id,
+            keys.insert().values(
+                id=key_id,
+                organisation_id=organisation_id,
+                team_id=team_id,
+                name=new.name,
+                hint=hint,
+                policy=write_policy(new.policy),
                 created_us=change.now_us,
+                expires_us=new.expires_us,
                 changed_version=change.version,
             )
         )
+        await _insert_digest(change, key_id, digest)
+        key = await _key_by_id(change.transaction, key_id)
+        await change.record("key.create", key.id, None, key_words(key, change.now_us))
+        return key
+
+
+async def _insert_digest(change: Change, key_id: str, digest: bytes) -> None:
+    await change.transaction.execute(
+        key_digests.insert().values(
+            digest=digest, key_id=key_id, created_us=change.now_us, changed_version=change.version
+        )
+    )
 
 
 def _new_secret() -> str:
