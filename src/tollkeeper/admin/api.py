@@ -1,4 +1,4 @@
-"""The control plane as one ASGI application: probes, the page at `/docs`, and the admin API behind its guard."""
+"""The control plane as one ASGI application: probes, dashboard, the page `/docs`, the admin API behind its guard."""
 
 from functools import cache
 from typing import Any, Final
@@ -13,6 +13,8 @@ from tollkeeper.admin import models
 from tollkeeper.admin.access import describe_roles
 from tollkeeper.admin.asgi import Guard, Receive, Scope, Send
 from tollkeeper.admin.authentication import Authenticator
+from tollkeeper.admin.dashboard import dashboard
+from tollkeeper.admin.dashboard.sessions import PATH as DASHBOARD
 from tollkeeper.admin.errors import ERRORS, error_body
 from tollkeeper.admin.idempotency import Idempotency
 from tollkeeper.admin.openapi import Document, document, page
@@ -38,7 +40,7 @@ DOCS_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'n
 
 
 class ControlPlane:
-    """Everything that is not `/v1/`, as an ASGI application. `services` and `authenticator` are for its pages."""
+    """Everything that is not `/v1/`, as an ASGI application."""
 
     def __init__(self, parts: Parts) -> None:
         self.services = Services(parts)
@@ -47,6 +49,7 @@ class ControlPlane:
         )
         self.api = _api(self.services, parts)
         self._guarded = Guard(Idempotency(self.api, parts.idempotency), self.authenticator)
+        self._dashboard = dashboard(parts, self.services, self.authenticator)
         self._probes = Probes(
             readiness=parts.readiness, exposition=parts.exposition, index=INDEX.format(version=parts.version)
         )
@@ -55,6 +58,8 @@ class ControlPlane:
         """Serve one request."""
         if scope["type"] == "http" and scope["path"] in Probes.PATHS:
             await self._probes(scope, receive, send)
+        elif scope["type"] == "http" and (scope["path"] + "/").startswith(f"{DASHBOARD}/"):
+            await self._dashboard(scope, receive, send)
         else:
             await self._guarded(scope, receive, send)
 

@@ -24,6 +24,7 @@ INDEX: Final = """Tollkeeper {version}: an LLM gateway.
 
 Point an OpenAI SDK at <this address>/v1 and an Anthropic SDK at <this address>, with a Tollkeeper key.
 
+  /dashboard    spend, keys, limits, logs
   /docs         the API
   /openapi.json the API, for machines
   /healthz      alive

@@ -5,6 +5,7 @@ knows nothing of HTTP. The role that a change needs is checked by whoever calls:
 """
 
 from tollkeeper.admin.parts import Parts
+from tollkeeper.admin.services.activity import ActivityService
 from tollkeeper.admin.services.audit import AuditService
 from tollkeeper.admin.services.budgets import BudgetService
 from tollkeeper.admin.services.groups import OrganisationService, TeamService
@@ -32,3 +33,4 @@ class Services:
         self.logs = LogService(parts)
         self.tokens = TokenService(parts)
         self.audit = AuditService(parts)
+        self.activity = ActivityService(parts)
