@@ -75,7 +75,7 @@ def _api(services: Services, parts: Parts) -> FastAPI:
         organisations(services),
         usage(services),
         budgets(services),
-        corrections(parts),
+        corrections(services),
         store_accounts(parts),
         logs(services),
         operation(services),

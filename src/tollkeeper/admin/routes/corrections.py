@@ -1,39 +1,19 @@
-"""`/admin/v1/corrections`: charges whose truth is not, or was not, known; and an operator's word on them.
+"""`/admin/v1/corrections`: charges whose truth is not, or was not, known; and `/admin/v1/accounts`."""
 
-Each correction is an entry of this gateway's own, on its disk when the answer is sent. What is listed is what the
-database has: routes bring it up to date first, and list as of the last sync if that cannot be done.
-"""
-
-import secrets
-from contextlib import suppress
 from typing import Annotated, Literal
 
 import msgspec
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 
-from tollkeeper.admin.access import Admin, Caller, Reader
+from tollkeeper.admin.access import Admin, Reader
 from tollkeeper.admin.parts import Parts
-from tollkeeper.domain.charges import Charge
-from tollkeeper.domain.corrections import (
-    ADJUSTMENT,
-    adjustment,
-    adjustment_id,
-    charge_words,
-    checked_note,
-    corrected,
-    counter_of,
-)
-from tollkeeper.domain.entries import CounterRef
-from tollkeeper.domain.errors import InvalidInput, NotFound, Unavailable
-from tollkeeper.domain.money import nano_from_usd, usd
-from tollkeeper.domain.periods import Period, month_start_us
-from tollkeeper.domain.ports import Accounts
-from tollkeeper.domain.ports import ListedCharge as Row
-from tollkeeper.domain.words import Words, month_from
+from tollkeeper.admin.services import Services
+from tollkeeper.admin.services.corrections import LISTED_MAX
+from tollkeeper.domain.periods import Period
+from tollkeeper.domain.policy import ScopeKind
+from tollkeeper.domain.words import Words
 
-LISTED_MAX = 1000
-FLUSH_S = 5.0
 Status = Literal["presumed", "settled", "corrected", "quarantined"]
 Tokens = Annotated[int, Field(ge=0, lt=2**53)]
 
@@ -93,35 +73,10 @@ class Issued(BaseModel):
     applied: bool
 
 
-def corrections(parts: Parts) -> APIRouter:
+def corrections(services: Services) -> APIRouter:
     """The routes."""
-    accounts, spend, corrector, sync, now_us = (
-        parts.accounts,
-        parts.spend,
-        parts.corrector,
-        parts.sync,
-        parts.now_us,
-    )
     router = APIRouter(tags=["Corrections"], prefix="/corrections")
-
-    async def known(attempt: str) -> Row:
-        found = await spend.listed(attempt=attempt)
-        if not found:
-            await sync()
-            found = await spend.listed(attempt=attempt)
-        if not found:
-            raise NotFound(f"no charge of {attempt!r} is listed; what is settled is changed by an adjustment")
-        return max(found, key=lambda listed: listed.charge.rank)
-
-    async def issue(caller: Caller, root: str, attempt: str, charge: Charge, note: str) -> Words:
-        after = {"root": root, "cost_usd": usd(charge.cost_nano), "note": note}
-        await parts.audit.append(caller.author, "correction.issue", attempt, after)
-        corrector.correct(root, attempt, charge, note)
-        applied = await corrector.flush(FLUSH_S)
-        if applied:
-            with suppress(Unavailable):
-                await sync()
-        return {"attempt": attempt, "cost_usd": usd(charge.cost_nano), "applied": applied}
+    service = services.corrections
 
     @router.get("", response_model=Charges, summary="Charges that are presumed, came late, were corrected")
     async def list_charges(
@@ -130,45 +85,29 @@ def corrections(parts: Parts) -> APIRouter:
         key: str | None = Query(None, description="Name or id; default: all keys."),
         limit: int = Query(100, ge=1, le=LISTED_MAX),
     ) -> Words:
-        with suppress(Unavailable):
-            await sync()
-        key_id = None if key is None else (await accounts.get_key(key)).id
-        rows = await spend.listed(status=status, key=key_id, limit=limit)
-        return {"charges": [charge_words(row) for row in rows]}
+        return await service.find(status, key, limit)
 
     @router.get("/{attempt}", response_model=Charges, summary="One attempt, explained")
     async def show_charge(_: Reader, attempt: str) -> Words:
-        with suppress(Unavailable):
-            await sync()
-        await known(attempt)
-        return {"charges": [charge_words(row) for row in await spend.listed(attempt=attempt)]}
+        return await service.show(attempt)
 
     @router.post("/{attempt}", response_model=Issued, summary="Say what an attempt cost")
     async def correct_charge(caller: Admin, attempt: str, request: Correction) -> Words:
-        row = await known(attempt)
-        signed = attempt.startswith(ADJUSTMENT)
-        cost_nano = _nano(request.cost_usd, "cost_usd", signed=signed)
         tokens = (request.input_tokens, request.output_tokens, request.cached_tokens)
-        return await issue(caller, row.root, attempt, corrected(row, cost_nano, tokens), checked_note(request.note))
+        return await service.correct(caller, attempt, request.cost_usd, tokens, request.note)
 
     @router.post("", response_model=Issued, summary="Change or reset the spend of a scope in a period")
     async def adjust_spend(caller: Admin, request: Adjustment) -> Words:
-        note = checked_note(request.note)
-        root, scope_id = await _scope(accounts, request.scope, request.name)
-        counter = counter_of(scope_id, *_period(request, now_us()))
-        if request.amount_usd is None:
-            amount_nano = -(await _spent(root, counter))
-        else:
-            amount_nano = _nano(request.amount_usd, "amount_usd", signed=True)
-        if amount_nano == 0:
-            raise InvalidInput("amount_usd: there is nothing to change")
-        attempt = adjustment_id(request.id or secrets.token_hex(16))
-        return await issue(caller, root, attempt, adjustment(amount_nano, counter), note)
-
-    async def _spent(root: str, counter: CounterRef) -> int:
-        await sync()
-        totals = (await spend.load(root)).totals.get(counter.name)
-        return totals.cost_nano if totals is not None else 0
+        return await service.adjust(
+            caller,
+            ScopeKind(request.scope),
+            request.name,
+            amount_usd=request.amount_usd,
+            note=request.note,
+            period=request.period,
+            month=request.month,
+            asked_id=request.id,
+        )
 
     return router
 
@@ -202,31 +141,3 @@ def store_accounts(parts: Parts) -> APIRouter:
         return found | {"records_pending": parts.records_pending()}
 
     return router
-
-
-def _nano(text: str, what: str, *, signed: bool) -> int:
-    """An amount; below zero only where that makes sense."""
-    negative = text.startswith("-")
-    if negative and not signed:
-        raise InvalidInput(f"{what}: what an attempt cost is zero or more")
-    nano = nano_from_usd(text.removeprefix("-"), what=what)
-    return -nano if negative else nano
-
-
-def _period(request: Adjustment, now_us: int) -> tuple[Period, int]:
-    if request.month is None:
-        return request.period, now_us
-    if request.period is not Period.MONTH:
-        raise InvalidInput("month: only for the period month")
-    return Period.MONTH, month_start_us(*month_from(request.month))
-
-
-async def _scope(accounts: Accounts, scope: str, name: str) -> tuple[str, str]:
-    """Root and id of a scope; the id of an organisation among its counters is empty."""
-    if scope == "key":
-        principal = await accounts.principal(name)
-        return principal.root, principal.key_id
-    if scope == "team":
-        team = await accounts.get_team(name)
-        return team.organisation_id, team.id
-    return (await accounts.get_organisation(name)).id, ""

@@ -8,6 +8,7 @@ from tollkeeper.admin.parts import Parts
 from tollkeeper.admin.services.activity import ActivityService
 from tollkeeper.admin.services.audit import AuditService
 from tollkeeper.admin.services.budgets import BudgetService
+from tollkeeper.admin.services.corrections import CorrectionService
 from tollkeeper.admin.services.groups import OrganisationService, TeamService
 from tollkeeper.admin.services.keys import KeyService
 from tollkeeper.admin.services.limits import LimitService
@@ -33,4 +34,5 @@ class Services:
         self.logs = LogService(parts)
         self.tokens = TokenService(parts)
         self.audit = AuditService(parts)
+        self.corrections = CorrectionService(parts)
         self.activity = ActivityService(parts)
