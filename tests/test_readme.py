@@ -1,4 +1,4 @@
-"""What the README shows works as it stands."""
+"""What the README and the library's page show works as it stands."""
 
 import os
 import re
@@ -13,7 +13,8 @@ from tests.servers.redis import RedisServer, redis_server
 
 __all__ = ["redis_server"]
 README = Path(__file__).parent.parent / "README.md"
-EXAMPLES = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+LIBRARY = README.parent / "docs" / "howto" / "library.md"
+EXAMPLES = re.findall(r"```python\n(.*?)```", LIBRARY.read_text(), re.DOTALL)
 OURS = ("TOLLKEEPER_", "REDIS_", "DATABASE_URL", "LOG_STORE_URL", "BILLING_")
 
 
@@ -23,7 +24,7 @@ def test_limiter_example_runs(redis_server: RedisServer, monkeypatch: pytest.Mon
     redis_server.command("FLUSHALL")
     monkeypatch.setenv("REDIS_URL", redis_server.url)
     names: dict[str, object] = {}
-    exec(compile(example, "README.md", "exec"), names)
+    exec(compile(example, "library.md", "exec"), names)
     with TestClient(names["app"]) as client:  # type: ignore[arg-type]
         answers = [client.get("/search") for _ in range(101)]
     assert [answer.status_code for answer in answers] == [200] * 100 + [429]
@@ -45,8 +46,3 @@ def test_billing_example_runs(store: str, redis_server: RedisServer, tmp_path: P
         ran = subprocess.run(command, env=environ, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert ran.returncode == 0, ran.stderr
         assert ran.stdout.splitlines()[-1] == "0.112300000 USD spent, 4.887700000 left"
-
-
-def test_files_it_points_to_exist() -> None:
-    for target in re.findall(r"\]\(([^)#:]+)\)", README.read_text()):
-        assert (README.parent / target).exists(), target
