@@ -64,7 +64,7 @@ def test_pages_that_the_program_names_exist() -> None:
         (name, file)
         for file in files
         if file.is_file() and file.suffix != ".pyc"
-        for name in re.findall(r"\bdocs/[\w/.-]*\w\.(?:md|json)\b", file.read_text(errors="replace"))
+        for name in re.findall(r"(?<![\w/])docs/[\w/.-]*\w\.(?:md|json)\b", file.read_text(errors="replace"))
     }
     assert len(named) > 20
     assert {(name, str(file)) for name, file in named if not (ROOT / name).exists()} == set()
