@@ -14,11 +14,16 @@ import pytest
 import typer.main
 import yaml
 from tools import reference_pages
+from tools.write_reference import started
 
 from tests.cli.conftest import clean_environment, workdir
 from tests.cli.test_serve import Running, Start, start
 from tests.servers.redis import RedisServer, redis_server
+from tollkeeper.admin.openapi import DATA_PLANE
 from tollkeeper.cli import app
+from tollkeeper.gateway.dialects.base import ENDPOINTS
+from tollkeeper.gateway.dialects.kept import ROUTES
+from tollkeeper.gateway.server import MODELS_PATH
 
 __all__ = ["redis_server", "start", "workdir"]
 ROOT = Path(__file__).resolve().parent.parent
@@ -158,6 +163,18 @@ def _pattern(told: str) -> re.Pattern[str]:
     text = re.escape(told).replace(r"\[", "(").replace(r"\]", ")?").replace(r"\ ", " ")
     text = re.sub(r"\\\{.*?\\\}", r"\\{[^}]*\\}", text)
     return re.compile(re.sub(r"<[^>]*>", "[^{}]+", text))
+
+
+def test_the_page_of_the_http_api_is_up_to_date() -> None:
+    """docs/reference/api.md has every route that a started gateway describes; `make docs` writes it."""
+    assert reference_pages.API.read_text() == reference_pages.api_page(started()[1])
+
+
+def test_every_endpoint_of_the_data_plane_is_told() -> None:
+    """In the OpenAPI document, which the control plane writes without knowing the data plane."""
+    served = {("post", path) for path in ENDPOINTS} | {(kept.method.lower(), kept.endpoint.path) for kept in ROUTES}
+    served |= {("get", MODELS_PATH), ("get", f"{MODELS_PATH}/{{name}}")}
+    assert {(method, path) for method, path, _, _ in DATA_PLANE} == served
 
 
 def test_every_header_of_the_data_plane_is_told() -> None:

@@ -21,6 +21,7 @@ from tollkeeper.governance import redis_store
 ROOT: Final = Path(__file__).resolve().parent.parent
 SOURCE: Final = ROOT / "src" / "tollkeeper"
 FOLDER: Final = ROOT / "docs" / "reference"
+API: Final = FOLDER / "api.md"
 HEAD: Final = "<!-- Written by tools/write_reference.py (`make docs`) from {}; do not edit. -->\n"
 
 FAULTS: Final[dict[Fault, str]] = {
@@ -172,6 +173,27 @@ def headers_page() -> str:
         "|---|---|",
         *(f"| `{name}` | {text} |" for name, text in ANSWERED.items()),
     ]
+    return "\n".join(lines) + "\n"
+
+
+def api_page(described: dict[str, Any]) -> str:
+    """The text of docs/reference/api.md, from the OpenAPI document of a gateway."""
+    groups: dict[str, list[str]] = {}
+    for path, operations in described["paths"].items():
+        for method, operation in operations.items():
+            roles = ", ".join(operation.get("x-roles", ()))
+            row = f"| `{method.upper()} {path}` | {_in_table(operation['summary'])} | {roles} |"
+            groups.setdefault(operation["tags"][0], []).append(row)
+    lines = [
+        HEAD.format("the OpenAPI document of a gateway"),
+        "# HTTP API",
+        "",
+        "A running gateway has all of this with parameters, bodies and answers at `/docs`, and as OpenAPI 3.1 at",
+        "`/openapi.json`. Operators' requests carry an admin token, `Authorization: Bearer …`; the last column says",
+        "which roles may make them. How the data plane bounds and charges requests: [Endpoints](../endpoints.md).",
+    ]
+    for tag, rows in groups.items():
+        lines += ["", f"## {tag}", "", "| | | roles |", "|---|---|---|", *rows]
     return "\n".join(lines) + "\n"
 
 

@@ -22,6 +22,7 @@ import msgspec
 from tools import reference_pages
 
 from tollkeeper import settings
+from tollkeeper.admin.openapi import document
 from tollkeeper.app.gateway import Gateway
 from tollkeeper.app.supervisor import Supervisor
 from tollkeeper.domain.record import SCHEMA_VERSION, AttemptRecord, RequestRecord
@@ -234,23 +235,28 @@ def log_schema_json() -> str:
     return json.dumps(schema.json_schema(field_texts(RequestRecord), field_texts(AttemptRecord)), indent=2) + "\n"
 
 
-async def _declared(folder: Path) -> list[Declaration]:
+async def _started(folder: Path) -> tuple[list[Declaration], dict[str, Any]]:
     secrets = settings.SecretSettings(
         admin_token="a" * 32, digest_key="d" * 32, webhook_url="http://127.0.0.1:9/", webhook_secret="w" * 32
     )
     gateway = Gateway(settings.Settings(data_dir=folder, secrets=secrets))
     await gateway.start()
     try:
-        return gateway.metrics.declared()
+        return gateway.metrics.declared(), document(gateway._admin.api)
     finally:
         await gateway.stop()
 
 
 @cache
+def started() -> tuple[list[Declaration], dict[str, Any]]:
+    """The metrics that a started gateway declares, and its OpenAPI document."""
+    with tempfile.TemporaryDirectory() as folder:
+        return asyncio.run(_started(Path(folder)))
+
+
 def declared() -> tuple[Declaration, ...]:
     """Every metric of a gateway, as one that is started declares them."""
-    with tempfile.TemporaryDirectory() as folder:
-        return tuple(asyncio.run(_declared(Path(folder))))
+    return tuple(started()[0])
 
 
 def declared_by_buffers() -> list[Declaration]:
@@ -303,7 +309,7 @@ def _metric_row(metric: Declaration) -> str:
 
 
 def pages() -> dict[Path, str]:
-    """Every page with the text it should have, but for METRICS.md, for which a gateway must be started."""
+    """Every page with the text it should have, but for METRICS.md and reference/api.md: those need a gateway."""
     return {
         DOCS / "SETTINGS.md": settings_page(),
         DOCS / "ENV_VARIABLES.md": variables_page(),
@@ -315,6 +321,7 @@ def pages() -> dict[Path, str]:
 
 if __name__ == "__main__":
     DOCS.mkdir(exist_ok=True)
-    for page, text in (pages() | {DOCS / "METRICS.md": metrics_page()}).items():
+    made = {DOCS / "METRICS.md": metrics_page(), reference_pages.API: reference_pages.api_page(started()[1])}
+    for page, text in (pages() | made).items():
         page.write_text(text)
         print(f"wrote {page.name}", file=sys.stderr)

@@ -3,6 +3,7 @@
 The page is one static document: no script, and nothing loaded from anywhere.
 """
 
+import re
 from html import escape
 from typing import Any, Final
 
@@ -24,7 +25,26 @@ DATA_PLANE: Final = (
     ("post", "/v1/embeddings", "Embeddings, in the OpenAI dialect", "Charged by input tokens."),
     ("post", "/v1/responses", "Responses, in the OpenAI dialect", "Streams when `stream` is true."),
     ("post", "/v1/messages", "Messages, in the Anthropic dialect", "The key may stand in `x-api-key`."),
+    ("post", "/v1/messages/count_tokens", "Count tokens, in the Anthropic dialect", "Costs nothing."),
+    ("post", "/v1/moderations", "Moderation, in the OpenAI dialect", ""),
+    ("post", "/v1/rerank", "Reranking, as Cohere and others have it", ""),
+    ("post", "/v1/images/generations", "Make images, in the OpenAI dialect", "Streams when `stream` is true."),
+    ("post", "/v1/images/edits", "Change images, in the OpenAI dialect", "A form."),
+    ("post", "/v1/images/variations", "Variations of an image, in the OpenAI dialect", "A form."),
+    ("post", "/v1/audio/speech", "Speak a text, in the OpenAI dialect", ""),
+    ("post", "/v1/audio/transcriptions", "Write down speech, in the OpenAI dialect", "A form."),
+    ("post", "/v1/audio/translations", "Write down speech in English, in the OpenAI dialect", "A form."),
+    ("get", "/v1/responses/{id}", "A stored answer", "One of this key's organisation."),
+    ("delete", "/v1/responses/{id}", "Delete a stored answer", "One of this key's organisation."),
+    ("post", "/v1/responses/{id}/cancel", "Cancel an answer in the background", "One of this key's organisation."),
+    ("get", "/v1/responses/{id}/input_items", "What a stored answer was asked", "One of this key's organisation."),
+    ("post", "/v1/files", "Store a file", "A form."),
+    ("get", "/v1/files", "The files of this key's organisation", ""),
+    ("get", "/v1/files/{id}", "About a file", "One of this key's organisation."),
+    ("delete", "/v1/files/{id}", "Delete a file", "One of this key's organisation."),
+    ("get", "/v1/files/{id}/content", "A file's content", "One of this key's organisation."),
     ("get", "/v1/models", "The models that this key may use", "In the caller's dialect."),
+    ("get", "/v1/models/{name}", "About a model", "In the caller's dialect."),
 )
 PROBES: Final = (
     ("get", "/healthz", "Alive", "200 while the process serves."),
@@ -50,8 +70,10 @@ def document(api: FastAPI) -> Document:
     schemes["Bearer"] = {"type": "http", "scheme": "bearer", "description": "An admin token."}
     schemes["Key"] = {"type": "http", "scheme": "bearer", "description": "A Tollkeeper key."}
     for method, path, summary, text in DATA_PLANE:
+        names = re.findall(r"{(\w+)}", path)
         described["paths"].setdefault(path, {})[method] = _plain("Data plane", summary, text) | {
-            "security": [{"Key": []}]
+            "security": [{"Key": []}],
+            "parameters": [{"name": n, "in": "path", "required": True, "schema": {"type": "string"}} for n in names],
         }
     for method, path, summary, text in PROBES:
         described["paths"].setdefault(path, {})[method] = _plain("Probes", summary, text)
