@@ -84,6 +84,23 @@ async def test_a_dead_producer_is_waited_for_until_the_grace_has_passed(
     await parts.stop()
 
 
+async def test_a_root_that_waits_says_so_again(tmp_path: Path, own_redis: RedisServer, clock: Clock) -> None:
+    """Redis dies once more and forgets who waits: the others still hear of it, and nobody waits for the whole grace."""
+    parts = await Parts.start(tmp_path, own_redis.url, clock, grace_s=60)
+    await parts.spend(one_key("org_a", budget(1000)), "first.1", hold=10, cost=5)
+    assert await parts.ledger.flush(5)
+    await parts.sync.sync_once()
+    await parts.database.spend.enrol_producer("p_dead", clock())
+    await asyncio.sleep(1.1)  # as long as the list of producers is taken as it was read
+    own_redis.command("FLUSHALL")
+    with pytest.raises(Recovering, match="waits for p_dead"):
+        await parts.admit(one_key("org_a", budget(1000)), "early.1", hold=1)
+    assert own_redis.command("DEL", "recovering") == b":1\r\n"
+    waits = lambda: own_redis.command("ZSCORE", "recovering", "org_a") != b"$-1\r\n"  # noqa: E731
+    await asyncio.to_thread(wait_until, waits, "the root says again that it waits", 60)
+    await parts.stop()
+
+
 async def test_a_closed_or_resting_producer_is_not_waited_for(
     tmp_path: Path, own_redis: RedisServer, clock: Clock
 ) -> None:

@@ -99,6 +99,8 @@ GATE_POLL_S: Final = 0.05
 """How often a root that waits for other producers is asked whether they have come."""
 ANNOUNCED_POLL_S: Final = 0.1
 """How often is looked for roots that wait for this producer."""
+ANNOUNCE_AGAIN_S: Final = 1.0
+"""How often a root that waits says so again: the store may lose that, too, and nobody else would ever come."""
 OPEN_PRODUCERS_S: Final = 1.0
 """How long the list of open producers is taken as it was read."""
 NAMED_MAX: Final = 10
@@ -755,19 +757,21 @@ class Ledger:
 
     async def _open_gate(self, root: str, state: _Root) -> None:
         """Send our part, and tell the others until they have sent theirs or the grace has passed."""
-        announced = False
+        announced_s: float | None = None
+        loop = asyncio.get_running_loop()
         try:
             while True:
                 await self._recover_soon(root)
                 gate = state.gate
                 if gate is None or not gate.waits or self._store.now_us() >= gate.until_us:
                     break
-                if not announced:
+                if announced_s is None:
                     self._log.warning("root_waits_for_producers", root=root, producers=gate.waits)
+                if announced_s is None or loop.time() - announced_s >= ANNOUNCE_AGAIN_S:
                     await self._store.announce(root, 1 + self._grace_us // 1_000_000)
-                    announced = True
+                    announced_s = loop.time()
                 await asyncio.sleep(GATE_POLL_S)
-            if announced:
+            if announced_s is not None:
                 await self._store.unannounce(root)
         except StoreUnavailable as error:
             self._log.warning("root_recovery_waits", root=root, why=str(error))
