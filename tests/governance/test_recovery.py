@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,15 @@ from tollkeeper.domain.usage import Usage
 def clock() -> Clock:
     """The real time: Redis has its own clock."""
     return Clock(time.time_ns() // 1000)
+
+
+@pytest.fixture
+def saving_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """Killed and started again it is as it was at its last SAVE."""
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server
+    server.stop()
 
 
 async def patiently(parts: Parts, attempt: str, *, hold: int) -> Grant | Denial:
@@ -85,7 +95,7 @@ async def test_a_dead_producer_is_waited_for_until_the_grace_has_passed(
 
 
 async def test_a_root_that_waits_says_so_again(tmp_path: Path, own_redis: RedisServer, clock: Clock) -> None:
-    """Redis dies once more and forgets who waits: the others still hear of it, and nobody waits for the whole grace."""
+    """Redis dies once more and forgets who waits: the others still hear of it, and none waits for the whole grace."""
     parts = await Parts.start(tmp_path, own_redis.url, clock, grace_s=60)
     await parts.spend(one_key("org_a", budget(1000)), "first.1", hold=10, cost=5)
     assert await parts.ledger.flush(5)
@@ -150,26 +160,50 @@ async def test_a_root_that_was_never_used_waits_for_nobody(
 
 
 async def test_a_promoted_replica_is_not_trusted_before_all_have_sent_again(
-    tmp_path: Path, own_redis: RedisServer, clock: Clock
+    tmp_path: Path, saving_redis: RedisServer, clock: Clock
 ) -> None:
     """Memory that moved back without being empty: another life of the server, with an older state, takes no budget
     until what it lacks is there, even from a producer that sees nothing missing."""
-    busy = await Parts.start(tmp_path, own_redis.url, clock)
-    idle = await Parts.start(tmp_path, own_redis.url, clock)
+    busy = await Parts.start(tmp_path, saving_redis.url, clock)
+    idle = await Parts.start(tmp_path, saving_redis.url, clock)
     who = one_key("org_a", budget(1000))
     await busy.spend(who, "first.1", hold=10, cost=0)
     assert await busy.ledger.flush(5)
-    own_redis.command("SAVE")
+    saving_redis.command("SAVE")
     flying = await idle.admit(who, "flying.1", hold=900)  # after the save: the next life has never heard of it
     assert isinstance(flying, Grant)
     idle.ledger.dispatched(flying)
-    own_redis.kill()
-    own_redis.start()
+    saving_redis.kill()
+    saving_redis.start()
     decision = await patiently(busy, "over.1", hold=101)
     assert isinstance(decision, Denial), decision
     idle.ledger.settle(flying, 50, Usage())
     for parts in (busy, idle):
         await parts.stop()
+
+
+async def test_an_older_state_is_seeded_though_its_producers_are_gone(
+    tmp_path: Path, saving_redis: RedisServer, clock: Clock
+) -> None:
+    """Memory that moved back lacks what only the database knows: the producer has stopped, its outbox is empty. Who
+    asks first, and never had to do with that root, must not admit on the old sums."""
+    other = await Parts.start(tmp_path, saving_redis.url, clock)
+    ended = await Parts.start(tmp_path, saving_redis.url, clock)
+    who = one_key("org_a", budget(1000))
+    await ended.spend(who, "first.1", hold=10, cost=10)
+    assert await ended.ledger.flush(5)
+    saving_redis.command("SAVE")
+    await ended.spend(who, "forgotten.1", hold=890, cost=890)
+    assert await ended.ledger.flush(5)
+    await ended.sync.sync_once()
+    await ended.stop()
+    saving_redis.kill()
+    saving_redis.start()
+    decision = await patiently(other, "over.1", hold=101)
+    assert isinstance(decision, Denial), decision
+    (state,) = [s for s in await other.ledger.limits(who) if s.kind is LimitKind.BUDGET]
+    assert (state.used, state.held) == (900, 0)
+    await other.stop()
 
 
 @pytest.mark.parametrize("then", ["recovering", "away"])

@@ -45,6 +45,7 @@ from tollkeeper.domain.entries import (
     close_entry,
     counter_ref,
     dispatch_of,
+    dominates,
     included,
     is_buried,
     issued_again,
@@ -832,6 +833,9 @@ class Ledger:
                     )
                     if state.gate is None:
                         continue
+                    if await self._is_behind(root, state.gate):
+                        state.suspect = True
+                        continue
                     if await self._resend(root, state):
                         await self._tell_ready(root, state, state.gate)
                         return
@@ -847,6 +851,14 @@ class Ledger:
                 delay_s = min(BACKOFF_MAX_S, 2 * delay_s)
         finally:
             state.recovery = None
+
+    async def _is_behind(self, root: str, gate: Gate) -> bool:
+        """After a loss: whether the database knows of entries that the store does not. Those of producers that have
+        ended, or that were covered, are in no outbox any more: nobody would send them again."""
+        if self.producer not in gate.waits:
+            return False
+        known = (await self._spend.load(root)).marks
+        return not dominates(await self._store.marks(root) or {}, known)
 
     async def _tell_ready(self, root: str, state: _Root, gate: Gate) -> None:
         if self.producer not in gate.waits:
