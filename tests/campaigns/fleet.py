@@ -10,8 +10,10 @@ import random
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from datetime import UTC, datetime
+from decimal import Decimal
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -27,6 +29,7 @@ from tests.servers.proxy import Proxy
 from tests.servers.redis import RedisServer
 from tests.test_replay import migrate
 from tollkeeper.domain.errors import Unavailable
+from tollkeeper.domain.ports import ListedCharge
 from tollkeeper.simulator.account import ServedRequest
 from tollkeeper.storage.database import Database
 
@@ -39,17 +42,28 @@ admission_timeout_s = {patience_s}
 [outage]
 budgets = "closed"
 [billing]
-recovery_grace_s = 60
+recovery_grace_s = {grace_s}
 [database]
 timeout_s = {database_s}
 [routing]
-attempts_max = 1
 """
-"""Deadlines are not the subject: what is slow on a busy machine must not count as away. Nor are retries: the
-provider's record knows requests, so the judge can hold charges to it only while a request has one attempt."""
+"""Deadlines are not the subject: what is slow on a busy machine must not count as away."""
+NO_RETRIES: Final = "attempts_max = 1"
+RETRIES: Final = """attempts_max = 3
+attempts_per_model_max = 3
+retry_ratio = 1.0
+retry_burst = 100000
+backoff_min_s = 0.01
+backoff_max_s = 0.1
+cooldown_failures = 1000000
+cooldown_requests_min = 1000000
+"""
+"""Nothing but the number of attempts keeps a request from being tried again."""
+GRACE_S: Final = 60
+"""A budget may wait so long for a producer that does not come back."""
 ANSWER_S: Final = 40.0
-RECOVERY_S: Final = 60.0
-"""Until everything agrees again; more is reported as a difference."""
+RECOVERY_S: Final = 2.5 * GRACE_S
+"""Until everything agrees again; more is reported as a difference. Longer than what the product itself may wait."""
 SHOWN: Final = 5
 PROMPT_BYTES: Final = 250
 FIELDS: Final = ("cost_nano", "requests", "input_tokens", "output_tokens", "cached_tokens")
@@ -80,12 +94,19 @@ class Ask(NamedTuple):
     delay_ms: int = 0
     fault: str = ""
     hang_up: bool = False
+    status: int = 0
+    """Of the provider's answer, if it is an error."""
+    nonce: str = ""
+    """Makes the body another than all others; then only the first attempt meets `fault` or `status`."""
 
     def body(self) -> dict[str, Any]:
         fault = f" fault={self.fault}" if self.fault else ""
+        fault += f" status={self.status}" if self.status else ""
+        fault += " times=1" if self.nonce else ""
         chunks = f" chunk_delay_ms={self.delay_ms // 8}" if self.stream else ""
         directive = (
             f"[[sim input={self.input_tokens} output={self.output_tokens} delay_ms={self.delay_ms}{chunks}{fault}]]"
+            f" {self.nonce}"
         )
         text = directive.ljust(PROMPT_BYTES - len(str(self.max_tokens)), "x")
         return {
@@ -147,10 +168,13 @@ class Fleet:
         environ: Mapping[str, str] | None = None,
         patience_s: float = 5.0,
         database_s: float = 10.0,
+        retries: bool = False,
+        shift_us: int = 0,
     ) -> None:
         self.folder, self.redis, self.postgres = folder, redis, postgres
         self.count, self.sync, self.patience_s, self.database_s = gateways, sync, patience_s, database_s
-        self.environ = dict(environ or {})
+        self.retries, self.shift_us = retries, shift_us
+        self.environ = {"VICTIM_SHIFT_US": str(shift_us), **(environ or {})}
         self.environ_of: dict[int, dict[str, str]] = {}
         """More of it for single gateways."""
         self.journal, self.tap = folder / "journal", folder / "tap"
@@ -182,7 +206,8 @@ class Fleet:
             "TOLLKEEPER_LOG_LEVEL": "warning",
             **self.environ,
         }
-        settings = SETTINGS.format(patience_s=self.patience_s, database_s=self.database_s)
+        deadlines = {"patience_s": self.patience_s, "database_s": self.database_s, "grace_s": GRACE_S}
+        settings = SETTINGS.format(**deadlines) + (RETRIES if self.retries else NO_RETRIES)
         self.simulator = await asyncio.to_thread(SimulatorProcess, self.folder, "--journal", str(self.journal))
         self.gateways = [
             GatewayProcess(
@@ -229,15 +254,19 @@ class Fleet:
         if budgets:
             self.budgets[name] = min(budgets)
 
-    async def months(self) -> dict[int, int]:
-        """What the database says was spent in each month, by the month's number."""
+    async def months(self) -> dict[str, dict[int, int]]:
+        """What the database says each key spent in each month, by the month's number."""
         database = await Database.open(self.database_url)
         rows = await database.spend.monthly_usage()
         await database.close()
-        spent: dict[int, int] = defaultdict(int)
+        spent: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))
         for row in rows:
-            spent[row.month] += row.cost_nano
+            spent[self.key_ids[row.key_id]][row.month] += row.cost_nano
         return spent
+
+    def now(self) -> datetime:
+        """By the gateways' clocks."""
+        return datetime.fromtimestamp(time.time() + self.shift_us / 1e6, UTC)
 
     async def sync_all(self) -> None:
         """Each gateway writes to the database what it knows to have changed."""
@@ -262,13 +291,18 @@ class Fleet:
         self.statuses[status] += 1
         return status, text
 
-    async def load(self, rng: random.Random, until: asyncio.Event, clients: int) -> int:
-        """Clients that ask random things of random gateways until told to end; returns the number of requests."""
+    async def load(
+        self, rng: random.Random, until: asyncio.Event, clients: int, keys: Sequence[str] | None = None
+    ) -> int:
+        """Clients that ask random things of random gateways until told to end, for these keys or for all; returns the
+        number of requests."""
 
         async def client(own: random.Random) -> int:
             asked = 0
             while not until.is_set():
-                status, _ = await self.ask(some_ask(own, sorted(self.secrets)), own.randrange(self.count))
+                status, _ = await self.ask(
+                    some_ask(own, keys or sorted(self.secrets), retries=self.retries), own.randrange(self.count)
+                )
                 asked += 1
                 if status != 200:
                     await asyncio.sleep(0.02)
@@ -315,9 +349,21 @@ class Fleet:
                 if busy := await asyncio.to_thread(self._busy, number):
                     return Judgement((f"gateway {number} is not at rest: {busy}",))
             await self.sync_all()
-            return await self._compare()
+            live = await self._live()
+            return await self._compare(live)
         except (OSError, AssertionError, Unavailable) as error:
             return Judgement((f"gateways could not be asked: {error!r}",))
+
+    async def _live(self) -> dict[str, set[tuple[int, int]]]:
+        """What the store says of the month's budgets of each key that has one, through a gateway: (spent, held) of
+        each scope. A tree that nobody has asked for since Redis lost something is loaded by this."""
+        live: dict[str, set[tuple[int, int]]] = {}
+        for number, (key_id, name) in enumerate(self.key_ids.items()):
+            if name in self.budgets:
+                answer = await self.admin("GET", f"/limits/{key_id}", gateway=number % self.count)
+                months = [state for state in answer["limits"] if state["period"] == "month"]
+                live[name] = {(nano_of(state["used"]), nano_of(state["held"])) for state in months}
+        return live
 
     def _busy(self, number: int) -> list[str]:
         """What a gateway still has under way."""
@@ -325,7 +371,7 @@ class Fleet:
         names = ("tollkeeper_entries_unacknowledged ", "tollkeeper_holds ")
         return [line for line in lines if line.startswith(names) and float(line.rpartition(" ")[2])]
 
-    async def _compare(self) -> Judgement:
+    async def _compare(self, live: Mapping[str, set[tuple[int, int]]]) -> Judgement:
         database = await Database.open(self.database_url)
         try:
             rows = await database.spend.monthly_usage()
@@ -333,46 +379,64 @@ class Fleet:
         finally:
             await database.close()
         known: dict[str, Account] = defaultdict(Account)
+        months: dict[tuple[str, int], int] = defaultdict(int)
         for row in rows:
             known[row.key_id] = known[row.key_id].plus(Account(*(getattr(row, field) for field in FIELDS)))
-        truth: dict[str, Account] = defaultdict(Account)
+            months[row.key_id, row.month] += row.cost_nano
         served = {r.request_id: r for r in self.served() if r.usage is not None}
-        ids = {name: key_id for key_id, name in self.key_ids.items()}
-        wrong: list[str] = []
-        presumed: Counter[str] = Counter()
+        truth, presumed, wrong = self._truth(served, listed)
+        # What the provider answered and did not bill is a request all the same, unless another attempt followed.
+        unbilled = Counter(
+            self._id_of(r.user)
+            for r in self._served
+            if r.usage is None and r.request_id not in presumed and r.status >= 400
+        )
+        for key in sorted(truth.keys() | known.keys() | unbilled.keys()):
+            least = known[key].requests - truth[key].requests if self.retries else unbilled[key]
+            mine = truth[key].plus(Account(requests=min(max(0, least), unbilled[key])))
+            if mine != known[key]:
+                wrong.append(f"{self.key_ids.get(key, key)}: provider {tuple(mine)}, database {tuple(known[key])}")
+        for name, budget in self.budgets.items():
+            spent = [cost for (key, _), cost in months.items() if key == self._id_of(name)]
+            wrong += [f"{name}: spent {cost} of {budget}" for cost in spent if cost > budget]
+        wrong += self._holds_left()
+        for name, told in live.items():
+            expected = months[self._id_of(name), self.now().month]
+            if told != {(expected, 0)}:
+                wrong.append(f"{name}: database {expected}, store (spent, held) {sorted(told)}")
+        late = sum(each.charge.status == "settled" for each in listed)
+        return Judgement(tuple(wrong[:SHOWN]), len(served), len(presumed), late)
+
+    def _id_of(self, name: str) -> str:
+        return next(key_id for key_id, known in self.key_ids.items() if known == name)
+
+    def _truth(
+        self, served: Mapping[str, ServedRequest], listed: Sequence[ListedCharge]
+    ) -> tuple[dict[str, Account], set[str], list[str]]:
+        """By key what the provider billed, or the presumed charge in its place; the attempts that are presumed; and
+        what is wrong by itself. All by attempt."""
+        truth: dict[str, Account] = defaultdict(Account)
+        presumed: set[str] = set()
+        wrong = [
+            f"{name}: sent {n} times" for name, n in Counter(r.request_id for r in self._served).items() if n > 1
+        ]
         for each in listed:
-            request_id = each.attempt.rpartition(".")[0]
             if each.charge.status == "presumed":
-                presumed[request_id] += 1
+                presumed.add(each.attempt)
                 key = next(r.name.split(":")[0] for r in each.charge.what_is_known().counters if "key" in r.name)
                 truth[key] = truth[key].plus(Account(each.charge.cost_nano, 1))
-                truth_nano = true_cost(served[request_id]) if request_id in served else 0
+                truth_nano = true_cost(served[each.attempt]) if each.attempt in served else 0
                 if each.charge.cost_nano < truth_nano:
                     wrong.append(f"{each.attempt}: presumed {each.charge.cost_nano} below its truth {truth_nano}")
-            elif each.charge.status == "quarantined" and request_id.lstrip("?") in served:
+            elif each.charge.status == "quarantined" and each.attempt.lstrip("?") in served:
                 wrong.append(f"{each.attempt}: served and in quarantine")
-        wrong += [f"{request_id}: presumed {n} times" for request_id, n in presumed.items() if n > 1]
-        for request_id, request in served.items():
-            if request_id not in presumed:
+        for attempt, request in served.items():
+            if attempt not in presumed:
                 assert request.usage is not None
-                key = ids[request.user]
                 tokens = (request.usage.input_tokens, request.usage.output_tokens, request.usage.cached_tokens)
+                key = self._id_of(request.user)
                 truth[key] = truth[key].plus(Account(true_cost(request), 1, *tokens))
-        # What the provider answered and did not bill is a request all the same.
-        for request in self._served:
-            if request.usage is None and request.request_id not in presumed and request.status >= 400:
-                truth[ids[request.user]] = truth[ids[request.user]].plus(Account(0, 1))
-        for key in sorted(truth.keys() | known.keys()):
-            if truth[key] != known[key]:
-                wrong.append(
-                    f"{self.key_ids.get(key, key)}: provider {tuple(truth[key])}, database {tuple(known[key])}"
-                )
-        for name, budget in self.budgets.items():
-            if known[ids[name]].cost_nano > budget:
-                wrong.append(f"{name}: spent {known[ids[name]].cost_nano} of {budget}")
-        wrong += self._holds_left()
-        late = sum(each.charge.status == "settled" for each in listed)
-        return Judgement(tuple(wrong[:SHOWN]), len(served), sum(presumed.values()), late)
+        return truth, presumed, wrong
 
     def _holds_left(self) -> list[str]:
         """Nothing is in flight, so the store holds nothing."""
@@ -389,11 +453,22 @@ def true_cost(request: ServedRequest) -> int:
     return cost_nano(usage.input_tokens, usage.output_tokens, usage.cached_tokens)
 
 
-def some_ask(rng: random.Random, keys: list[str]) -> Ask:
-    """Mostly well-behaved; some stream, some hang up, some providers break off."""
+def nano_of(usd: str) -> int:
+    return int(Decimal(usd) * 10**9)
+
+
+def some_ask(rng: random.Random, keys: Sequence[str], *, retries: bool = False) -> Ask:
+    """Mostly well-behaved; some stream, some hang up, some providers break off. With retries many attempts fail, of
+    most requests only the first."""
     limit = rng.randint(10, 60)
     stream = rng.random() < 0.4
-    fault = rng.choice(("truncate", "no_usage", "reset")) if rng.random() < 0.03 else ""
+    fault, status = "", 0
+    if rng.random() < (0.4 if retries else 0.03):
+        fault = rng.choice(
+            ("truncate", "no_usage", "reset", "reset") if retries else ("truncate", "no_usage", "reset")
+        )
+        if retries and rng.random() < 0.5:
+            fault, status = "", rng.choice((429, 500, 503))
     return Ask(
         rng.choice(keys),
         rng.randint(20, 150),
@@ -403,4 +478,6 @@ def some_ask(rng: random.Random, keys: list[str]) -> Ask:
         rng.choice((0, 0, 20, 60, 150)),
         fault,
         stream and rng.random() < 0.08,
+        status,
+        f"{rng.getrandbits(64):x}" if retries and rng.random() < 0.8 else "",
     )

@@ -2,7 +2,8 @@
 
 The environment, of tests only, says how: `VICTIM_DIES` is a point of the code and which pass of it kills the process;
 `VICTIM_BROKEN` takes one rule of the settlement protocol away; `VICTIM_TAP` is a file that gets every decision of the
-store; `VICTIM_SAVE_S` is how long a snapshot lies about before it is saved; `VICTIM_SHIFT_US` moves all clocks. The
+store; `VICTIM_SAVE_S` is how long a snapshot lies about before it is saved; `VICTIM_SHIFT_US` moves all clocks. What
+goes upstream always bears the id of its attempt, so that the provider's record knows which hold it was for. The
 product has no switch for any of it.
 """
 
@@ -11,15 +12,16 @@ import os
 import signal
 import time
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from itertools import count
 from typing import Any, Final
 
 import msgspec
 
 from tollkeeper.cli import main
-from tollkeeper.domain.admission import Checks, Demand, Reply, Status
+from tollkeeper.domain.admission import Checks, Demand, Grant, Reply, Status
 from tollkeeper.domain.ports import RootSnapshot
-from tollkeeper.gateway import stream
+from tollkeeper.gateway import attempts, dispatch, stream
 from tollkeeper.gateway.settle import Attempt
 from tollkeeper.governance import Ledger, RedisStore, scripts
 from tollkeeper.governance.outbox import Outbox, Segment
@@ -175,7 +177,7 @@ def patched_script(file_name: str, old: str, new: str) -> None:
     setattr(scripts, "assemble", patched)  # noqa: B010 - a function of a module
 
 
-# Clocks and ears
+# Clocks, names and ears
 
 
 def save_s() -> float:
@@ -202,6 +204,22 @@ def shifted(by_us: int) -> None:
     RedisStore.time_us = shown  # type: ignore[assignment]
 
 
+def attempts_named() -> None:
+    """The provider is told the attempt's id in place of the request's: one request may have several."""
+    latest = ContextVar[str]("latest")
+    begin, headers = Attempt.__init__, dispatch.upstream_headers
+
+    def begun(self: Attempt, grant: Grant, *rest: Any) -> None:
+        begin(self, grant, *rest)
+        latest.set(grant.demand.attempt)
+
+    def named(*args: Any, request_id: str, **more: Any) -> dict[str, str]:
+        return headers(*args, request_id=latest.get(), **more)
+
+    setattr(Attempt, "__init__", begun)  # noqa: B010 - a method
+    setattr(attempts, "upstream_headers", named)  # noqa: B010 - it is imported there
+
+
 def tapped(path: str) -> None:
     """Write down each decision."""
     ear = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
@@ -226,6 +244,7 @@ def decision_of(checks: Checks, demand: Demand, reply: Reply) -> Decision:
 
 
 if __name__ == "__main__":
+    attempts_named()
     if dies := os.environ.get("VICTIM_DIES"):
         doomed(dies.rpartition(":")[0], int(dies.rpartition(":")[2]))
     if broken := os.environ.get("VICTIM_BROKEN"):

@@ -81,10 +81,13 @@ class Program:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout_s)
 
-    def kill(self) -> None:
-        if self.process.poll() is None:
+    def kill(self) -> bool:
+        """SIGKILL; whether it was still alive."""
+        alive = self.process.poll() is None
+        if alive:
             self.process.kill()
             self.process.wait()
+        return alive
 
 
 class GatewayProcess(Program):

@@ -13,12 +13,14 @@ class Proxy:
 
     After `hold_back` what clients say on the connections there are is kept, also beyond a `cut`, and reaches the
     server at `release`: late, as from a network that had it all the time.
+
+    `heard` and `lost` count the bytes that came from clients, and those of the server that were thrown away.
     """
 
     def __init__(self, socket: Path) -> None:
         self._socket = socket
         self.swallowing = False
-        self.port = 0
+        self.port = self.heard = self.lost = 0
         self._awaited: tuple[re.Pattern[bytes], asyncio.Future[None]] | None = None
         self._writers: list[asyncio.StreamWriter] = []
         self._tasks: list[asyncio.Task[None]] = []
@@ -41,12 +43,18 @@ class Proxy:
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}"
 
-    def cut(self) -> None:
-        """Close every connection."""
-        for writer in self._writers:
-            if writer not in self._late:
-                writer.close()
+    def cut(self) -> int:
+        """Close every connection; how many there were."""
+        open_ones = [writer for writer in self._writers if not writer.is_closing() and writer not in self._late]
+        for writer in open_ones:
+            writer.close()
         self._writers.clear()
+        return len(open_ones) // 2
+
+    @property
+    def kept(self) -> int:
+        """Bytes held back."""
+        return sum(len(data) for kept in self._late.values() for data in kept)
 
     def swallow_from(self, reply: re.Pattern[bytes]) -> "asyncio.Future[None]":
         """Swallow what the server says from the next read on in which `reply` is found; done once that is lost."""
@@ -83,10 +91,14 @@ class Proxy:
             while data := await reader.read(65536):
                 if replies:
                     self._look_for_reply(data)
+                else:
+                    self.heard += len(data)
                 if writer in self._late:
                     self._late[writer].append(data)
                 elif not (replies and self.swallowing):
                     writer.write(data)
+                else:
+                    self.lost += len(data)
         self._to_server.discard(writer)
         if writer not in self._late:
             writer.close()

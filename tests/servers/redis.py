@@ -150,11 +150,16 @@ class RedisServer:
         assert self.process is None
         shutil.rmtree(self.folder / "appendonlydir", ignore_errors=True)
 
-    def truncate(self, share: float) -> None:
-        """After `kill`: only this share of its append-only file is left. It starts with what it then reads."""
+    def truncate(self, share: float) -> int:
+        """After `kill`: only this share of its append-only file is left. It starts with what it then reads. How many
+        bytes are gone."""
         assert self.process is None
+        gone = 0
         for path in (self.folder / "appendonlydir").glob("*.incr.aof"):
-            os.truncate(path, int(path.stat().st_size * share))
+            whole = path.stat().st_size
+            os.truncate(path, int(whole * share))
+            gone += whole - int(whole * share)
+        return gone
 
     def freeze(self) -> None:
         """SIGSTOP: it keeps its connections and answers nothing."""
