@@ -12,7 +12,7 @@ from tollkeeper.domain.entries import Used
 from tollkeeper.domain.errors import DatabaseUnavailable, OutboxUnavailable, StoreUnavailable
 from tollkeeper.domain.objects import ObjectKind, StoredObject
 from tollkeeper.domain.policy import UNLIMITED, Policy, Principal, Scope, ScopeKind
-from tollkeeper.domain.ports import ActiveKey, Governor, KeyChanges, ListedCharge, RootSnapshot
+from tollkeeper.domain.ports import ActiveKey, Governor, KeyChanges, ListedCharge, RootSnapshot, SpendTotals
 from tollkeeper.domain.record import RequestRecord
 from tollkeeper.domain.usage import NO_USAGE, Usage
 
@@ -93,6 +93,9 @@ class NothingDurable:
 
     async def load(self, root: str) -> RootSnapshot:
         return RootSnapshot(root, {}, {})
+
+    async def totals(self, wanted: Mapping[str, Collection[str]]) -> dict[str, dict[str, SpendTotals]]:
+        return {}
 
     async def fence(self, roots: Collection[str]) -> dict[str, int]:
         return dict.fromkeys(roots, 1)

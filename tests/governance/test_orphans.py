@@ -1,6 +1,7 @@
 """Promise 4 without the disk of a gateway, and with one taken for dead: charged once, and truly in the end."""
 
 import asyncio
+import itertools
 import shutil
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ from tests.servers.redis import RedisServer
 from tollkeeper.domain.admission import Denial, Grant, LimitKind
 from tollkeeper.domain.charges import Charge
 from tollkeeper.domain.entries import Dispatch, Origin, is_buried
-from tollkeeper.domain.policy import Policy
+from tollkeeper.domain.policy import Policy, Principal
 from tollkeeper.domain.usage import Usage
 
 WHO = one_key("org_a", budget(1000), Policy())
@@ -33,9 +34,9 @@ async def abandon(parts: Parts) -> None:
     await parts.store.stop()
 
 
-async def spent(parts: Parts) -> tuple[int, int]:
+async def spent(parts: Parts, who: Principal = WHO) -> tuple[int, int]:
     """Spent and held of the budget."""
-    (state,) = [s for s in await parts.ledger.limits(WHO) if s.kind is LimitKind.BUDGET]
+    (state,) = [s for s in await parts.ledger.limits(who) if s.kind is LimitKind.BUDGET]
     return state.used - state.held, state.held
 
 
@@ -184,6 +185,58 @@ async def test_what_cannot_be_placed_is_listed(tmp_path: Path, own_redis: RedisS
     assert await spent(parts) == (270, 0)
     for each in (dead, parts):
         await each.stop()
+
+
+async def test_no_order_undoes_a_correction(tmp_path: Path, own_redis: RedisServer, clock: Clock) -> None:
+    """A gateway that was taken for dead comes back with the truth: before or after an operator's word on what was
+    presumed, with the database knowing the first of them or not, and with all of Redis lost in between or not."""
+    lost, peer = [await Parts.start(tmp_path, own_redis.url, clock) for _ in range(2)]
+    cases = list(itertools.product(("truth", "correction"), (False, True), (False, True)))
+    grants = []
+    for n in range(len(cases)):
+        grant = await lost.admit(one_key(f"org_{n}", budget(1000), Policy()), f"flying{n}.1", hold=300)
+        assert isinstance(grant, Grant)
+        lost.ledger.dispatched(grant)
+        grants.append(grant)
+    assert await lost.ledger.flush(60)
+    clock.now_us += 601_000_000
+    await peer.ledger._beat()
+    assert await close_orphans(peer) == [lost.ledger.producer]
+    await peer.sync.sync_once()
+    for n, (first, known, flushed) in enumerate(cases):
+        root, who = f"org_{n}", one_key(f"org_{n}", budget(1000), Policy())
+        (presumed,) = await peer.database.spend.listed(attempt=f"flying{n}.1")
+        assert (presumed.charge.status, presumed.charge.cost_nano) == ("presumed", 300)
+        for step in (first, "correction" if first == "truth" else "truth"):
+            if step == "truth":
+                lost.ledger.settle(grants[n], 7, Usage(input_tokens=3))
+            else:
+                word = Charge(0, 250, 1, 5, 6, 0, presumed.charge.known)
+                peer.ledger.correct(root, presumed.attempt, word, "the provider's bill")
+            await arrived(lost, peer, root)
+            if step == first == "truth":
+                assert await spent(peer, who) == (7, 0)
+            if step == first and known:
+                await lost.sync.sync_once()
+                await peer.sync.sync_once()
+            if step == first and flushed:
+                own_redis.command("FLUSHALL")
+        for parts in (lost, peer, lost):
+            await arrived(lost, peer, root)
+            await parts.sync.sync_once()
+        assert await spent(peer, who) == (250, 0), cases[n]
+        assert set((await peer.spent(root)).values()) == {250}, cases[n]
+        (listed,) = await peer.database.spend.listed(attempt=presumed.attempt)
+        assert (listed.charge.status, listed.charge.cost_nano, listed.presumed_nano) == ("corrected", 250, 300)
+    for parts in (peer, lost):
+        await parts.stop()
+
+
+async def arrived(lost: Parts, peer: Parts, root: str) -> None:
+    """All that both have of a root is in Redis, as after their next heartbeats."""
+    for parts in (lost, peer):
+        assert await parts.ledger.flush(60)
+        await asyncio.wait_for(parts.ledger._recover_soon(root), 60)
 
 
 async def test_corrections(tmp_path: Path, own_redis: RedisServer, clock: Clock) -> None:

@@ -124,6 +124,7 @@ moves = st.one_of(
     st.tuples(st.just("ready"), st.integers(1, 3), st.sampled_from([True, True, False])),
     st.tuples(st.just("life")),
     st.tuples(st.just("fence"), st.integers(1, 5), st.booleans()),
+    st.tuples(st.just("flag"), st.booleans()),
     st.tuples(st.just("renew")),
     st.tuples(st.just("wait"), st.sampled_from([29_999_999, 30_000_000])),
     st.tuples(st.just("state")),
@@ -353,6 +354,12 @@ class Pair:
             content = snapshot.content
             life, versions = snapshot.life, snapshot.versions
             await self.both(lambda store: store.clear(self.root, snapshot.run, life, versions, content.used))
+
+    async def on_flag(self, unknown: bool) -> None:
+        """Counters are flagged again, with flag or without; what does not exist is not."""
+        names = [c.name for c in checks_for(self.who, self.now_us).counters]
+        await self.both(lambda store: store.totals(self.root, names))
+        await self.both(lambda store: store.flag(self.root, [*names, "key_9:total"] if unknown else names[:1]))
 
     async def on_fence(self, number: int, life: bool) -> None:
         """A number comes, perhaps after another life of the server has begun."""

@@ -407,6 +407,10 @@ class SpendLedger(Protocol):
         """What the database knows of a root: empty if nothing. Raises `DatabaseUnavailable`."""
         ...
 
+    async def totals(self, wanted: Mapping[str, Collection[str]]) -> Mapping[str, Mapping[str, SpendTotals]]:
+        """Of each root, what the database has of the named counters. Raises `DatabaseUnavailable`."""
+        ...
+
     async def fence(self, roots: Collection[str]) -> Mapping[str, int]:
         """A number for a memory of each root, higher than all before. From now on nothing of a memory with a lower
         one is saved: marks do not tell which of two with equal ones is later. Raises `DatabaseUnavailable`."""

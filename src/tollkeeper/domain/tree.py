@@ -514,6 +514,15 @@ class Tree:
         self.numbers = {life: max(number, self.numbers.get(life, 0))}
         return True
 
+    def flag(self, names: Iterable[str]) -> int:
+        """Flag counters of which the database was seen to have other sums. Returns how many had no flag."""
+        if self.run is None:
+            return 0
+        known = [name for name in names if name in self.counters]
+        fresh = len(set(known) - self.changed.keys())
+        self.changed.update(dict.fromkeys(known, self._flag()))
+        return fresh
+
     def remember(self, used: Mapping[str, Used]) -> None:
         """Before a seed: the idempotency keys that the database knows."""
         for digest, known in used.items():

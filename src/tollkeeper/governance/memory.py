@@ -9,11 +9,11 @@ from typing import Final
 from tollkeeper.domain.admission import Checks, Demand, Reply
 from tollkeeper.domain.charges import Charge
 from tollkeeper.domain.entries import Dispatch, Entry, Used
-from tollkeeper.domain.ports import RootSnapshot
+from tollkeeper.domain.ports import RootSnapshot, SpendTotals
 from tollkeeper.domain.recovery import Gate, Ready
 from tollkeeper.domain.tree import Tree
 from tollkeeper.domain.windows import LogPush
-from tollkeeper.governance.store import Done, Held, Memory, Names, SeedTotals, Snapshot
+from tollkeeper.governance.store import COUNTERS_PAGE, Done, Held, Memory, Names, SeedTotals, Snapshot
 
 SWEEP_EVERY: Final = 10_000
 """Admissions between two sweeps of what has expired in the tree that is asked."""
@@ -125,6 +125,19 @@ class MemoryStore:
         number = tree.numbers.get(self.life, 0)
         content = RootSnapshot(root, dict(tree.marks), totals, dict(tree.unsaved), charges, number)
         return Snapshot(tree.run, self.life, content, flags)
+
+    async def counters(self) -> AsyncIterator[Mapping[str, Sequence[str]]]:
+        for root, tree in tuple(self._trees.items()):
+            names = tuple(tree.counters)
+            for start in range(0, len(names), COUNTERS_PAGE):
+                yield {root: names[start : start + COUNTERS_PAGE]}
+
+    async def totals(self, root: str, names: Sequence[str]) -> Mapping[str, SpendTotals]:
+        counters = self.tree(root).counters
+        return {name: counters[name].totals() for name in names if name in counters}
+
+    async def flag(self, root: str, names: Sequence[str]) -> int:
+        return self.tree(root).flag(names)
 
     async def fence(self, root: str, run: str, life: str, number: int) -> bool:
         return life == self.life and self.tree(root).fence(run, life, number)

@@ -51,7 +51,7 @@ from tollkeeper.governance import redis_settings
 from tollkeeper.governance.redis_client import RedisClient
 from tollkeeper.governance.redis_connection import ReplyError, Send
 from tollkeeper.governance.scripts import SCRIPTS
-from tollkeeper.governance.store import Done, Held, Memory, Names, SeedTotals, Snapshot
+from tollkeeper.governance.store import COUNTERS_PAGE, Done, Held, Memory, Names, SeedTotals, Snapshot
 from tollkeeper.settings import StoreSettings
 
 ROOT_SLOT: Final = "."
@@ -507,6 +507,28 @@ class RedisStore:
         totals = {name.decode(): _totals(packed) for name, _, packed in flagged if name[:1] != b"!" and packed}
         versions = {name.decode(): flag.decode() for name, flag, _ in flagged}
         return Snapshot(run, life, RootSnapshot(root, marks, totals, used, records, fence), versions)
+
+    async def counters(self) -> AsyncIterator[Mapping[str, Sequence[str]]]:
+        page: dict[str, list[str]] = {}
+        count = 0
+        async for key in self._scan("cost:{*"):
+            root, _, name = key.removeprefix("cost:{").partition("}:")
+            page.setdefault(root, []).append(name)
+            count += 1
+            if count == COUNTERS_PAGE:
+                yield page
+                page, count = {}, 0
+        if page:
+            yield page
+
+    async def totals(self, root: str, names: Sequence[str]) -> Mapping[str, SpendTotals]:
+        found = await self._call("MGET", *[counter_key(root, name) for name in names])
+        pairs = zip(names, found, strict=True)
+        return {name: _totals(packed) for name, packed in pairs if packed and len(packed) >= COUNTER_BYTES}
+
+    async def flag(self, root: str, names: Sequence[str]) -> int:
+        keys = [marks_key(root), changed_key(root), *(counter_key(root, name) for name in names)]
+        return int(await self._run("flag", keys, len(counter_key(root, ""))))
 
     async def fence(self, root: str, run: str, life: str, number: int) -> bool:
         return bool(await self._run("fence", [marks_key(root)], run, life, number, with_life=True))

@@ -4,7 +4,7 @@ One contract suite runs on both (tests/governance/test_store_contract.py).
 """
 
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 
@@ -15,6 +15,9 @@ from tollkeeper.domain.errors import StoreUnavailable
 from tollkeeper.domain.ports import RootSnapshot, SpendTotals
 from tollkeeper.domain.recovery import Gate, Ready
 from tollkeeper.domain.windows import LogPush
+
+COUNTERS_PAGE: Final = 250
+"""Counters that are looked at together, so that nobody waits for long."""
 
 
 class Snapshot(msgspec.Struct, frozen=True):
@@ -201,6 +204,18 @@ class Store(Protocol):
 
     async def snapshot(self, root: str) -> Snapshot | None:
         """What the sync worker writes; None if the tree is cold."""
+        ...
+
+    def counters(self) -> AsyncIterator[Mapping[str, Sequence[str]]]:
+        """Every counter this store knows, some perhaps twice: in pages of at most `COUNTERS_PAGE`, root → names."""
+        ...
+
+    async def totals(self, root: str, names: Sequence[str]) -> Mapping[str, SpendTotals]:
+        """What the store has of counters; without those that it does not have."""
+        ...
+
+    async def flag(self, root: str, names: Sequence[str]) -> int:
+        """Have the next snapshot bring these counters. Returns how many it would not have brought."""
         ...
 
     async def fence(self, root: str, run: str, life: str, number: int) -> bool:

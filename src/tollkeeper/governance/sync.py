@@ -14,13 +14,16 @@ from typing import Final
 from tollkeeper.domain.charges import QUARANTINED
 from tollkeeper.domain.errors import DatabaseUnavailable, StoreDamaged, StoreUnavailable, Unavailable
 from tollkeeper.domain.ports import SpendLedger
+from tollkeeper.domain.tree import NOTHING_SPENT
 from tollkeeper.governance.ledger import Ledger
 from tollkeeper.governance.store import Snapshot, Store
 from tollkeeper.observability.logging import logger
 from tollkeeper.observability.metrics import Metrics
 
 WHOLE_US: Final = 3_600_000_000
-"""All roots are looked at this often, whether they were touched here or not."""
+"""All counters are compared with the database this often, whether they were touched here or not."""
+REST_PER_PAGE: Final = 1.0
+"""Comparing them pauses after each page for as long as the page took, times this: requests come first."""
 MARKS_KEPT_US: Final = 7 * 86_400_000_000
 """The mark of a closed producer is dropped so long after the database had its close."""
 RETRY_S: Final = 5.0
@@ -64,6 +67,10 @@ class SyncWorker:
         self._quarantined = metrics.counter(
             "tollkeeper_entries_quarantined_total", "Entries that could not be placed; they charged nothing."
         ).labels()
+        self._unflagged = metrics.counter(
+            "tollkeeper_sync_counters_unflagged_total",
+            "Counters that the database lacked and that nothing would have brought there.",
+        ).labels()
         self._seconds = metrics.histogram("tollkeeper_sync_seconds", "Duration of complete syncs.").labels()
         metrics.gauge("tollkeeper_sync_interval_seconds", "Pause between two syncs, as set.", lambda: interval_s)
         metrics.gauge(
@@ -101,6 +108,8 @@ class SyncWorker:
                 now_us = self._now_us()
                 if whole_us is None or now_us - whole_us >= WHOLE_US:
                     await self._take_all(now_us)
+                    await self.sync_once()  # what is known to have changed does not wait for all the rest
+                    await self._compare_all()
                     whole_us = now_us
                 await self.sync_once()
             except Unavailable as error:
@@ -112,6 +121,21 @@ class SyncWorker:
         """All roots, also those that only a dead producer has touched; and marks that nobody needs any more."""
         self._ledger.forgotten = await self._spend.forget_marks(now_us, now_us - MARKS_KEPT_US)
         self._waiting |= await self.roots()
+
+    async def _compare_all(self) -> None:
+        """Have the next run bring every counter of which the database has something else than the store, also one
+        that lost its flag. What changes meanwhile may be brought twice, which is harmless. Raises `Unavailable`."""
+        async for page in self._store.counters():
+            began_s = monotonic()
+            read = await asyncio.gather(*(self._store.totals(root, names) for root, names in page.items()))
+            known = await self._spend.totals(page)
+            for (root, names), here in zip(page.items(), read, strict=True):
+                there = known.get(root, {})
+                behind = [n for n in names if n in here and here[n] != there.get(n, NOTHING_SPENT)]
+                if behind:
+                    self._waiting.add(root)
+                    self._unflagged.inc(await self._store.flag(root, behind))
+            await asyncio.sleep(REST_PER_PAGE * (monotonic() - began_s))
 
     async def sync_once(self) -> int:
         """Write everything that has changed; returns the number of counters. Raises `Unavailable`; what is left is

@@ -138,13 +138,20 @@ class StoredSpend:
         return RootSnapshot(
             root,
             stored,
-            {
-                f"{row.scope}:{row.period}" if row.scope else row.period: SpendTotals(
-                    row.cost_nano, row.requests, row.input_tokens, row.output_tokens, row.cached_tokens
-                )
-                for row in rows
-            },
+            {_name_of(row): _totals_of(row) for row in rows},
         )
+
+    async def totals(self, wanted: Mapping[str, Collection[str]]) -> dict[str, dict[str, SpendTotals]]:
+        """See `ports.SpendLedger`."""
+        scopes = {split_counter(name)[0] for names in wanted.values() for name in names}
+        query = select(spend).where(spend.c.root.in_(sorted(wanted)), spend.c.scope.in_(sorted(scopes)))
+        found: dict[str, dict[str, SpendTotals]] = {}
+        async with self._transactions.read() as transaction:
+            for row in await transaction.rows(query):
+                name = _name_of(row)
+                if name in wanted[row.root]:
+                    found.setdefault(row.root, {})[name] = _totals_of(row)
+        return found
 
     async def fence(self, roots: Collection[str]) -> dict[str, int]:
         """See `ports.SpendLedger`."""
@@ -332,6 +339,14 @@ class StoredSpend:
             await transaction.execute(
                 _OPEN.where(producers.c.id == producer).values(seen_us=now_us, closed_us=now_us)
             )
+
+
+def _name_of(row: Any) -> str:
+    return f"{row.scope}:{row.period}" if row.scope else row.period
+
+
+def _totals_of(row: Any) -> SpendTotals:
+    return SpendTotals(row.cost_nano, row.requests, row.input_tokens, row.output_tokens, row.cached_tokens)
 
 
 def _producer_row(producer: str, now_us: int) -> dict[str, Any]:

@@ -18,7 +18,7 @@ SCRIPTS: Final = (
     *("admit", "apply", "charge", "quarantine", "bury", "seed", "restore", "reassert", "snapshot", "clear", "reset"),
     *("push",),
     *("use", "remember"),
-    *("gate", "ready", "recall", "fence"),
+    *("gate", "ready", "recall", "fence", "flag"),
     *("allow", "bucket"),
     *("logput", "lognote", "loglease", "logrenew", "logack", "logtake", "logclear", "logstats"),
 )

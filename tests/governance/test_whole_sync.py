@@ -1,0 +1,93 @@
+"""Hourly and at the start all counters are compared with the database: a lost flag leaves none behind."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.governance.parts import Clock, Parts, budget, one_key
+from tests.servers.redis import RedisServer
+from tollkeeper.domain.policy import Policy
+from tollkeeper.governance import MemoryStore
+from tollkeeper.governance.store import COUNTERS_PAGE
+
+WHO = one_key("org_a", budget(1000), Policy())
+
+
+@pytest.fixture(params=["memory", "redis"])
+def url(request: pytest.FixtureRequest) -> str | None:
+    """Of the store."""
+    if request.param == "memory":
+        return None
+    server: RedisServer = request.getfixturevalue("own_redis")
+    server.command("FLUSHALL")
+    return server.url
+
+
+def lose_flags(parts: Parts, redis: RedisServer) -> None:
+    """Nothing but the flags is lost: counters still say that they have one."""
+    if isinstance(parts.store, MemoryStore):
+        parts.store.tree("org_a").changed.clear()
+    else:
+        assert redis.command("DEL", "changed:{org_a}")
+
+
+async def whole(parts: Parts) -> None:
+    """As at the start and hourly."""
+    await parts.sync._take_all(parts.clock())
+    await parts.sync.sync_once()
+    await parts.sync._compare_all()
+    await parts.sync.sync_once()
+
+
+async def test_a_counter_that_lost_its_flag_is_written(
+    tmp_path: Path, url: str | None, own_redis: RedisServer
+) -> None:
+    """By the whole run, and by none before; later changes are flagged as ever."""
+    parts = await Parts.start(tmp_path, url, Clock(time.time_ns() // 1000))
+    await parts.spend(WHO, "a.1", hold=50, cost=20)
+    assert await parts.ledger.flush(60)
+    await parts.sync.sync_once()
+    await parts.spend(WHO, "a.2", hold=50, cost=3)
+    assert await parts.ledger.flush(60)
+    lose_flags(parts, own_redis)
+    await parts.sync.sync_once()
+    assert set((await parts.spent("org_a")).values()) == {20}, "nothing says that there is more"
+    await whole(parts)
+    assert set((await parts.spent("org_a")).values()) == {23}
+    (row,) = await parts.database.spend.monthly_usage(key="key_1")
+    assert row.cost_nano == 23
+    assert parts.sync._unflagged.value == 2
+    await whole(parts)
+    assert parts.sync._unflagged.value == 2, "what the database has is not brought again"
+    await parts.spend(WHO, "a.3", hold=50, cost=4)
+    assert await parts.ledger.flush(60)
+    await parts.sync.sync_once()
+    assert set((await parts.spent("org_a")).values()) == {27}
+    await parts.stop()
+
+
+async def test_many_counters_are_compared_in_pages(tmp_path: Path, url: str | None) -> None:
+    """Of more roots and keys than a page has, in bounded pages; all that lag behind are written, the rest is not."""
+    parts = await Parts.start(tmp_path, url, Clock(time.time_ns() // 1000))
+    people = [one_key(f"org_{n}", Policy(), Policy()) for n in range(COUNTERS_PAGE + 20)]
+    for n, who in enumerate(people):
+        parts.ledger.charge(who, n + 1)
+    assert await parts.ledger.flush(60)
+    await parts.sync.sync_once()
+    for who in people[::50]:
+        parts.ledger.charge(who, 1000)
+    assert await parts.ledger.flush(60)
+    roots = {who.root for who in people[::50]}
+    for root in roots:
+        snapshot = await parts.store.snapshot(root)
+        assert snapshot is not None
+        await parts.store.clear(root, snapshot.run, snapshot.life, snapshot.versions)  # as if it had been written
+    pages = [page async for page in parts.store.counters()]
+    assert len(pages) > 1 and all(sum(map(len, page.values())) <= COUNTERS_PAGE for page in pages)
+    assert {root for page in pages for root in page} == {who.root for who in people}
+    await whole(parts)
+    assert parts.sync._unflagged.value == 2 * len(roots)
+    for n, who in enumerate(people):
+        assert set((await parts.spent(who.root)).values()) == {n + 1 + 1000 * (who.root in roots)}
+    await parts.stop()
