@@ -96,7 +96,6 @@ async def test_an_upgrade_under_load_fails_no_request_and_loses_no_spend(
         before = crew.processes()
         installed.switch("1.1")
         assert await command(installed.releases["1.1"], database, "migrate") == (0, "")
-        assert (await command(installed.releases["1.0"], database, "migrate"))[0] == 0, "a newer schema serves it"
         os.kill(crew.gateway.process.pid, signal.SIGHUP)
         await asyncio.to_thread(crew.until, lambda: crew.events("renewal_ended"))
         assert crew.events("renewal_ended")[-1]["replaced"] is True
