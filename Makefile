@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 CAMPAIGN_ARGS ?=
 
-.PHONY: help run test test-outage bench bench-peers campaign mutants lint docs site lock setup setup-dev servers clean
+.PHONY: help run test test-outage bench bench-peers campaign mutants wheel check-deploy lint docs site lock setup setup-dev servers clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -50,6 +50,17 @@ $(PORTKEY)/.done: benchmarks/portkey/package.json benchmarks/portkey/package-loc
 	cd $(PORTKEY) && npm ci --no-audit --no-fund --silent --ignore-scripts
 	@touch $@
 
+wheel: setup ## Build the wheel, once, with the pinned build backend, and use it from an environment of its own
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps --upgrade --target $(VENV)/build -r requirements-build.txt
+	rm -rf dist
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct 2>/dev/null || echo 1700000000) PYTHONPATH=$(VENV)/build $(BIN)/python -m hatchling build --target wheel
+	$(BIN)/python tools/check_wheel.py dist/tollkeeper-*.whl
+
+check-deploy: setup-dev ## Hold deploy/kubernetes to the schemas of Kubernetes, besides what `make test` checks of deploy/
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps --upgrade --target $(VENV)/deploy -r requirements-deploy.txt
+	for file in deploy/kubernetes/[!k]*.yaml; do PYTHONPATH=$(VENV)/deploy $(BIN)/python -m kubernetes_validate --strict -k 1.34 $$file || exit 1; done
+	$(BIN)/python -m pytest -q tests/deploy
+
 lint: setup-dev ## Format, lint, types, import contracts, Lua
 	$(BIN)/ruff format --check --quiet . || { $(BIN)/ruff format --diff --quiet .; exit 1; }
 	$(BIN)/ruff check --quiet .
@@ -65,10 +76,12 @@ site: setup-dev ## Build the documentation site into build/site; a warning is an
 	@echo "build/site/index.html"
 
 lock: ## Resolve dependencies anew into the pinned, hashed requirements
-	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --extra query --extra import pyproject.toml -o requirements.txt
-	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --extra query --extra import pyproject.toml --group dev -c requirements.txt -o requirements-dev.txt
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --extra query --extra import --extra otel pyproject.toml -o requirements.txt
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --extra query --extra import --extra otel pyproject.toml --group dev -c requirements.txt -o requirements-dev.txt
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --group docs -c requirements-dev.txt -o requirements-docs.txt
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --group peers -c requirements.txt -o requirements-peers.txt
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --group build -o requirements-build.txt
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --group deploy -o requirements-deploy.txt
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --group litellm -o requirements-litellm.txt
 
 setup: $(VENV)/.run ## Make .venv with pinned, hashed dependencies

@@ -13,6 +13,7 @@ from typing import Final
 
 from tollkeeper.app.accepting import Acceptor
 from tollkeeper.app.connection import LINGER_S, Application, Connection, Shared
+from tollkeeper.app.systemd import passed_socket
 from tollkeeper.domain.errors import ConfigurationError
 from tollkeeper.settings import ServerSettings
 
@@ -31,7 +32,10 @@ BACKLOG: Final = 2048
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket bound to the address, before anything else is started. Raises ConfigurationError saying why not."""
+    """A socket bound to the address, or the one that systemd passes. Raises ConfigurationError saying why not."""
+    passed = passed_socket()
+    if passed is not None:
+        return passed
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

@@ -174,6 +174,9 @@ async def _serve_as_worker(settings: Settings, place: int, listener: int, channe
 
 def _greet(settings: Settings, url: str, demo_secret: str | None) -> None:
     from tollkeeper.app.demo import KEY_NAME, POLICY_TEXT, examples
+    from tollkeeper.app.systemd import notify
+
+    notify("READY=1")
 
     typer.echo(f"Tollkeeper {__version__} listens on {url}")
     typer.echo(f"  API docs  {url}/docs")
@@ -191,6 +194,9 @@ def _greet(settings: Settings, url: str, demo_secret: str | None) -> None:
 
 
 def _say_stopping() -> None:
+    from tollkeeper.app.systemd import notify
+
+    notify("STOPPING=1")
     typer.echo("\nstopping: requests in flight are answered first; a second signal cuts them off")
 
 
