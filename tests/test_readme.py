@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
@@ -30,6 +31,36 @@ def test_limiter_example_runs(redis_server: RedisServer, monkeypatch: pytest.Mon
     assert [answer.status_code for answer in answers] == [200] * 100 + [429]
     assert answers[0].json() == "999 left"
     assert int(answers[-1].headers["retry-after"]) <= 61
+
+
+def test_the_tutorials_service_runs(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page's blocks, one after the other: 100 pass in a minute, the next one is told when to come again."""
+    names = service(README.parent / "docs" / "tutorial" / "limiter.md", redis_server, monkeypatch)
+    with TestClient(names["app"]) as client:
+        answers = [client.get("/search?q=x") for _ in range(101)]
+    assert [answer.status_code for answer in answers] == [200] * 100 + [429]
+    assert answers[0].json() == {"found": "x"} and answers[0].headers["x-ratelimit-remaining"] == "99"
+    assert callable(names["by_customer"])
+
+
+def test_the_service_of_the_fastapi_page_runs(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Middleware, bucket by user and a question of one's own, together."""
+    names = service(README.parent / "docs" / "howto" / "fastapi.md", redis_server, monkeypatch)
+    with TestClient(names["app"]) as client:
+        answers = [client.post("/ask", headers={"x-user": "ann"}) for _ in range(11)]
+        assert client.post("/ask", headers={"x-user": "bob"}).json() == "yes"
+    assert [answer.status_code for answer in answers] == [200] * 10 + [429]
+    assert answers[0].json() == "yes"
+
+
+def service(page: Path, redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the Python blocks of a page define, on an empty Redis."""
+    redis.command("FLUSHALL")
+    monkeypatch.setenv("REDIS_URL", redis.url)
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+        exec(compile(block, page.name, "exec"), names)
+    return names
 
 
 @pytest.mark.parametrize("store", ["memory", "redis"])
