@@ -102,6 +102,7 @@ async def _tree(lua: LuaRedis, store: LuaStore) -> list[Entry]:
         settle_entry(1, last, 7, Usage(30, 12, 5), -40),
         void_entry(1, last, 1, 100),
         presume_entry(1, last),
+        msgspec.structs.replace(presume_entry(1, last), counters=()),
         correct,
         msgspec.structs.replace(presume_entry(1, orphan), origins=(Origin("p_dead", 1),)),
         usage_entry(1, "digest", 9, last.counters),

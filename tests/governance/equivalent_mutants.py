@@ -34,6 +34,7 @@ _NEAR = "Near or far, the same is written: only the number of reads and writes d
 
 _NEW = "The number of a chunk need only be new."
 _NO_HEAD = "An empty list has no head: there is nothing to look at either way."
+_NO_SLOTS = "The key before the slot sets is of another type: its error is caught, as that of a broken slot set is."
 _NOTHING_LEASED = "Nothing leased is less than half of any bound."
 _NONE_REPEATED = "Of no repeated records nothing is subtracted."
 _EMPTY_RANGE = "Texts begin after their lengths, so a range of no bytes ends before it begins, and is empty."
@@ -54,13 +55,17 @@ ARGUMENTS: Final = (
         "What is written again is the same; where there is no log, an empty one is left, which answers like none.",
         new=(">=",),
     ),
+    Argument("apply.lua", "for i = 1, slot_count do", "1", _NO_SLOTS, new=("(0)",)),
+    Argument("charge.lua", "for i = 1, slot_count do", "1", _NO_SLOTS, new=("(0)",)),
     Argument(
-        "apply.lua",
-        "for i = 1, slot_count do",
-        "1",
-        "The key before the slot sets is of another type: its error is caught, as that of a broken slot set is.",
-        new=("(0)",),
+        "loglease.lua",
+        "while q.count > 0 and taken < count",
+        "<",
+        "A lease that is full takes nothing of the next chunk, which ends it, too.",
+        new=("<=",),
     ),
+    Argument("loglease.lua", "if q.leased > 0 and (q.leased * 2", ">", _NOTHING_LEASED, new=(">=",)),
+    Argument("loglease.lua", "if q.leased > 0 and (q.leased * 2", "0", _NOTHING_LEASED, new=("(-1)",)),
     Argument("admit.lua", "local WAIT, BUSY, SPENT, NEVER", "0", _ORDER, new=("(-1)",)),
     Argument("admit.lua", "local WAIT, BUSY, SPENT, NEVER", "3", _ORDER, new=("4",)),
     Argument("admit.lua", "local raw, cost, held = call('GETRANGE'", "'15'", _LONGER, new=("'16'",)),
@@ -93,7 +98,6 @@ ARGUMENTS: Final = (
     Argument("apply.lua", "flagging = flagging or string.sub(raw, COUNTER_BYTES + 1)", "1", _FLAGGED),
     Argument("charge.lua", "if rises and not counters[i] and ends[i] > 0", "0", _FIRST_US, new=("1",)),
     Argument("use.lua", "if not counters[i] and ends > 0", "0", _FIRST_US, new=("1",)),
-    Argument("use.lua", "call('HDEL', KEYS[3], '')", "3", "It writes nothing: no field of either is empty."),
     Argument(
         "clear.lua",
         "for i = 2, #ARGV, 2 do",
@@ -113,7 +117,7 @@ ARGUMENTS: Final = (
         "'0'",
         "A gate without an end waits for nobody, and then that is the reply.",
     ),
-    Argument("gate.lua", "for i = 4, #ARGV do", "4", "No producer is called like two packed doubles.", nth=(1,)),
+    Argument("gate.lua", "for at = 4, #ARGV do", "4", "No producer is called like two packed doubles.", new=("(3)",)),
     Argument(
         "charge.lua",
         "local reached = included(tonumber(there or 0))",

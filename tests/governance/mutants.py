@@ -329,6 +329,32 @@ WAITING: Final = [
     )
 ]
 """Who is waited for after a loss, and when it is given up, to the µs."""
+_BUCKET: Final = Policy(buckets=(TokenBucket(Unit.TOKENS, 60, 10),))
+REFUNDS: Final = [
+    (_BUCKET, None, None, moves, False)
+    for moves in (
+        [("admit", 5, 1), ("wait", 4_000_000), ("admit", 9, 1), ("settle", 0, 0, 0)],
+        [("admit", 5, 1), ("admit", 3, 1), ("settle", 1, 0, 0), ("settle", 0, 0, 0)],
+        [("admit", 5, 1), ("wait", 500_000), ("admit", 5, 1), ("void", 0)],
+        [("admit", 3, 1), ("admit", 5, 1), ("void", 0), ("admit", 4, 1), ("void", 1)],
+        [("admit", 5, 1), ("admit", 4, 1), ("void", 1), ("wait", 500_000), ("void", 0)],
+        [("admit", 5, 1), ("wait", 1_000_000), ("refund", 0, 0), ("refund", 0, 1), ("refund", 0, -1)],
+    )
+]
+"""Tokens that come back to a bucket into which something has flowed meanwhile, or which others have given back to."""
+KNOWN: Final = [
+    (_BUDGET, None, None, [("admit", 1, 9), *before, ("known", marks), ("state",)], False)
+    for before in ([], [("close", 2, False)])
+    for marks in (
+        [("z", 0, False)],
+        [("z", 1, False)],
+        [("z", 0, False), ("p_2", 0, True)],
+        [("p_2", 0, True), ("z", 1, False)],
+        [("p_2", 0, False)],
+        [("p_2", 1, True)],
+    )
+]
+"""What a database knows of producers that this memory has buried, or has never heard of."""
 BY_HAND: Final = [
     [("put", "gw-a", [b"", b"", b""], 0, False), ("clear", 1)],
     [("put", "gw-a", [b"xxxxx"], 0, False), *[("due", 6, size, 1_000) for size in range(20, 0, -1)]],
@@ -385,6 +411,8 @@ def trials(kind: str) -> list[Trial]:
             *_each("crowded", play_admission, CROWDED),
             *_each("succession", play_admission, SUCCESSION),
             *_each("waiting", play_admission, WAITING),
+            *_each("refund", play_admission, REFUNDS),
+            *_each("known", play_admission, KNOWN),
             *_each("admission", play_admission, fixed(admissions(40), 300)),
             Trial("heavy runs", play_heavy_runs),
             Trial("damage", play_damage),

@@ -22,7 +22,9 @@ from tests.governance.lua_redis import LuaClient, LuaRedis, word
 from tests.governance.test_twin import START_US, Pair, moves, policies_of, principal
 from tollkeeper.domain.admission import Checks, Demand, Grant, Reply, Status, checks_for
 from tollkeeper.domain.bucket import Bucket
+from tollkeeper.domain.charges import UNCHARGED
 from tollkeeper.domain.entries import (
+    BURIED,
     Applied,
     CounterRef,
     Entry,
@@ -174,6 +176,9 @@ class CheckedLua(LuaRedis):
 
     def after_seed(self, _keys: list[bytes], _arguments: Sequence[Any], _: Any, reply: int) -> None:
         assert reply in (0, 1)
+
+    def after_recall(self, _keys: list[bytes], _arguments: Sequence[Any], _: Any, reply: int) -> None:
+        assert reply in (-1, 0, 1)
 
     def before_clear(self, keys: list[bytes], _: Sequence[Any]) -> int:
         return len(self.redis.values.get(keys[1], ()))
@@ -513,6 +518,27 @@ class LuaPair(Pair):
         await self.apply(close_entry(1 + gap, producer), closer)
         await self.apply(close_entry(1, producer), closer)
         await self.apply(Entry(entries + 1, EntryKind.SETTLE, "x.1", 5, 1, 2, 3, 0, ()), producer)
+
+    async def on_known(self, marks: Sequence[tuple[str, int, bool]]) -> None:
+        """A database that knows how far producers got, and which are buried; an attempt is recalled, and the tree is
+        seeded if it has less."""
+        self.attempts += 1
+        known = {"p_1": self.number} | {p: number + BURIED * buried for p, number, buried in marks}
+        memory = await self.both(lambda store: store.memory(self.root))
+        await self.both(lambda store: store.recall(self.root, memory, f"k{self.attempts}.1", UNCHARGED, known))
+        if await self.both(lambda store: store.seed(self.root, f"known{self.attempts}", known, {}, lost=False)):
+            self.run = f"known{self.attempts}"
+            self.grants.clear()
+
+    async def on_refund(self, which: int, tokens: int) -> None:
+        """So many tokens come back to the buckets of an attempt, which stays."""
+        if self.grants:
+            _, dispatch = self.grants[which % len(self.grants)]
+            entry = void_entry(self.number + 1, dispatch, 1, 1)
+            buckets = tuple([msgspec.structs.replace(b, tokens=tokens) for b in entry.buckets])
+            entry = msgspec.structs.replace(entry, attempt="none.1", runs=(), slots=(), buckets=buckets)
+            if (await self.apply(entry)).status == "ok":
+                self.number += 1
 
     # Everything that is stored
 

@@ -15,7 +15,8 @@ for i = 3, #ARGV - 1, 2 do
   if redis.call('HGET', KEYS[2], name) == ARGV[i + 1] then
     redis.call('HDEL', KEYS[2], name)
     cleared = cleared + 1
-    if string.sub(name, 1, 1) == '!' and redis.call('HDEL', KEYS[3], string.sub(name, 2)) == 1 then
+    local attempt = string.match(name, '^!(.*)')
+    if attempt and redis.call('HDEL', KEYS[3], attempt) == 1 then
       redis.call('HINCRBY', KEYS[1], '.drops', '1')
     end
   end

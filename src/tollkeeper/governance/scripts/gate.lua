@@ -21,8 +21,8 @@ if tree[2] ~= server then
   end
 else
   local open = {}
-  for i = 4, #ARGV do
-    open[ARGV[i]] = true
+  for at = 4, #ARGV do
+    open[ARGV[at]] = true
   end
   for producer in string.gmatch(tree[4] or '', '[^,]+') do
     if open[producer] then

@@ -16,12 +16,9 @@ local life, number = string.match(redis.call('HGET', KEYS[1], '.fence') or '', '
 local answer = {marks, redis.call('HGETALL', KEYS[3]), ARGV[2], life == ARGV[2] and number or '0'}
 local changed = redis.call('HGETALL', KEYS[2])
 for i = 1, #changed, 2 do
-  local name, value = changed[i], nil
-  if string.sub(name, 1, 1) == '!' then
-    value = redis.call('HGET', KEYS[4], string.sub(name, 2))
-  else
-    value = redis.call('GET', ARGV[1] .. name)
-  end
+  local name = changed[i]
+  local attempt = string.match(name, '^!(.*)')
+  local value = attempt and redis.call('HGET', KEYS[4], attempt) or not attempt and redis.call('GET', ARGV[1] .. name)
   answer[#answer + 1] = {name, changed[i + 1], value or ''}
 end
 if #changed > 0 then
