@@ -34,6 +34,10 @@ _NEAR = "Near or far, the same is written: only the number of reads and writes d
 
 _NEW = "The number of a chunk need only be new."
 _NO_HEAD = "An empty list has no head: there is nothing to look at either way."
+_LAST_LIFE = (
+    "Behind the last pair there is only the life: a name without a generation, which no flag equals; the last pair "
+    "begins two before it."
+)
 _NO_SLOTS = "The key before the slot sets is of another type: its error is caught, as that of a broken slot set is."
 _NOTHING_LEASED = "Nothing leased is less than half of any bound."
 _NONE_REPEATED = "Of no repeated records nothing is subtracted."
@@ -100,13 +104,15 @@ ARGUMENTS: Final = (
     Argument("use.lua", "if not counters[i] and ends > 0", "0", _FIRST_US, new=("1",)),
     Argument(
         "clear.lua",
-        "for i = 2, #ARGV, 2 do",
+        "for i = 3, #ARGV - 1, 2 do",
         "2",
         "In between it takes a generation for a counter and the next counter for its generation: no counter "
         "is called like a generation, `run:number`.",
-        nth=(2,),
         new=("(1)",),
     ),
+    Argument("clear.lua", "for i = 3, #ARGV - 1, 2 do", "-", _LAST_LIFE),
+    Argument("clear.lua", "for i = 3, #ARGV - 1, 2 do", "1", _LAST_LIFE),
+    Argument("fence.lua", "if life ~= ARGV[4] or tonumber(number) <", "<", "Equal is set to equal.", new=("<=",)),
     Argument("correct.lua", "local raw = call('GETRANGE', key, '-368'", "'-368'", _NEAR),
     Argument("correct.lua", "if back > near then", ">", _NEAR, new=(">=",)),
     Argument("correct.lua", "if back <= near then", "<=", _NEAR, new=("<",)),

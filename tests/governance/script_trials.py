@@ -180,6 +180,9 @@ class CheckedLua(LuaRedis):
     def after_recall(self, _keys: list[bytes], _arguments: Sequence[Any], _: Any, reply: int) -> None:
         assert reply in (-1, 0, 1)
 
+    def after_fence(self, _keys: list[bytes], _arguments: Sequence[Any], _: Any, reply: int) -> None:
+        assert reply in (0, 1)
+
     def before_clear(self, keys: list[bytes], _: Sequence[Any]) -> int:
         return len(self.redis.values.get(keys[1], ()))
 
