@@ -232,6 +232,9 @@ class ProviderSettings(Group, frozen=True):
     """The variable that holds the provider's API key."""
     api_key_file: str | None = None
     """The file that holds it. Neither: requests go upstream without a key, as a local server may want."""
+    azure_api_version: str | None = None
+    """The upstream is Azure OpenAI by deployments, and this is the `api-version` it is asked with; `base_url` is then
+    `https://NAME.openai.azure.com/openai`. Its newer `/openai/v1` needs none."""
     models: tuple[str, ...] = ("*",)
     """Names served without the provider's prefix; `*` is a wildcard."""
     prices: str | None = None
@@ -368,6 +371,8 @@ class ModelSettings(AmountSettings, frozen=True):
     """The provider that serves this name; default: by the providers' `models`."""
     upstream_model: str | None = None
     """The name sent upstream; default: the same."""
+    priced_as: str | None = None
+    """The name in the price data, where the upstream's is another (a deployment at Azure, say)."""
     context_window: int | None = None
     """Input tokens never exceed it, which tightens the cost bound of long requests."""
     max_output_tokens: int | None = None
@@ -491,6 +496,7 @@ REDIS_SCHEMES: Final = (
     *("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster"),
 )
 MULTIPLIER: Final = re.compile(r"\d{1,3}(\.\d{1,9})?")
+AZURE_VERSION: Final = re.compile(r"[A-Za-z0-9-]{1,32}")
 MULTIPLIER_MAX: Final = 100
 MAY_BE_ZERO: Final = frozenset({"port", "redis_db", "min_idle_conns", "retry_ratio", "retry_burst"})
 DEFAULT_FILE: Final = "tollkeeper.toml"
@@ -855,6 +861,12 @@ def _check_provider(name: str, provider: ProviderSettings) -> None:
         )
     if provider.api_key_env and provider.api_key_file:
         raise ConfigurationError(f"{where}: give api_key_env or api_key_file, not both")
+    if provider.azure_api_version is not None and (
+        provider.dialect != "openai" or not AZURE_VERSION.fullmatch(provider.azure_api_version)
+    ):
+        raise ConfigurationError(
+            f"{where}.azure_api_version: is for providers of the openai dialect; write it like 2025-04-01-preview"
+        )
     for field in provider.__struct_fields__:
         _positive(f"{where}.{field}", getattr(provider, field))
     _check_amount(f"{where}.reported_cost_max_usd", provider.reported_cost_max_usd)

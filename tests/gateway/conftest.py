@@ -201,6 +201,13 @@ def settings_for(base_url: str) -> Settings:
                 models=("gpt-*", "text-*", "o4-*", "local-*", "whisper-*", "tts-*", "dall-e-*", "omni-*", "rerank-*"),
                 **deadlines,  # type: ignore[arg-type]
             ),
+            "sim-azure": ProviderSettings(
+                base_url=f"{base_url.removesuffix('/v1')}/openai",
+                dialect="openai",
+                azure_api_version="2025-04-01-preview",
+                models=("azure-*",),
+                **deadlines,  # type: ignore[arg-type]
+            ),
             "sim-anthropic": ProviderSettings(
                 base_url=base_url,
                 dialect="anthropic",

@@ -266,4 +266,4 @@ async def test_only_configured_providers_can_be_named(stand: Stand) -> None:
     for name in ("http://evil.example", "sim-anthropic", "none"):
         sent = {"content-type": "multipart/form-data; boundary=x", "x-tollkeeper-provider": name}
         reply = await stand.post(form, "/files", headers=sent)
-        assert reply.status == 400 and "known: sim." in reply.json["error"]["message"]
+        assert reply.status == 400 and "known: sim, sim-azure." in reply.json["error"]["message"]

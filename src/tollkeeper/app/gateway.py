@@ -39,7 +39,7 @@ KEYS_STALE_S: Final = 30.0
 """Older than this the table of keys makes the gateway not ready; it goes on serving the keys it knows."""
 GC_THRESHOLD: Final = (20_000, 20, 50)
 """Allocations before a young collection, and how many of each generation make the next one due."""
-DATA_PLANE_PREFIX: Final = "/v1/"
+DATA_PLANE_PREFIXES: Final = ("/v1/", "/openai/")
 
 
 def now_us() -> int:
@@ -78,8 +78,8 @@ class Gateway:
         self._parts = AsyncExitStack()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """The data plane for `/v1/`, the control plane for everything else."""
-        if scope["type"] == "http" and scope["path"].startswith(DATA_PLANE_PREFIX):
+        """The data plane for `/v1/` and Azure's paths, the control plane for everything else."""
+        if scope["type"] == "http" and scope["path"].startswith(DATA_PLANE_PREFIXES):
             await self._plane(scope, receive, send)
         else:
             about_request(None)  # a connection's next request begins where its last one ended

@@ -265,6 +265,7 @@ class _Walk:
         attempt, plan, call = exchange.attempt, exchange.plan, exchange.call
         assert attempt is not None and plan is not None and call is not None
         provider = stop.deployment.route.provider
+        settings = its.settings.providers[provider]
         model = stop.deployment.route.upstream_model
         body: Body
         if call.form is not None:
@@ -279,12 +280,14 @@ class _Walk:
             key=its.provider_keys.get(provider),
             request_id=exchange.request_id,
             call=call,
+            azure=settings.azure_api_version is not None,
         )
+        path = upstream_path(call, settings, model)
         attempt.dispatch()
         exchange.mark_dispatched()
         asked_at = time.perf_counter()
         try:
-            response = await its.upstreams[provider].send(provider, upstream_path(call), headers, body, call.method)
+            response = await its.upstreams[provider].send(provider, path, headers, body, call.method)
         finally:
             waited_s = time.perf_counter() - asked_at
             exchange.upstream_s += waited_s

@@ -174,12 +174,12 @@ MISSING_KEY: Final = (
 )
 
 
-def secret_of(authorization: bytes, x_api_key: bytes) -> bytes:
-    """The client's secret from its two possible headers, or empty. `Authorization` wins, as an SDK would send it."""
+def secret_of(authorization: bytes, x_api_key: bytes, api_key: bytes = b"") -> bytes:
+    """The client's secret from its possible headers, or empty. `Authorization` wins, as an SDK would send it."""
     scheme, _, credentials = authorization.strip().partition(b" ")
     if scheme.lower() == b"bearer" and credentials.strip():
         return credentials.strip()
-    return x_api_key.strip()
+    return x_api_key.strip() or api_key.strip()
 
 
 def _hint(secret: bytes) -> str:

@@ -200,22 +200,23 @@ class Catalog:
         listed = (
             Listed(None, "no prices are known for its provider")
             if priced is None
-            else self._data.look_up(priced, upstream_model, now_us)
+            else self._data.look_up(priced, own.priced_as or upstream_model, now_us)
         )
         entry, from_us, until_us = in_force(overrides, now_us)
         multiplier = Decimal(settings.price_multiplier)
         base = listed.tariff if listed.tariff is None or multiplier == 1 else scaled(listed.tariff, multiplier)
         tariff = applied(base, entry)
-        searches = _always_searches(upstream_model)
-        transcribes = re.fullmatch(TRANSCRIBES, upstream_model) is not None
-        draws = re.fullmatch(DRAWS, upstream_model) is not None
+        known_as = own.priced_as or upstream_model
+        searches = _always_searches(known_as)
+        transcribes = re.fullmatch(TRANSCRIBES, known_as) is not None
+        draws = re.fullmatch(DRAWS, known_as) is not None
         stored = own.context_window
         if stored is None and listed.context_window is not None:
             stored = listed.context_window * STORED_MARGIN[0] // STORED_MARGIN[1]
         return ModelInfo(
             price=None if tariff is None else price_of(tariff),
             image_tokens_max=own.image_tokens_max or IMAGE_TOKENS_MAX[settings.dialect],
-            output_default=own.max_output_tokens or _output_default(upstream_model),
+            output_default=own.max_output_tokens or _output_default(known_as),
             context_window=own.context_window or (TRANSCRIBES_WINDOW if transcribes else None),
             max_output_tokens=own.max_output_tokens or (TRANSCRIBES_OUTPUT if transcribes else None),
             output_image_tokens_max=own.output_image_tokens_max or (DRAWS_TOKENS_MAX if draws else None),

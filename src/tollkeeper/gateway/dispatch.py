@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Final
 
 from tollkeeper.gateway.asgi import Client
-from tollkeeper.gateway.dialects import Call, Endpoint
+from tollkeeper.gateway.dialects import Call, Endpoint, provider_path
+from tollkeeper.settings import ProviderSettings
 
 PASSED_ON: Final[Mapping[str, tuple[bytes, ...]]] = {
     "openai": (b"openai-beta",),
@@ -20,7 +21,7 @@ USER_AGENT: Final = "tollkeeper"
 
 
 def upstream_headers(
-    client: Client, endpoint: Endpoint, *, key: str | None, request_id: str, call: Call
+    client: Client, endpoint: Endpoint, *, key: str | None, request_id: str, call: Call, azure: bool
 ) -> dict[str, str]:
     """All headers of the upstream request, but Host and Content-Length."""
     headers = {
@@ -39,11 +40,16 @@ def upstream_headers(
     if key is not None:
         if endpoint.dialect == "anthropic":
             headers["x-api-key"] = key
+        elif azure:
+            headers["api-key"] = key
         else:
             headers["authorization"] = f"Bearer {key}"
     return headers
 
 
-def upstream_path(call: Call) -> str:
-    """Where it goes below a provider's base URL, which ends with the version."""
-    return (call.path or call.endpoint.path).removeprefix("/v1")
+def upstream_path(call: Call, provider: ProviderSettings, deployment: str) -> str:
+    """Where it goes below a provider's base URL, which ends with the version. `deployment`: the model there."""
+    path = (call.path or call.endpoint.path).removeprefix("/v1")
+    if provider.azure_api_version is None:
+        return path
+    return provider_path(call, path, deployment=deployment, version=provider.azure_api_version)

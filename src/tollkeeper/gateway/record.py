@@ -17,7 +17,18 @@ from tollkeeper.gateway.asgi import Client, Header
 from tollkeeper.gateway.bound import Plan
 from tollkeeper.gateway.capture import Capture
 from tollkeeper.gateway.charge import NOTHING, charge_of
-from tollkeeper.gateway.dialects import ENDPOINTS, Answer, Call, Dialect, Endpoint, Named, Produced, find_route
+from tollkeeper.gateway.dialects import (
+    AZURE_PREFIX,
+    ENDPOINTS,
+    Answer,
+    Call,
+    Dialect,
+    Endpoint,
+    Named,
+    Produced,
+    client_address,
+    find_route,
+)
 from tollkeeper.gateway.labels import metadata_of, tags_of
 from tollkeeper.gateway.measured import metered
 from tollkeeper.gateway.settle import Attempt
@@ -110,6 +121,7 @@ class Exchange:
         "first_byte_s",
         "keep",
         "methods",
+        "model",
         "named",
         "paused_s",
         "plan",
@@ -129,6 +141,10 @@ class Exchange:
     def __init__(self, client: Client, request_id: str, time_us: int) -> None:
         self.client, self.request_id, self.time_us = client, request_id, time_us
         self.arrived = time.perf_counter()
+        self.model: str | None = None  # that the path names, as Azure's do
+        if client.path.startswith(AZURE_PREFIX):
+            address = client_address(client.path, client.query)
+            client.path, client.query, self.model = address.path, address.query, address.model
         self.endpoint: Endpoint | None = ENDPOINTS.get(client.path)
         self.dialect: Dialect = _dialect(client, self.endpoint)
         self.named: Named | None = None

@@ -223,7 +223,7 @@ class DataPlane:
 
     async def _authenticate(self, exchange: Exchange) -> Principal:
         client = exchange.client
-        secret = secret_of(client.header(b"authorization"), client.header(b"x-api-key"))
+        secret = secret_of(client.header(b"authorization"), client.header(b"x-api-key"), client.header(b"api-key"))
         principal = exchange.principal = await self._keys.principal(secret, exchange.time_us)
         self._instruments.authentication.observe(exchange.age_s)
         return principal
@@ -242,7 +242,7 @@ class DataPlane:
         capture = exchange.capture = self._capture(client, principal, endpoint)
         if capture is not None:
             capture.request(body)
-        call = parse(endpoint, body)
+        call = parse(endpoint, body, model=exchange.model)
         named = references(call, body)
         if named:
             await self._serve_call(exchange, endpoint, principal, call, await self._place_of(principal, named))
@@ -268,7 +268,7 @@ class DataPlane:
             body = await client.upload(server.upload_bytes_max, server.body_timeout_s)
             if body is None:
                 return
-            call = parse(endpoint, body, client.header(b"content-type"))
+            call = parse(endpoint, body, client.header(b"content-type"), model=exchange.model)
             capture = exchange.capture = self._capture(client, principal, endpoint)
             if capture is not None:
                 assert call.form is not None

@@ -27,7 +27,15 @@ PIPELINED_MAX: Final = 64
 LINGER_S: Final = 2.0
 """How long a refused client may go on sending before the connection is closed."""
 _HEADERS_KEPT: Final = frozenset(
-    {b"authorization", b"x-api-key", b"x-request-id", b"anthropic-version", b"anthropic-beta", b"content-type"}
+    {
+        b"authorization",
+        b"x-api-key",
+        b"x-request-id",
+        b"anthropic-version",
+        b"anthropic-beta",
+        b"content-type",
+        b"api-key",
+    }
 )
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 

@@ -3,10 +3,11 @@
 Authenticates, routes, refuses in the right dialect, plans the answer and renders it.
 """
 
+import re
 from collections.abc import Callable, Collection
 from functools import lru_cache
 from typing import Final
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, parse_qsl
 
 import msgspec
 
@@ -34,6 +35,14 @@ PAGE_MAX: Final = 10_000
 _REMEMBERED_MAX: Final = 1024
 _REMEMBERED_BYTES_MAX: Final = 4096
 _ENDPOINTS: Final = {str(endpoint): endpoint for endpoint in Endpoint}
+AZURE_PREFIX: Final = "/openai/"
+_BY_DEPLOYMENT: Final = frozenset(
+    f"/v1/{path}"
+    for path in (
+        *("chat/completions", "completions", "embeddings", "audio/speech", "audio/transcriptions"),
+        *("audio/translations", "images/generations", "images/edits"),
+    )
+)
 KEPT_PREFIXES: Final = ("/v1/responses/", "/v1/files")
 _MODELS_PATH: Final = "/v1/models"
 _SIMULATOR_PATHS: Final = {"/sim/served": "GET", "/sim/requests": "GET", "/sim/reset": "POST"}
@@ -105,6 +114,8 @@ class Service:
 
     def answer(self, request: Received) -> Reply:
         """The reply to a request."""
+        if request.path.startswith(AZURE_PREFIX):
+            return self._answer_as_azure(request)
         endpoint = _ENDPOINTS.get(request.path)
         if endpoint is not None and request.method == "POST":
             return self._serve(endpoint, request)
@@ -113,6 +124,19 @@ class Service:
         if request.path.startswith(KEPT_PREFIXES):
             return self._serve_kept(request)
         return self._answer_about(request)
+
+    def _answer_as_azure(self, request: Received) -> Reply:
+        """Azure's addressing: a deployment in the path, `api-key`, and an `api-version`, without which it is 404."""
+        pairs = parse_qsl(request.query)
+        named = re.fullmatch(r"/openai/(?:deployments/([^/]+)/)?(.+)", request.path)
+        if named is None or "api-version" not in dict(pairs) or request.path.startswith("/openai/v1/"):
+            return Reply(404, openai.error_body(Refusal(404, "Resource not found", code="404")))
+        headers = dict(request.headers)
+        headers[b"authorization"] = b"Bearer " + headers.get(b"api-key", b"")
+        path = f"/v1/{named[2]}"
+        if (path in _BY_DEPLOYMENT) != (named[1] is not None):
+            return Reply(404, openai.error_body(Refusal(404, "Resource not found", code="404")))
+        return self.answer(msgspec.structs.replace(request, path=path, headers=headers))
 
     def _answer_about(self, request: Received) -> Reply:
         """What is no work for a model."""

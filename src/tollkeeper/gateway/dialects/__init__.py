@@ -1,6 +1,8 @@
 """The wire formats of the data plane, without any IO: what clients and providers write, read and rewritten."""
 
 from tollkeeper.gateway.dialects.answer import Answer, read_answer, read_usage
+from tollkeeper.gateway.dialects.azure import PREFIX as AZURE_PREFIX
+from tollkeeper.gateway.dialects.azure import client_address, provider_path
 from tollkeeper.gateway.dialects.base import ENDPOINTS, Call, Dialect, Endpoint, Sold
 from tollkeeper.gateway.dialects.fault import (
     error_body,
@@ -18,6 +20,7 @@ from tollkeeper.gateway.dialects.request import parse, parse_upload, upstream_bo
 from tollkeeper.gateway.dialects.stream import StreamMeter
 
 __all__ = [
+    "AZURE_PREFIX",
     "ENDPOINTS",
     "Answer",
     "Call",
@@ -29,6 +32,7 @@ __all__ = [
     "Reference",
     "Sold",
     "StreamMeter",
+    "client_address",
     "error_body",
     "error_event",
     "error_status",
@@ -41,6 +45,7 @@ __all__ = [
     "parse",
     "parse_upload",
     "produced_by",
+    "provider_path",
     "read_answer",
     "read_usage",
     "reassemble",

@@ -111,11 +111,18 @@ _WORDS: Final[Mapping[str, str]] = {
 }
 
 
-def parse(endpoint: Endpoint, body: bytes | bytearray, content_type: bytes = b"") -> Call:
-    """The body as a call. Raises RequestError MALFORMED or INVALID with what to write instead."""
+def parse(
+    endpoint: Endpoint, body: bytes | bytearray, content_type: bytes = b"", *, model: str | None = None
+) -> Call:
+    """The body as a call. `model` counts instead of the body's, where a path names one.
+
+    Raises RequestError MALFORMED or INVALID with what to write instead.
+    """
     if endpoint.form:
-        return _parsed_form(endpoint, body, content_type)
+        return _parsed_form(endpoint, body, content_type, model)
     assert isinstance(body, bytes)
+    if model is not None:
+        body = _naming(body, model)
     fields, read = _decoded(endpoint, body)
     if endpoint.sells_media:
         if endpoint.name in _LISTS:
@@ -165,9 +172,19 @@ def parse_upload(endpoint: Endpoint, body: bytearray, content_type: bytes) -> Ca
     return Call(endpoint, "", False, 0, 1, None, False, content, {}, sold=Sold(counted=Usage()), form=form)
 
 
-def _parsed_form(endpoint: Endpoint, body: bytes | bytearray, content_type: bytes) -> Call:
+def _naming(body: bytes, model: str) -> bytes:
+    """The body with a model; one that is no object stays as it is, to be refused for what it is."""
+    try:
+        return _encode(_decode_fields(body) | {"model": msgspec.Raw(_encode(model))})
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return body
+
+
+def _parsed_form(endpoint: Endpoint, body: bytes | bytearray, content_type: bytes, model: str | None) -> Call:
     form = parse_form(content_type, body)
     texts = form.texts()
+    if model is not None:
+        texts["model"] = model
     fields = {name: msgspec.Raw(_encode(text)) for name, text in texts.items()}
     size = sum(map(len, fields.values()))
     try:
