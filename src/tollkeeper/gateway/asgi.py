@@ -139,6 +139,11 @@ class Client:
                 counted = len(buffer)
                 deadline.reschedule(loop.time() + timeout_s)
 
+    def check_encoding(self) -> None:
+        """Raises HttpError 415 for a compressed body: what it would grow to is nobody's bound."""
+        if self.header(b"content-encoding") not in (b"", b"identity"):
+            raise HttpError(Fault.INVALID, "Send the body uncompressed, without content-encoding.", status=415)
+
     def _check_length(self, bytes_max: int) -> None:
         stated = self.header(b"content-length")
         if stated.isdigit() and int(stated) > bytes_max:

@@ -300,6 +300,8 @@ class _Walk:
             if status < 300 and call.stream:
                 turn.succeeded(its.now_us())  # streams are long, and others wait for a probe's word
             rejection = await answer(exchange, response)
+            if rejection is not None:
+                rejection = _discreet(rejection, its.provider_keys.get(provider))
             if is_failure(status):
                 turn.failed(its.now_us(), self._cool_us(status, told))
             else:
@@ -345,6 +347,13 @@ class _Walk:
             raise self._unfit
         wait_s = -(-(self._way.full_for_us or 1_000_000) // 1_000_000)
         raise HttpError(Fault.DEPLOYMENTS_FULL, FULL, headers=((b"retry-after", b"%d" % wait_s),))
+
+
+def _discreet(rejection: Rejection, key: str | None) -> Rejection:
+    """Without our key, which a provider's error may repeat."""
+    if not key or key.encode() not in rejection.body:
+        return rejection
+    return msgspec.structs.replace(rejection, body=rejection.body.replace(key.encode(), b"***"))
 
 
 def _result(rejection: Rejection) -> str:

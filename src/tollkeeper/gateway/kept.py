@@ -136,6 +136,7 @@ class KeptRoutes:
 
     async def _upload(self, exchange: Exchange, route: Kept) -> None:
         client, server = exchange.client, self._settings.server
+        client.check_encoding()
         pool = pool_at(self._provider(exchange))
         stated = client.header(b"content-length")
         room = min(int(stated), server.upload_bytes_max) if stated.isdigit() else server.upload_bytes_max

@@ -231,8 +231,7 @@ class DataPlane:
     async def _generate(self, exchange: Exchange, endpoint: Endpoint) -> None:
         client, server = exchange.client, self._settings.server
         principal = await self._authenticate(exchange)
-        if client.header(b"content-encoding") not in (b"", b"identity"):
-            raise HttpError(Fault.INVALID, "Send the body uncompressed, without content-encoding.", status=415)
+        client.check_encoding()
         if endpoint.form:
             await self._generate_of_form(exchange, endpoint, principal)
             return

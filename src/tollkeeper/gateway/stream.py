@@ -71,6 +71,10 @@ async def answer(exchange: Exchange, response: UpstreamResponse) -> Rejection | 
     exchange.upstream_request_id = None if upstream_id is None else upstream_id[:UPSTREAM_ID_CHARS_MAX]
     plan = exchange.plan
     assert plan is not None
+    if response.headers.get("content-encoding", "identity") not in ("identity", ""):
+        # Passed on it would be read by nobody; unpacked it could be any size.
+        message = "The provider compressed its answer, which it was asked not to."
+        raise UpstreamError(Fault.UPSTREAM_BROKEN, message, sent=True)
     if not 200 <= response.status < 300:
         return await _read_error(exchange, response)
     media_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
