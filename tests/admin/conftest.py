@@ -16,6 +16,7 @@ from tollkeeper.domain.errors import DatabaseUnavailable
 from tollkeeper.governance import Ledger, MemoryStore, StoreReader, SyncWorker
 from tollkeeper.governance.logins import LoginLimits
 from tollkeeper.logs.prover import LogProver
+from tollkeeper.logs.reports import LogReports
 from tollkeeper.logs.search import LogReader
 from tollkeeper.logs.sinks import LogStore, open_store
 from tollkeeper.observability.metrics import Metrics
@@ -51,6 +52,8 @@ class Control:
         self.database_away = False
         self.now_us = now_us()
         """The clock of the login limiter alone."""
+        self.reports_us = now_us()
+        """The clock of kept reports."""
         self.later_us = 0
         """How far the clock of idempotency keys is ahead."""
         self.application = self.make(database)
@@ -75,6 +78,7 @@ class Control:
             ),
             records_pending=lambda: 0,
             logs=LogReader(self.logs),
+            reports=LogReports(self.logs, lambda: self.reports_us),
             log_accounts=LogProver(self.logs, self.pipeline.queues, self.pipeline.stats),
             sync=self.sync.sync_once,
             readiness=Readiness({"database": self.ping, "store": _ready}),

@@ -31,6 +31,7 @@ MATRIX: dict[str, tuple[set[Role], Any]] = {
     "GET /admin/v1/organisations/{organisation}": (ALL, None),
     "PATCH /admin/v1/organisations/{organisation}": (ADMINS, {"limits": {"rpm": 5}}),
     "GET /admin/v1/usage": (ALL, None),
+    "GET /admin/v1/reports/usage": (ALL, None),
     "POST /admin/v1/sync": (ADMINS, None),
     "GET /admin/v1/corrections": (READERS, None),
     "GET /admin/v1/corrections/{attempt}": (READERS, None),

@@ -114,13 +114,13 @@ async def test_limits_and_usage_follow_a_request(control: Control) -> None:
     assert (await control("POST", "/admin/v1/limits/k/reset")).status == 204
     state = {limit["limit_kind"]: limit for limit in (await control("GET", "/admin/v1/limits/k")).json["limits"]}
     assert (state["requests"]["used"], state["budget"]["used"]) == ("0", "0.123456789")
-    assert (await control("GET", "/admin/v1/usage")).json == {"usage": []}
+    assert (await control("GET", "/admin/v1/usage")).json["data"] == []
     assert (await control("POST", "/admin/v1/sync")).status == 200
-    (row,) = (await control("GET", "/admin/v1/usage?key=k")).json["usage"]
+    (row,) = (await control("GET", "/admin/v1/usage?key=k")).json["data"]
     assert (row["key_name"], row["requests"], row["input_tokens"], row["output_tokens"]) == ("k", 1, 10, 20)
     assert (row["cost_nano"], row["cost_usd"]) == (123_456_789, "0.123456789")
-    assert (await control("GET", f"/admin/v1/usage?month={row['month']}")).json == {"usage": [row]}
-    assert (await control("GET", "/admin/v1/usage?month=1999-01")).json == {"usage": []}
+    assert (await control("GET", f"/admin/v1/usage?month={row['month']}")).json == {"data": [row], "has_more": False}
+    assert (await control("GET", "/admin/v1/usage?month=1999-01")).json["data"] == []
 
 
 @pytest.mark.parametrize(
@@ -148,6 +148,13 @@ async def test_limits_and_usage_follow_a_request(control: Control) -> None:
         ("POST keys", {"name": "k", "expires_at": "soon"}, 400, "invalid_request", "expires_at"),
         ("POST keys", {"name": "k", "expires_at": "2099-01-01T00:00:00"}, 400, "invalid_request", "expires_at"),
         ("GET usage?month=x", None, 400, "invalid_request", "month"),
+        ("GET usage?starting_after=x", None, 400, "invalid_request", "starting_after"),
+        ("GET usage?by=user", None, 400, "invalid_request", "by"),
+        ("GET reports/usage?group_by=nothing", None, 400, "invalid_request", "group_by"),
+        ("GET reports/usage?group_by=day,day", None, 400, "invalid_request", "group_by"),
+        ("GET reports/usage?since=2020-01-01&until=2026-01-01", None, 400, "invalid_request", "since"),
+        ("GET reports/usage?since=2026-01-02&until=2026-01-01", None, 400, "invalid_request", "since"),
+        ("GET reports/usage?since=2026-01-01&until=2026-02-01&key=nobody", None, 404, "not_found", None),
     ],
 )
 async def test_errors_have_one_shape(

@@ -5,7 +5,7 @@ import asyncio
 
 import pytest
 
-from tollkeeper.domain.accounts import GroupFilters, KeyChange, KeyFilters, NewKey
+from tollkeeper.domain.accounts import GroupFilters, KeyChange, KeyFilters, MonthFilters, NewKey
 from tollkeeper.domain.alerts import Alert, AlertFilters
 from tollkeeper.domain.audit import AuditFilters, Author
 from tollkeeper.domain.errors import InvalidInput, NotFound
@@ -156,6 +156,17 @@ async def test_budgets_totals_and_alerts_are_read_from_either_database(database:
     tally = await database.budgets.tally(NOW)
     assert (tally.organisations, tally.teams, tally.keys_active, tally.keys_revoked) == (1, 1, 2, 1)
     assert (tally.cost_nano, tally.requests, tally.input_tokens, tally.synced_us) == (7, 1, 2, NOW)
+    for months, sums in (
+        (MonthFilters(), [("app", 7)]),
+        (MonthFilters(kind=ScopeKind.ORGANISATION, owned=(acme.id,)), [("acme", 7)]),
+        (MonthFilters(kind=ScopeKind.TEAM), []),
+        (MonthFilters(year_month=(2026, 11), scope_id=key.id), [("app", 7)]),
+        (MonthFilters(year_month=(2026, 10)), []),
+        (MonthFilters(owned=(red.id,)), [("app", 7)]),
+    ):
+        rows = (await database.budgets.months(months, Paging())).items
+        assert [(row.name, row.cost_nano) for row in rows] == sums, months
+    assert (await database.budgets.months(MonthFilters(), Paging(starting_after=f"2026-11:{key.id}"))).items == []
     given = Alert(acme.id, f"{key.id}:2026:11", 4, ScopeKind.KEY, 5, 5, None, None, NOW)
     await database.alerts.claim([given], due_us=NOW)
     await database.alerts.settle(given, due_us=None, delivered_us=NOW + 1)

@@ -29,7 +29,7 @@ from tollkeeper.admin.routes.operation import operation
 from tollkeeper.admin.routes.tokens import audit, tokens
 from tollkeeper.admin.routes.usage import usage
 from tollkeeper.admin.services import Services
-from tollkeeper.domain.errors import Busy, Forbidden, InvalidInput, NotFound, Unavailable
+from tollkeeper.domain.errors import Busy, ConfigurationError, Forbidden, InvalidInput, NotFound, Unavailable
 
 PREFIX: Final = "/admin/v1"
 DESCRIBED: Final = ("invalid_request", "unauthorized", "forbidden", "not_found", "too_many_attempts", "unavailable")
@@ -73,7 +73,7 @@ def _api(services: Services, parts: Parts) -> FastAPI:
         keys(services),
         teams(services),
         organisations(services),
-        usage(services),
+        usage(services, parts),
         budgets(services),
         corrections(services),
         store_accounts(parts),
@@ -117,6 +117,7 @@ def _handle_errors(api: FastAPI) -> None:
         (NotFound, "not_found"),
         (Forbidden, "forbidden"),
         (Busy, "busy"),
+        (ConfigurationError, "not_installed"),
         (Unavailable, "unavailable"),
     ):
         api.add_exception_handler(kind, answers(code))

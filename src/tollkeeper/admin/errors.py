@@ -42,6 +42,7 @@ ERRORS: Final[dict[str, ErrorKind]] = {
         429, "rate_limit_error", "No more idempotency keys are remembered at the moment."
     ),
     "internal_error": ErrorKind(500, "api_error", "Something broke here; the gateway's log says what."),
+    "not_installed": ErrorKind(501, "api_error", "The gateway lacks an optional part; the message says which."),
     "unavailable": ErrorKind(503, "api_error", "A part that the gateway depends on is away. Try again."),
 }
 

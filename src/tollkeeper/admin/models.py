@@ -353,11 +353,12 @@ class AuditEvent(BaseModel):
 
 
 class MonthlyUsage(BaseModel):
-    """One month of one key, as of `updated_at`."""
+    """One month of a key, team or organisation, as of `updated_at`; its fields are named by `by`."""
 
-    key_id: str
-    key_name: str | None
-    month: str
+    model_config = ConfigDict(extra="allow")
+
+    id: str = Field(examples=["2026-11:key_abc"])
+    month: str = Field(examples=["2026-11"])
     requests: int
     input_tokens: int
     output_tokens: int
@@ -422,10 +423,44 @@ class AuditEvents(Listed):
     data: list["AuditEvent"]
 
 
-class Usage(BaseModel):
-    """Months, newest first."""
+class Usage(Listed):
+    """Months, the newest first. Rows also have `key_id` and `key_name`, or as `by` says."""
 
-    usage: list[MonthlyUsage]
+    data: list[MonthlyUsage]
+
+
+class ReportSums(BaseModel):
+    """Sums over records; percentiles are of requests that were answered well."""
+
+    requests: int
+    refused: int = Field(description="By a limit; only where `logs.refusals` is set.")
+    errors: int = Field(description="Admitted, and ended with an error.")
+    input_tokens: int
+    output_tokens: int
+    cached_tokens: int
+    cost_usd: Usd
+    cost_nano: int
+    total_ms_p50: float | None
+    total_ms_p95: float | None
+    first_byte_ms_p50: float | None
+    first_byte_ms_p95: float | None
+
+
+class ReportRow(ReportSums):
+    """Sums of a group; also has the group's values (`model`, `day`, `key_id` and `key_name`, …)."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class UsageReport(BaseModel):
+    """The dearest groups first; the earliest, if the first group is a time. `total` is over all groups."""
+
+    since: Time
+    until: Time
+    group_by: list[str]
+    data: list[ReportRow]
+    has_more: bool = Field(description="Whether there are groups above `limit`.")
+    total: ReportSums
 
 
 class LimitStates(BaseModel):

@@ -20,6 +20,7 @@ from tollkeeper.domain.ports import (
     LoginLimiter,
     LogReader,
     SpendLedger,
+    UsageReports,
 )
 from tollkeeper.observability.metrics import Metrics
 
@@ -45,6 +46,7 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     records_pending: Callable[[], int]
     logs: LogReader
     log_accounts: LogAccounts
+    reports: UsageReports
     logins: LoginLimiter
     sync: Sync
     readiness: Readiness

@@ -29,6 +29,7 @@ from tollkeeper.logs.bodies import BodyLog
 from tollkeeper.logs.pipeline import LogPipeline
 from tollkeeper.logs.prover import LogProver
 from tollkeeper.logs.redact import Redactor
+from tollkeeper.logs.reports import LogReports
 from tollkeeper.logs.search import LogReader
 from tollkeeper.logs.sinks import open_store
 from tollkeeper.observability.logging import about_request
@@ -178,6 +179,7 @@ class Gateway:
                 account_reader=accounting.reader,
                 records_pending=lambda: _undelivered(records),
                 logs=LogReader(log_store),
+                reports=LogReports(log_store, now_us),
                 log_accounts=LogProver(log_store, records.queues, records.stats),
                 logins=LoginLimits(now_us),
                 sync=self.sync,

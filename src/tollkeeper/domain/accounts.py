@@ -12,7 +12,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from tollkeeper.domain.errors import InvalidInput, NotFound
-from tollkeeper.domain.policy import UNLIMITED, Policy
+from tollkeeper.domain.policy import UNLIMITED, Policy, ScopeKind
 
 SECRET_PREFIX: Final = "tk_"  # noqa: S105 - a public prefix
 _PREFIX: Final = SECRET_PREFIX.encode()
@@ -170,3 +170,33 @@ class MonthlyUsage(msgspec.Struct, frozen=True):
     output_tokens: int
     cached_tokens: int
     updated_us: int
+
+
+class MonthFilters(msgspec.Struct, frozen=True, kw_only=True):
+    """Which months are asked for: of keys, teams or organisations (`kind`); None asks for nothing. `scope_id` and
+    `owned` are ids, the latter as in `KeyFilters`."""
+
+    kind: ScopeKind = ScopeKind.KEY
+    scope_id: str | None = None
+    year_month: tuple[int, int] | None = None
+    owned: tuple[str, ...] | None = None
+
+
+class MonthTotals(msgspec.Struct, frozen=True):
+    """What a key, team or organisation spent in a month, as of `updated_us`. `name` is None if it is not known."""
+
+    scope_id: str
+    name: str | None
+    year: int
+    month: int
+    cost_nano: int
+    requests: int
+    input_tokens: int
+    output_tokens: int
+    cached_tokens: int
+    updated_us: int
+
+    @property
+    def id(self) -> str:
+        """The same for the same scope and month."""
+        return f"{self.year}-{self.month:02d}:{self.scope_id}"

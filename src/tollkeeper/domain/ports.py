@@ -10,7 +10,9 @@ from tollkeeper.domain.accounts import (
     Key,
     KeyChange,
     KeyFilters,
+    MonthFilters,
     MonthlyUsage,
+    MonthTotals,
     NewKey,
     Organisation,
     PolicyEdit,
@@ -29,6 +31,7 @@ from tollkeeper.domain.operators import AdminToken, AdminTokenChange, NewAdminTo
 from tollkeeper.domain.paging import Page, Paging
 from tollkeeper.domain.policy import Policy, Principal, Scope, ScopeKind
 from tollkeeper.domain.record import RequestRecord
+from tollkeeper.domain.reports import Report, ReportQuery
 from tollkeeper.domain.usage import Usage
 
 
@@ -107,6 +110,15 @@ class LogAccounts(Protocol):
 
     async def verify(self) -> VerifyReport:
         """Account for every record of every producer. Raises `Busy`, `LogStoreUnavailable`, `StoreUnavailable`."""
+        ...
+
+
+class UsageReports(Protocol):
+    """Sums over the log records that were delivered."""
+
+    async def report(self, query: ReportQuery) -> Report:
+        """As of some seconds ago. Raises `Busy`, `InvalidInput`, `Unavailable`, and `ConfigurationError` where the
+        library that it needs is not installed."""
         ...
 
 
@@ -328,6 +340,10 @@ class BudgetReader(Protocol):
 
     async def budgeted(self, filters: BudgetFilters, paging: Paging) -> Page[BudgetedScope]:
         """Scopes that live and have budgets, newest first. Raises `InvalidInput` too."""
+        ...
+
+    async def months(self, filters: MonthFilters, paging: Paging) -> Page[MonthTotals]:
+        """The newest month first. Raises `InvalidInput` too."""
         ...
 
     async def tally(self, now_us: int) -> Tally:

@@ -6,7 +6,7 @@ Money is a string in USD, time is RFC 3339 in UTC, durations are seconds. Nothin
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from tollkeeper.domain.accounts import Key, MonthlyUsage, Organisation, Team
+from tollkeeper.domain.accounts import Key, MonthlyUsage, MonthTotals, Organisation, Team
 from tollkeeper.domain.admission import LimitKind, LimitState
 from tollkeeper.domain.audit import AuditEvent
 from tollkeeper.domain.errors import InvalidInput
@@ -14,7 +14,7 @@ from tollkeeper.domain.log_account import NumberRange, PipelineStats, ProducerRe
 from tollkeeper.domain.money import usd
 from tollkeeper.domain.operators import AdminToken
 from tollkeeper.domain.periods import US_PER_S
-from tollkeeper.domain.policy import Policy, Unit
+from tollkeeper.domain.policy import Policy, ScopeKind, Unit
 from tollkeeper.domain.policy_change import bucket_text, per_minute, warn_texts, window_text
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -158,6 +158,23 @@ def usage_words(row: MonthlyUsage, key_name: str | None) -> Words:
     return {
         "key_id": row.key_id,
         "key_name": key_name,
+        "month": f"{row.year}-{row.month:02d}",
+        "requests": row.requests,
+        "input_tokens": row.input_tokens,
+        "output_tokens": row.output_tokens,
+        "cached_tokens": row.cached_tokens,
+        "cost_usd": usd(row.cost_nano),
+        "cost_nano": row.cost_nano,
+        "updated_at": instant(row.updated_us),
+    }
+
+
+def month_words(kind: ScopeKind, row: MonthTotals) -> Words:
+    """One month of a key, team or organisation. Money exact, in USD and in nano-dollars."""
+    return {
+        "id": row.id,
+        f"{kind.value}_id": row.scope_id,
+        f"{kind.value}_name": row.name,
         "month": f"{row.year}-{row.month:02d}",
         "requests": row.requests,
         "input_tokens": row.input_tokens,

@@ -1,19 +1,32 @@
 """Budgets and totals over all accounts, for whoever looks at them: nothing here decides anything."""
 
+import re
 from typing import Any, Final
 
 from sqlalchemy import Select, and_, func, literal, not_, or_, select, tuple_, union_all
 
+from tollkeeper.domain.accounts import MonthFilters, MonthTotals
 from tollkeeper.domain.errors import InvalidInput
 from tollkeeper.domain.paging import Page, Paging
 from tollkeeper.domain.periods import Period, month_of_label, span_at
 from tollkeeper.domain.policy import Scope, ScopeKind
 from tollkeeper.domain.ports import BudgetedScope, BudgetFilters, Tally
-from tollkeeper.storage.names import is_text
+from tollkeeper.storage.names import KEY, TEAM, is_text
 from tollkeeper.storage.principals import read_policy
-from tollkeeper.storage.tables import admin_tokens, budget_alerts, keys, monthly_usage_summary, organisations, teams
+from tollkeeper.storage.tables import (
+    admin_tokens,
+    budget_alerts,
+    keys,
+    monthly_usage_summary,
+    organisations,
+    spend,
+    teams,
+)
 from tollkeeper.storage.transactions import Transactions
 
+_MONTH: Final = "____:__"
+"""What labels of months look like, and those of no other period."""
+_MONTH_TEXT: Final = re.compile(r"\d{4}-\d{2}")
 _HAS_BUDGETS: Final = '%"budgets"%'
 """What a policy's text has if it has budgets: what is empty is not written."""
 
@@ -41,6 +54,16 @@ class StoredBudgets:
             for row in rows
         ]
         return Page.of(scopes, paging.limit)
+
+    async def months(self, filters: MonthFilters, paging: Paging) -> Page[MonthTotals]:
+        found = _months(filters).subquery()
+        place = tuple_(found.c.month_label, found.c.scope_id)
+        query = select(found).order_by(found.c.month_label.desc(), found.c.scope_id.desc()).limit(paging.limit + 1)
+        if paging.starting_after is not None:
+            query = query.where(place < _month_place(paging.starting_after))
+        async with self._transactions.read() as transaction:
+            rows = [_month(row) for row in await transaction.rows(query)]
+        return Page.of(rows, paging.limit)
 
     async def tally(self, now_us: int) -> Tally:
         expired = and_(keys.c.expires_us.is_not(None), keys.c.expires_us <= now_us)
@@ -79,6 +102,58 @@ class StoredBudgets:
             output_tokens=int(output_tokens),
             synced_us=synced_us,
         )
+
+
+def _months(filters: MonthFilters) -> Select[Any]:
+    """Months of one kind of scope, with its name. Of an organisation the counter is the root's own, whose name among
+    scopes is empty; one that a single key has of its own has none."""
+    table, kind = spend, filters.kind
+    named, place = {
+        ScopeKind.KEY: (keys, table.c.scope),
+        ScopeKind.TEAM: (teams, table.c.scope),
+        ScopeKind.ORGANISATION: (organisations, table.c.root),
+    }[kind]
+    prefix = {ScopeKind.KEY: KEY, ScopeKind.TEAM: TEAM, ScopeKind.ORGANISATION: ""}[kind]
+    mine = (
+        table.c.scope == "" if kind is ScopeKind.ORGANISATION else table.c.scope.startswith(prefix, autoescape=True)
+    )
+    columns = (table.c.cost_nano, table.c.requests, table.c.input_tokens, table.c.output_tokens)
+    query = (
+        select(
+            place.label("scope_id"),
+            table.c.period.label("month_label"),
+            named.c.name,
+            *columns,
+            table.c.cached_tokens,
+            table.c.updated_us,
+        )
+        .select_from(table.outerjoin(named, named.c.id == place))
+        .where(mine, table.c.period.like(_MONTH))
+    )
+    if kind is ScopeKind.ORGANISATION:
+        query = query.where(named.c.implicit.is_(False))
+    if filters.year_month is not None:
+        query = query.where(table.c.period == "{}:{:02d}".format(*filters.year_month))
+    if filters.scope_id is not None:
+        query = query.where(place == (filters.scope_id if is_text(filters.scope_id) else ""))
+    if filters.owned is not None:
+        places = [place, table.c.root, *([keys.c.team_id] if kind is ScopeKind.KEY else [])]
+        query = query.where(or_(*(each.in_(filters.owned) for each in places)))
+    return query
+
+
+def _month_place(cursor: str) -> tuple[str, str]:
+    month, colon, scope_id = cursor.partition(":")
+    if not colon or not is_text(scope_id) or not _MONTH_TEXT.fullmatch(month):
+        raise InvalidInput("starting_after: give the id of the last row of the page before")
+    return month.replace("-", ":"), scope_id
+
+
+def _month(row: Any) -> MonthTotals:
+    year_month = month_of_label(row.month_label)
+    assert year_month is not None
+    spent = (row.cost_nano, row.requests, row.input_tokens, row.output_tokens, row.cached_tokens)
+    return MonthTotals(row.scope_id, row.name, *year_month, *spent, row.updated_us)
 
 
 def _scopes(filters: BudgetFilters) -> list[Select[Any]]:

@@ -14,6 +14,7 @@ from tollkeeper.admin.services.keys import KeyService
 from tollkeeper.admin.services.limits import LimitService
 from tollkeeper.admin.services.logs import LogService
 from tollkeeper.admin.services.operation import OperationService
+from tollkeeper.admin.services.reports import ReportService
 from tollkeeper.admin.services.tokens import TokenService
 from tollkeeper.admin.services.usage import UsageService
 
@@ -29,6 +30,7 @@ class Services:
         self.organisations = OrganisationService(parts)
         self.limits = LimitService(parts, self.keys)
         self.usage = UsageService(parts, self.keys)
+        self.reports = ReportService(parts, self.keys)
         self.budgets = BudgetService(parts)
         self.operation = OperationService(parts)
         self.logs = LogService(parts)

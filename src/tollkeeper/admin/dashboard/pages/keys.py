@@ -16,7 +16,7 @@ from tollkeeper.domain.accounts import UNCHANGED, GroupFilters, KeyChange, KeyFi
 from tollkeeper.domain.errors import InvalidInput, Unavailable
 from tollkeeper.domain.paging import PAGE_MAX, Paging
 from tollkeeper.domain.periods import Period, span_at
-from tollkeeper.domain.policy import UNLIMITED
+from tollkeeper.domain.policy import UNLIMITED, ScopeKind
 from tollkeeper.domain.words import Words, time_us_from
 
 MONTHS_SHOWN: Final = 12
@@ -56,7 +56,7 @@ class KeyPages:
         page = await self._services.keys.find(visit.caller, filters, Paging(starting_after=query.given("after")))
         now_us = self._site.parts.now_us()
         month = span_at(Period.MONTH, now_us).label.replace(":", "-")
-        usage = await self._services.usage.monthly(visit.caller, None, month)
+        usage = await self._services.usage.export(visit.caller, ScopeKind.KEY, None, month)
         limits = await asyncio.gather(*(self.limits(visit.caller, key["id"]) for key in page["data"]))
         return self._site.render(
             visit,
@@ -64,7 +64,7 @@ class KeyPages:
             title="Keys",
             keys=page["data"],
             has_more=page["has_more"],
-            spent={row["key_id"]: row["cost_nano"] for row in usage["usage"]},
+            spent={row["key_id"]: row["cost_nano"] for row in usage},
             limits=dict(zip((key["id"] for key in page["data"]), limits, strict=True)),
             teams=await self.teams(visit.caller),
             states=STATES,
@@ -146,7 +146,7 @@ class KeyPages:
 
     async def show(self, visit: Visit) -> Response:
         key = await self._services.keys.show(visit.caller, visit.named("key"))
-        usage = (await self._services.usage.monthly(visit.caller, key["id"], None))["usage"][:MONTHS_SHOWN]
+        usage = (await self._services.usage.export(visit.caller, ScopeKind.KEY, key["id"], None))[:MONTHS_SHOWN]
         months = list(reversed(usage))
         cost = Series("cost", tuple(row["cost_nano"] for row in months))
         chart = columns(f"Spend of {key['name']} by month", [r["month"] for r in months], [cost], axis_dollars)

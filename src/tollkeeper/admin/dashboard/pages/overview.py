@@ -13,6 +13,7 @@ from tollkeeper.admin.services import Services
 from tollkeeper.admin.services.activity import Activity
 from tollkeeper.domain.errors import Unavailable
 from tollkeeper.domain.periods import US_PER_S, Period, span_at
+from tollkeeper.domain.policy import ScopeKind
 from tollkeeper.observability.samples import samples
 
 HOUR_US: Final = 3600 * US_PER_S
@@ -26,8 +27,8 @@ def register(site: Site, services: Services) -> None:
     async def overview(visit: Visit) -> Response:
         now_us = site.parts.now_us()
         month = span_at(Period.MONTH, now_us)
-        usage = await services.usage.monthly(visit.caller, None, month.label.replace(":", "-"))
-        rows = sorted(usage["usage"], key=lambda row: -row["cost_nano"])
+        usage = await services.usage.export(visit.caller, ScopeKind.KEY, None, month.label.replace(":", "-"))
+        rows = sorted(usage, key=lambda row: -row["cost_nano"])
         lately: Activity | None = None
         with suppress(Unavailable):
             lately = await services.activity.lately(visit.caller, HOURS, HOUR_US)
