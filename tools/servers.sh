@@ -15,6 +15,10 @@ if [ "$#" -eq 0 ]; then
   command -v jq >/dev/null || missing+=(jq)
   # Prometheus itself and promtool, for the alert rules. Its package brings a service, which the policy below keeps stopped.
   { command -v prometheus && command -v promtool; } >/dev/null || missing+=(prometheus)
+  # A browser for the dashboard's tests, which are skipped without one: Ubuntu has none that is a plain package.
+  if grep -qs '^ID=debian$' /etc/os-release; then
+    command -v chromium-headless-shell >/dev/null || command -v chromium >/dev/null || missing+=(chromium-headless-shell)
+  fi
 fi
 [ "${#missing[@]}" -eq 0 ] && exit 0
 

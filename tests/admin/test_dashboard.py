@@ -9,6 +9,7 @@ import pytest
 
 from tests.admin.browser import Browser
 from tests.admin.conftest import DIGEST_KEY, TOKEN, Control, now_us
+from tests.admin.test_logs import ship
 from tollkeeper.admin.dashboard.sessions import SESSION_S, Sessions
 from tollkeeper.domain.accounts import NewKey
 from tollkeeper.domain.operators import NewAdminToken, Role
@@ -16,6 +17,10 @@ from tollkeeper.governance.logins import TRIES
 from tollkeeper.storage.database import Database
 
 OPEN = {"/login", "/logout", "/static/{name}"}
+PAGES = (
+    *("", "/keys", "/keys/k", "/keys/new", "/keys/k/edit", "/teams", "/teams/new", "/organisations", "/usage"),
+    *("/logs", "/delivery", "/delivery/proof", "/charges", "/audit", "/nothing", "/keys/none"),
+)
 INLINE = re.compile(r"<style|\sstyle=|\son\w+=|<script(?![^>]*\ssrc=)|javascript:|https?://", re.IGNORECASE)
 
 
@@ -254,17 +259,7 @@ async def test_pages_load_nothing_from_elsewhere(control: Control) -> None:
     await browser.get("/dashboard/login")
     pages = [browser.page]
     await browser.sign_in()
-    for path in (
-        "",
-        "/keys",
-        "/keys/k",
-        "/keys/new",
-        "/keys/k/edit",
-        "/teams",
-        "/teams/new",
-        "/nothing",
-        "/keys/none",
-    ):
+    for path in PAGES:
         answer = await browser.get(f"/dashboard{path}")
         policy = answer.headers["content-security-policy"]
         assert "default-src 'none'" in policy and "unsafe" not in policy and "frame-ancestors 'none'" in policy
@@ -277,6 +272,44 @@ async def test_pages_load_nothing_from_elsewhere(control: Control) -> None:
     css = await browser.get(asset[1])
     assert css.headers["content-type"].startswith("text/css") and "immutable" in css.headers["cache-control"]
     assert b"url(" not in css.body and b"@import" not in css.body
+
+
+async def test_a_charge_is_corrected_and_spend_adjusted(control: Control) -> None:
+    """By the same service as the API's; the audit log tells of it as of any change."""
+    await control("POST", "/admin/v1/keys", {"name": "k"})
+    browser = Browser(control)
+    await browser.sign_in()
+    await browser.get("/dashboard/charges")
+    fields = {"scope": "key", "name": "k", "amount_usd": "2.50", "note": "a <gift>"}
+    done = await browser.post("/dashboard/charges", fields, once=browser.hidden("once"))
+    assert done.status == 303
+    await browser.get("/dashboard/charges")
+    assert "$2.50" in browser.page and "a &lt;gift&gt;" in browser.page
+    link = re.search(r'href="(/dashboard/charges/adj_\w+)"', browser.page)
+    assert link is not None
+    await browser.get(link[1])
+    assert (await browser.post(link[1], {"cost_usd": "-1.25", "note": "less"})).status == 303
+    (row,) = (await control("GET", "/admin/v1/usage?key=k")).json["data"]
+    assert row["cost_usd"] == "-1.25"
+    await browser.get("/dashboard/keys/k")
+    assert '<data class="money" value="-1.25">-$1.25</data>' in browser.page
+    await browser.get("/dashboard/audit?action=correction.issue")
+    assert browser.page.count("a &lt;gift&gt;") == 1 and "less" in browser.page
+
+
+async def test_logs_are_searched_and_bodies_shown_to_whom_the_api_shows_them(control: Control) -> None:
+    await ship(control)
+    for role, sees in ((Role.ADMIN, True), (Role.VIEWER, False)):
+        browser = Browser(control)
+        await browser.sign_in((await token_of(control, role))[1])
+        await browser.get("/dashboard/logs?key=demo")
+        link = re.search(r'href="(/dashboard/logs/req_3\?at=\d+)"', browser.page)
+        assert link is not None and browser.page.count('<th scope="row">') == 10
+        assert (await browser.get(link[1])).status == 200
+        assert ('<pre tabindex="0">{}</pre>' in browser.page) == sees
+        assert "No record is like that" in (await browser.get("/dashboard/logs?key=bob")).body.decode()
+        assert (await browser.get("/dashboard/logs?status=abc")).status == 400
+        assert (await browser.get("/dashboard/logs/req_3?at=1")).status == 404
 
 
 async def test_the_database_is_away(control: Control) -> None:

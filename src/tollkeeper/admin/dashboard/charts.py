@@ -17,7 +17,7 @@ TOP: Final = 16
 BOTTOM: Final = 22
 SERIES_MAX: Final = 6
 """Colours there are; what is smaller than the largest is put together as `other`."""
-STEPS: Final = (1, 2, 2.5, 5, 10)
+STEPS: Final = (1, 1.5, 2, 3, 4, 5, 6, 8, 10)
 
 
 class Series(msgspec.Struct, frozen=True):

@@ -1,11 +1,14 @@
 """Numbers and times in the words of the pages. Exact values stay beside what is shown: in `<data>` and `<time>`."""
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Final
 
+import msgspec
 from markupsafe import Markup
 
 from tollkeeper.domain.money import NANO_PER_USD, nano_from_usd, usd
+from tollkeeper.domain.words import Words
 
 MONTHS: Final = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
 DIGITS_SHOWN: Final = 6
@@ -70,6 +73,38 @@ def duration(microseconds: int | float | None) -> str:
     return f"{microseconds / 1_000_000:.3g} s"
 
 
+def milliseconds(number: float | None) -> str:
+    """As `duration`."""
+    return duration(None if number is None else number * 1000)
+
+
+def json_pretty(text: str) -> str:
+    """JSON with its lines indented; anything else as it is."""
+    try:
+        return msgspec.json.format(text, indent=2)
+    except msgspec.DecodeError:
+        return text
+
+
+def changes(event: Words) -> list[tuple[str, str, str]]:
+    """An audit event as name, before and after of each value; names of objects inside have dots. What is empty on
+    both sides is left out."""
+    before, after = (dict(_flat(event[side] or {}, "")) for side in ("before", "after"))
+    names = [name for name in {**before, **after} if name != "id"]
+    return [(name, before.get(name, ""), after.get(name, "")) for name in names]
+
+
+def _flat(words: Words, prefix: str) -> Iterator[tuple[str, str]]:
+    for name, value in words.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        elif isinstance(value, list):
+            if value:
+                yield prefix + name, ", ".join(map(str, value))
+        elif value not in (None, False):
+            yield prefix + name, "yes" if value is True else str(value)
+
+
 def wait(seconds: float | None) -> str:
     """A longer time: `42 s`, `5 min`, `3 h`, `12 days`."""
     if seconds is None:
@@ -106,6 +141,9 @@ FILTERS: Final = {
     "count": count,
     "duration": duration,
     "wait": wait,
+    "milliseconds": milliseconds,
+    "json_pretty": json_pretty,
+    "changes": changes,
     "moment": moment,
     "instant": instant_moment,
 }

@@ -5,7 +5,6 @@ knows nothing of HTTP. The role that a change needs is checked by whoever calls:
 """
 
 from tollkeeper.admin.parts import Parts
-from tollkeeper.admin.services.activity import ActivityService
 from tollkeeper.admin.services.audit import AuditService
 from tollkeeper.admin.services.budgets import BudgetService
 from tollkeeper.admin.services.corrections import CorrectionService
@@ -37,4 +36,3 @@ class Services:
         self.tokens = TokenService(parts)
         self.audit = AuditService(parts)
         self.corrections = CorrectionService(parts)
-        self.activity = ActivityService(parts)

@@ -1,7 +1,7 @@
 """The pages, one file a subject: what each shows, and which forms it takes. `dashboard` puts them together."""
 
 from tollkeeper.admin.authentication import Authenticator
-from tollkeeper.admin.dashboard.pages import groups, keys, overview
+from tollkeeper.admin.dashboard.pages import charges, groups, keys, logs, overview, usage
 from tollkeeper.admin.dashboard.site import Site
 from tollkeeper.admin.parts import Parts
 from tollkeeper.admin.services import Services
@@ -10,6 +10,6 @@ from tollkeeper.admin.services import Services
 def dashboard(parts: Parts, services: Services, authenticator: Authenticator) -> Site:
     """The whole dashboard, as an ASGI application for `/dashboard`."""
     site = Site(parts, authenticator)
-    for subject in (overview, keys, groups):
+    for subject in (overview, keys, groups, usage, logs, charges):
         subject.register(site, services)
     return site

@@ -146,7 +146,8 @@ class KeyPages:
 
     async def show(self, visit: Visit) -> Response:
         key = await self._services.keys.show(visit.caller, visit.named("key"))
-        usage = (await self._services.usage.export(visit.caller, ScopeKind.KEY, key["id"], None))[:MONTHS_SHOWN]
+        paging = Paging(MONTHS_SHOWN)
+        usage = (await self._services.usage.monthly(visit.caller, ScopeKind.KEY, key["id"], None, paging))["data"]
         months = list(reversed(usage))
         cost = Series("cost", tuple(row["cost_nano"] for row in months))
         chart = columns(f"Spend of {key['name']} by month", [r["month"] for r in months], [cost], axis_dollars)

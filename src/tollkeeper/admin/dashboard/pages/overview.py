@@ -1,53 +1,103 @@
 """The first page: how the gateway is, what is spent, what was refused."""
 
 from collections import Counter
-from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from starlette.responses import Response
 
 from tollkeeper.admin.dashboard.charts import Series, columns
+from tollkeeper.admin.dashboard.pages.figures import RANGES, by_column
 from tollkeeper.admin.dashboard.site import ANYONE, Site, Visit
 from tollkeeper.admin.services import Services
-from tollkeeper.admin.services.activity import Activity
-from tollkeeper.domain.errors import Unavailable
+from tollkeeper.domain.errors import Busy, ConfigurationError, Unavailable
 from tollkeeper.domain.periods import US_PER_S, Period, span_at
 from tollkeeper.domain.policy import ScopeKind
+from tollkeeper.domain.words import Words, instant
 from tollkeeper.observability.samples import samples
 
-HOUR_US: Final = 3600 * US_PER_S
-HOURS: Final = 24
 KEYS_SHOWN: Final = 8
+REASONS_SHOWN: Final = 12
+DAY: Final = RANGES["24h"]
 
 
 def register(site: Site, services: Services) -> None:
     """The page at `/dashboard`."""
+    page = Overview(site, services)
+    site.page("GET", "/", ANYONE, page.show)
 
-    async def overview(visit: Visit) -> Response:
-        now_us = site.parts.now_us()
+
+class Overview:
+    """Figures of the month are the database's, of the last day the logs', of the present the gateway's own."""
+
+    def __init__(self, site: Site, services: Services) -> None:
+        self._site, self._services = site, services
+
+    async def show(self, visit: Visit) -> Response:
+        now_us = self._site.parts.now_us()
+        context = await self._month(visit, now_us)
+        context |= await self._lately(visit, now_us)
+        context |= await self._gateway(visit)
+        return self._site.render(visit, "overview.html", title="Overview", **context)
+
+    async def _month(self, visit: Visit, now_us: int) -> dict[str, Any]:
         month = span_at(Period.MONTH, now_us)
-        usage = await services.usage.export(visit.caller, ScopeKind.KEY, None, month.label.replace(":", "-"))
-        rows = sorted(usage, key=lambda row: -row["cost_nano"])
-        lately: Activity | None = None
-        with suppress(Unavailable):
-            lately = await services.activity.lately(visit.caller, HOURS, HOUR_US)
-        context: dict[str, Any] = {
+        label = month.label.replace(":", "-")
+        rows = await self._services.usage.export(visit.caller, ScopeKind.KEY, None, label)
+        rows.sort(key=lambda row: -row["cost_nano"])
+        return {
             "month": rows[:KEYS_SHOWN],
             "month_name": datetime.fromtimestamp(month.starts_us / US_PER_S, UTC).strftime("%B"),
             "month_nano": sum(row["cost_nano"] for row in rows),
             "month_requests": sum(row["requests"] for row in rows),
             "keys_more": max(0, len(rows) - KEYS_SHOWN),
             "synced_at": max((row["updated_at"] for row in rows), default=None),
-            "lately": lately,
-            "refused": refusals(await site.parts.exposition()) if visit.sees_all else [],
-            "checks": await site.parts.readiness.checks() if visit.sees_all else {},
         }
-        if lately is not None:
-            context |= _pictures(lately, span_at(Period.DAY, now_us).starts_us)
-        return site.render(visit, "overview.html", title="Overview", **context)
 
-    site.page("GET", "/", ANYONE, overview)
+    async def _lately(self, visit: Visit, now_us: int) -> dict[str, Any]:
+        reports = self._services.reports
+        try:
+            hours = await reports.usage(visit.caller, DAY.query(now_us, "hour"))
+            reasons = await reports.usage(visit.caller, DAY.query(now_us, "refused_by", "error", "status", limit=50))
+        except (Unavailable, Busy, ConfigurationError) as error:
+            return {"lately": None, "why": str(error)}
+        return _pictures(hours, now_us) | {"reasons": _reasons(reasons["data"])}
+
+    async def _gateway(self, visit: Visit) -> dict[str, Any]:
+        if not visit.sees_all:
+            return {"checks": {}, "refused": []}
+        parts = self._site.parts
+        return {"checks": await parts.readiness.checks(), "refused": refusals(await parts.exposition())}
+
+
+def _pictures(report: Words, now_us: int) -> dict[str, Any]:
+    names, labels, rows = DAY.names(now_us), DAY.labels(now_us), report["data"]
+    refused, failed, requests = (by_column(rows, names, "hour", field) for field in ("refused", "errors", "requests"))
+    answered = tuple(all_ - no - bad for all_, no, bad in zip(requests, refused, failed, strict=True))
+    outcomes = [Series("answered", answered), Series("refused", refused), Series("failed", failed)]
+    midnight = instant(span_at(Period.DAY, now_us).starts_us) or ""
+    today: Counter[str] = Counter()
+    for row in rows:
+        if row["hour"] >= midnight:
+            today.update({field: row[field] for field in ("requests", "refused", "errors", "cost_nano")})
+    return {
+        "lately": report["total"],
+        "today": {field: today[field] for field in ("requests", "refused", "errors", "cost_nano")},
+        "hours": rows,
+        "outcomes": outcomes,
+        "chart": columns("Requests of the last 24 hours by outcome", labels, outcomes),
+    }
+
+
+def _reasons(rows: list[Words]) -> list[tuple[str, str, int]]:
+    """What went wrong, its kind, and how often."""
+    found: Counter[tuple[str, str]] = Counter()
+    for row in rows:
+        why = (row["refused_by"] or "").replace("/", " ") or row["error"] or f"status {row['status']}"
+        for kind, field in (("refused", "refused"), ("failed", "errors")):
+            if row[field]:
+                found[why, kind] += row[field]
+    return [(why, kind, count) for (why, kind), count in found.most_common(REASONS_SHOWN)]
 
 
 def refusals(exposition: bytes) -> list[tuple[str, int]]:
@@ -56,23 +106,3 @@ def refusals(exposition: bytes) -> list[tuple[str, int]]:
     for labels, value in samples(exposition, "tollkeeper_refusals_total"):
         found[f"{labels['scope']} {labels['kind']}"] += int(value)
     return found.most_common()
-
-
-def _pictures(lately: Activity, today_us: int) -> dict[str, Any]:
-    hours = [
-        datetime.fromtimestamp((lately.since_us + i * lately.step_us) / US_PER_S, UTC).strftime("%H:%M")
-        for i in range(len(lately.columns))
-    ]
-    outcomes = [
-        Series("answered", tuple(t.answered for t in lately.columns)),
-        Series("refused", tuple(t.refused for t in lately.columns)),
-        Series("failed", tuple(t.failed for t in lately.columns)),
-    ]
-    return {
-        "today": lately.since(today_us),
-        "hours": hours,
-        "outcomes": outcomes,
-        "chart": columns("Requests of the last 24 hours by outcome", hours, outcomes),
-        "median_us": lately.quantile_us(0.5),
-        "slow_us": lately.quantile_us(0.95),
-    }

@@ -1,7 +1,7 @@
 // What a page does beyond links and forms: copies a secret, sends a form once, and keeps figures current.
 "use strict";
 
-const LIVE_MS = 5000;
+const LIVE_MS = 10_000;
 
 for (const button of document.querySelectorAll("[data-copy]")) {
   button.addEventListener("click", async () => {

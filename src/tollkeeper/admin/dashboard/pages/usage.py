@@ -1,0 +1,91 @@
+"""Usage over time: a chart by model, key, team or provider from the log records, and the months' exact accounts."""
+
+from typing import Final
+
+from starlette.responses import Response
+
+from tollkeeper.admin.dashboard.charts import columns, largest
+from tollkeeper.admin.dashboard.formats import axis_dollars, short
+from tollkeeper.admin.dashboard.pages.figures import RANGES, by_group, range_named, stacked
+from tollkeeper.admin.dashboard.site import ANYONE, Site, Visit
+from tollkeeper.admin.services import Services
+from tollkeeper.domain.errors import Busy, ConfigurationError, InvalidInput, Unavailable
+from tollkeeper.domain.paging import PAGE_MAX, Paging
+from tollkeeper.domain.periods import Period, span_at
+from tollkeeper.domain.policy import ScopeKind
+from tollkeeper.domain.reports import FIELDS, ReportFilters
+from tollkeeper.domain.words import Words
+
+GROUPS: Final = ("model", "key", "team", "provider", "endpoint", "tag")
+MEASURES: Final = {
+    "cost_nano": "spend",
+    "requests": "requests",
+    "input_tokens": "input tokens",
+    "output_tokens": "output tokens",
+}
+ROWS_SHOWN: Final = 100
+
+
+def register(site: Site, services: Services) -> None:
+    """The page at `/dashboard/usage`."""
+    page = UsagePage(site, services)
+    site.page("GET", "/usage", ANYONE, page.show)
+
+
+class UsagePage:
+    """Reports are sums over delivered log records; months are the ledger's."""
+
+    def __init__(self, site: Site, services: Services) -> None:
+        self._site, self._services = site, services
+
+    async def show(self, visit: Visit) -> Response:
+        query, now_us = visit.query, self._site.parts.now_us()
+        shown = range_named(query.text("range") or "24h")
+        group = _one_of("by", query.text("by") or "model", GROUPS)
+        measure = _one_of("show", query.text("show") or "cost_nano", tuple(MEASURES))
+        filters = ReportFilters(key=query.given("key"), model=query.given("model"), team=query.given("team"))
+        context: Words = {"chart": None, "series": [], "rows": [], "total": None, "why": None, "more": False}
+        try:
+            report = await self._services.reports.usage(
+                visit.caller, shown.query(now_us, shown.step, group, filters=filters)
+            )
+        except (Unavailable, Busy, ConfigurationError) as error:
+            context["why"] = str(error)
+        else:
+            label = "key_name" if group == "key" else FIELDS.get(group, group)
+            field, names = FIELDS.get(group, group), shown.names(now_us)
+            series = largest(stacked(report["data"], names, shown.step, field, label, measure))
+            show = axis_dollars if measure == "cost_nano" else short
+            title = f"{MEASURES[measure].capitalize()} by {group}, {shown.title.lower()}"
+            context |= {
+                "chart": columns(title, shown.labels(now_us), series, show),
+                "series": series,
+                "rows": by_group(report["data"], field, label)[:ROWS_SHOWN],
+                "total": report["total"],
+                "more": report["has_more"],
+                "chart_title": title,
+            }
+        month = query.text("month") or span_at(Period.MONTH, now_us).label.replace(":", "-")
+        months = await self._services.usage.monthly(
+            visit.caller, ScopeKind.KEY, None, month, Paging(PAGE_MAX, query.given("after"))
+        )
+        return self._site.render(
+            visit,
+            "usage.html",
+            title="Usage",
+            ranges=RANGES,
+            groups=GROUPS,
+            measures=MEASURES,
+            chosen={"range": query.text("range") or "24h", "by": group, "show": measure},
+            group=group,
+            month=month,
+            months=months["data"],
+            months_more=months["has_more"],
+            **context,
+        )
+
+
+def _one_of(name: str, value: str, known: tuple[str, ...]) -> str:
+    if value not in known:
+        raise InvalidInput(f"{name}: {value!r} is none; known are {', '.join(known)}")
+    return value
