@@ -15,8 +15,8 @@ from tests.servers.redis import RedisServer, own_redis
 
 __all__ = ["own_redis"]
 
-SLICE = ("gateway dies: mid-stream", "Redis restarted empty", "FLUSHALL", "PostgreSQL killed")
-"""A fault of each kind; the others are left to the campaign."""
+SLICE = {False: ("gateway dies: mid-stream", "Redis restarted empty"), True: ("FLUSHALL", "PostgreSQL killed")}
+"""A fault of each kind, without and with retries of the gateways' own; the others are left to the campaign."""
 
 
 @pytest.fixture(scope="module")
@@ -38,12 +38,15 @@ async def test_a_storm_passes_no_budget(tmp_path: Path, own_redis: RedisServer, 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-async def test_spend_survives_faults(tmp_path: Path, own_redis: RedisServer, own_postgres: PostgresServer) -> None:
+@pytest.mark.parametrize("retries", SLICE)
+async def test_spend_survives_faults(
+    tmp_path: Path, own_redis: RedisServer, own_postgres: PostgresServer, retries: bool
+) -> None:
     """Under load and through faults every key's spend comes to equal the provider's record, but for presumed charges,
     which are listed and not below it; tight budgets hold, and no hold is left behind."""
-    played = await faults.campaign(tmp_path, own_redis, own_postgres, list(SLICE), seed=7)
+    played = await faults.campaign(tmp_path, own_redis, own_postgres, list(SLICE[retries]), seed=7, retries=retries)
     assert [p for p in played if p.judgement.differences] == []
-    assert sum(p.judgement.served for p in played) > 100 and sum(p.judgement.presumed for p in played) > 0
+    assert sum(p.judgement.served for p in played) > 10 and sum(p.judgement.presumed for p in played) > 0
 
 
 @pytest.mark.slow
@@ -55,7 +58,7 @@ async def test_the_judge_notices(
     """Without that rule of the protocol there is a difference; `make campaign` also tries that with it there is
     none."""
     found = await controls.play(tmp_path, own_redis, own_postgres, rule, seed=7, broken=True)
-    assert found.differences, "the judge noticed nothing"
+    assert controls.noticed(found), f"the judge noticed nothing: {found}"
 
 
 def test_wrong_decisions_are_seen() -> None:

@@ -108,11 +108,16 @@ async def play(
             over.set()
             await loading
             found = await fleet.judge(BROKEN_PATIENCE_S if broken else SOUND_PATIENCE_S)
-            if any("provider" in difference for difference in found.differences):
-                break  # else it may only have been too busy to come to rest
+            if noticed(found):
+                break
         return found
     finally:
         await fleet.close()
+
+
+def noticed(found: Judgement) -> bool:
+    """Whether the money differs; any other difference may only be a fleet too busy to come to rest."""
+    return any("provider" in difference for difference in found.differences)
 
 
 def run(seed: int, rounds: int) -> Iterator[Outcome]:
@@ -125,6 +130,6 @@ def run(seed: int, rounds: int) -> Iterator[Outcome]:
                     own = folder / f"{rule}-{broken}-{number}".replace(" ", "-")
                     own.mkdir()
                     found = asyncio.run(play(own, redis, postgres, rule, seed * 1000 + number, broken=broken))
-                    wrong += bool(found.differences) is not broken
+                    wrong += (not noticed(found)) if broken else bool(found.differences)
                     notes = found.differences[0] if found.differences else notes
                 yield Outcome(f"{rule}: {'taken away' if broken else 'in place'}", rounds, "", wrong, notes)

@@ -33,11 +33,14 @@ QUESTION: Final = "Four gateways under load and faults: does every key's spend e
 CLIENTS: Final = 24
 QUIET_S: Final = (0.2, 0.8)
 """How long the load runs before and after a fault."""
+ANSWERED_MIN: Final = 16
+"""So many requests are answered, or nearly, before a fault strikes, however slow the machine is."""
 FROZEN_S: Final = (0.3, 2.0)
 PASSES: Final = (1, 40)
 """On which pass of a point a gateway dies there."""
 RARE_PASSES: Final = (1, 4)
-DIES_WITHIN_S: Final = 20.0
+DIES_WITHIN_S: Final = 45.0
+"""A gateway starts in this time, and comes to the point where it dies."""
 COMMITTED: Final = re.compile(rb"COMMIT\0")
 """PostgreSQL's word for it."""
 WRITERS_WAITING: Final = (
@@ -311,6 +314,7 @@ async def play(fleet: Fleet, fault: str, seed: int, patience_s: float = RECOVERY
     loading = asyncio.create_task(fleet.load(rng, over, CLIENTS))
     try:
         await pause(rng)
+        await grown(lambda: fleet.statuses[200] // ANSWERED_MIN)
         struck = await FAULTS[fault](fleet, rng)
         await pause(rng)
     finally:
