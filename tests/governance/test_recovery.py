@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -204,6 +205,43 @@ async def test_an_older_state_is_seeded_though_its_producers_are_gone(
     (state,) = [s for s in await other.ledger.limits(who) if s.kind is LimitKind.BUDGET]
     assert (state.used, state.held) == (900, 0)
     await other.stop()
+
+
+async def test_what_is_covered_amid_a_recovery_is_not_missing(
+    tmp_path: Path, saving_redis: RedisServer, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sync that read before the loss commits when the database has been compared with already, and the outbox
+    forgets the entry before it is sent again: then it comes from the database."""
+    monkeypatch.setattr("tollkeeper.governance.outbox.SEGMENT_BYTES", 8192)  # so that it soon forgets
+    parts = await Parts.start(tmp_path, saving_redis.url, clock)
+    who = one_key("org_a", budget(1000))
+    await parts.spend(who, "first.1", hold=10, cost=10)
+    assert await parts.ledger.flush(5)
+    saving_redis.command("SAVE")
+    await parts.spend(who, "forgotten.1", hold=890, cost=890)
+    for n in range(40):
+        await parts.spend(one_key("org_b", budget(1000)), f"other{n}.1", hold=1, cost=1)
+    assert await parts.ledger.flush(5)
+    before_the_loss, others = await parts.store.snapshot("org_a"), await parts.store.snapshot("org_b")
+    assert before_the_loss is not None and others is not None
+    assert await parts.database.spend.save(others.content, clock())
+    parts.ledger.covered(others.content)
+    saving_redis.kill()
+    saving_redis.start()
+    marks, asked = parts.store.marks, count(1)
+
+    async def late(root: str) -> Mapping[str, int] | None:
+        if next(asked) == 3:  # after the ones that are compared with what was acknowledged, and with the database
+            assert await parts.database.spend.save(before_the_loss.content, clock())
+            parts.ledger.covered(before_the_loss.content)
+        return await marks(root)
+
+    monkeypatch.setattr(parts.store, "marks", late)
+    decision = await patiently(parts, "over.1", hold=101)
+    assert isinstance(decision, Denial), decision
+    (state,) = [s for s in await parts.ledger.limits(who) if s.kind is LimitKind.BUDGET]
+    assert (state.used, state.held) == (900, 0)
+    await parts.stop()
 
 
 @pytest.mark.parametrize("then", ["recovering", "away"])

@@ -905,6 +905,7 @@ class Ledger:
         if is_buried(mark):
             self.go_on_as_another()
             return False
+        known = state.acknowledged
         self._acknowledge(state, mark)
         kept = state.unacknowledged
         entries = list(kept) if kept and kept[0].number == mark + 1 else self._outbox.entries_above(root, mark)
@@ -916,6 +917,10 @@ class Ledger:
             if not applied:
                 return False
             self._acknowledge(state, entry.number)
+        if state.acknowledged < known:
+            # The store has lost it, and by now the outbox has forgotten it: so the database has it, since a moment ago.
+            state.suspect = True
+            return False
         in_flight = [d for r, d in self._outbox.in_flight.values() if r == root]
         await self._restore_ended(root, in_flight)
         await self._store.reassert(root, self.producer, in_flight)
