@@ -14,6 +14,7 @@ from tests.servers.redis import RedisServer, wait_until
 from tollkeeper.domain.admission import Denial, Grant, LimitKind
 from tollkeeper.domain.errors import Recovering, StoreUnavailable, Unavailable
 from tollkeeper.domain.policy import Policy
+from tollkeeper.domain.recovery import Ready
 from tollkeeper.domain.usage import Usage
 
 
@@ -241,6 +242,34 @@ async def test_what_is_covered_amid_a_recovery_is_not_missing(
     assert isinstance(decision, Denial), decision
     (state,) = [s for s in await parts.ledger.limits(who) if s.kind is LimitKind.BUDGET]
     assert (state.used, state.held) == (900, 0)
+    await parts.stop()
+
+
+async def test_what_is_settled_when_a_recovery_ends_is_sent(
+    tmp_path: Path, own_redis: RedisServer, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An entry that is issued while this producer tells that it has sent all is sent, too, without waiting for
+    another one of its root."""
+    parts = await Parts.start(tmp_path, own_redis.url, clock)
+    who = one_key("org_a", budget(1000))
+    await parts.spend(who, "first.1", hold=10, cost=10)
+    assert await parts.ledger.flush(5)
+    flying = await parts.admit(who, "flying.1", hold=100)
+    assert isinstance(flying, Grant)
+    parts.ledger.dispatched(flying)
+    ready, told = parts.store.ready, asyncio.Event()
+
+    async def settles(root: str, run: str, producer: str) -> Ready:
+        if not told.is_set():
+            told.set()
+            parts.ledger.settle(flying, 50, Usage())
+        return await ready(root, run, producer)
+
+    monkeypatch.setattr(parts.store, "ready", settles)
+    own_redis.command("FLUSHALL")
+    parts.ledger.recover("org_a")
+    await told.wait()
+    assert await parts.ledger.flush(5)
     await parts.stop()
 
 

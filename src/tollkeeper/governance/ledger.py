@@ -838,7 +838,9 @@ class Ledger:
                         continue
                     if await self._resend(root, state):
                         await self._tell_ready(root, state, state.gate)
-                        return
+                        if not state.unacknowledged:
+                            return
+                        continue  # what was issued while that was told waits for us to send it
                     if state.acknowledged > before:
                         continue
                 except StoreDamaged as error:
@@ -918,7 +920,7 @@ class Ledger:
                 return False
             self._acknowledge(state, entry.number)
         if state.acknowledged < known:
-            # The store has lost it, and by now the outbox has forgotten it: so the database has it, since a moment ago.
+            # The store has lost it and the outbox has forgotten it meanwhile: so by now the database has it.
             state.suspect = True
             return False
         in_flight = [d for r, d in self._outbox.in_flight.values() if r == root]
