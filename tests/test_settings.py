@@ -91,6 +91,8 @@ def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
         "DATABASE_URL": "postgresql://u:p@h/d",
         "LOG_STORE_URL": "s3://bucket/prefix",
         "TOLLKEEPER_WORKER_HOST": "::",
+        "TOLLKEEPER_ADMIN_HOST": "::1",
+        "TOLLKEEPER_ADMIN_PORT": "9200",
         "TOLLKEEPER_WORKER_PORT": "9100",
         "BILLING_SYNC_INTERVAL": "2m",
     }

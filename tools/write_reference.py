@@ -37,6 +37,7 @@ HEAD: Final = (
 SECTIONS: Final[tuple[tuple[str, type[settings.Group]], ...]] = (
     ("", settings.Settings),
     ("server", settings.ServerSettings),
+    ("admin", settings.AdminSettings),
     ("store", settings.StoreSettings),
     ("outage", settings.OutageSettings),
     ("database", settings.DatabaseSettings),
@@ -267,7 +268,7 @@ def declared_by_buffers() -> list[Declaration]:
 def declared_by_supervisors() -> list[Declaration]:
     """Every metric that `serve --workers N` has beside those of its workers."""
     with socket.socket() as listening:
-        return Supervisor(wanted=2, listening=listening, command=(), drain_s=0).metrics.declared()
+        return Supervisor(wanted=2, listening=(listening,), command=(), drain_s=0).metrics.declared()
 
 
 def metrics_page() -> str:

@@ -56,6 +56,16 @@ class ServerSettings(Group, frozen=True):
     """Gateway processes that share the port, each with one core's work; more than one needs Redis."""
 
 
+class AdminSettings(Group, frozen=True):
+    """A listener of its own for the control plane: admin API, dashboard, `/docs`."""
+
+    host: str = "127.0.0.1"
+    """The address to listen on; `0.0.0.0` for all of IPv4, `::` for all."""
+    port: int | None = None
+    """With one, the listener of [server] serves applications and probes alone. Default: one listener serves all. 0
+    takes a free one, which is printed."""
+
+
 class StoreSettings(Group, frozen=True):
     """The fast state. Without a URL it is this process's memory, which only one process may use."""
 
@@ -419,6 +429,7 @@ class Settings(Group, frozen=True):
     log_format: Literal["json", "console"] | None = None
     """Default: console on a terminal, JSON otherwise."""
     server: ServerSettings = ServerSettings()
+    admin: AdminSettings = AdminSettings()
     store: StoreSettings = StoreSettings()
     outage: OutageSettings = OutageSettings()
     database: DatabaseSettings = DatabaseSettings()
@@ -452,6 +463,8 @@ ENVIRONMENT: Final[Mapping[str, tuple[str, ...]]] = {
     "TOLLKEEPER_HOST": ("server", "host"),
     "TOLLKEEPER_PORT": ("server", "port"),
     "WEB_CONCURRENCY": ("server", "workers"),
+    "TOLLKEEPER_ADMIN_HOST": ("admin", "host"),
+    "TOLLKEEPER_ADMIN_PORT": ("admin", "port"),
     "TOLLKEEPER_LOG_LEVEL": ("log_level",),
     "TOLLKEEPER_LOG_FORMAT": ("log_format",),
     "TOLLKEEPER_DIGEST_KEY": ("secrets", "digest_key"),

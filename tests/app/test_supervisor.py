@@ -78,7 +78,7 @@ class Crew:
         """The key's month, as the database has it after a sync."""
         self.gateway.admin("POST", "/sync")
         listed: Any = self.gateway.admin("GET", "/usage")
-        (row,) = listed["usage"]
+        (row,) = listed["data"]
         return dict(row)
 
 

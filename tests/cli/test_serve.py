@@ -342,3 +342,31 @@ def test_reconciliation_and_corrections(start: Start, process: Command) -> None:
     agreed = process("reconcile")
     assert agreed.code == 0 and "all agree" in agreed.err, agreed.out
     assert again.stop(signal.SIGTERM) == 0, again.output
+
+
+def test_the_control_plane_on_a_listener_of_its_own(start: Start, process: Command) -> None:
+    """Then the public one serves applications and probes and nothing else; commands find the other one."""
+    admin_port = str(free_port())
+    running = start("serve", "--demo", "--port", "0", TOLLKEEPER_ADMIN_PORT=admin_port).wait_for("Ctrl-C stops")
+    admin = f"http://127.0.0.1:{admin_port}"
+    assert f"  admin     {admin}\n" in running.output and f"{admin}/docs" in running.output
+    code = "curl -s -o /dev/null -w '%{{http_code}}' {}"
+    answers = {
+        path: (shell(code.format(running.url + path)), shell(code.format(admin + path)))
+        for path in ("/admin/v1/keys", "/docs", "/openapi.json", "/dashboard", "/healthz", "/readyz", "/v1/models")
+    }
+    assert {path: public for path, (public, _) in answers.items()} == {
+        "/admin/v1/keys": "404",
+        "/docs": "404",
+        "/openapi.json": "404",
+        "/dashboard": "404",
+        "/healthz": "200",
+        "/readyz": "200",
+        "/v1/models": "401",
+    }
+    assert answers["/admin/v1/keys"][1] == "401" and answers["/docs"][1] == "200"
+    assert answers["/dashboard"][1] in ("200", "303", "307") and answers["/v1/models"][1] == "404"
+    assert process("limits", "show", "demo").code == 0
+    taken = process("serve", "--demo", TOLLKEEPER_PORT="0", TOLLKEEPER_ADMIN_PORT=admin_port)
+    assert taken.code == 1 and "admin.port: cannot listen on 127.0.0.1:" in taken.err
+    assert running.stop() == 0

@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 
 from tollkeeper.admin import models
 from tollkeeper.admin.access import describe_roles
-from tollkeeper.admin.asgi import Guard, Receive, Scope, Send
+from tollkeeper.admin.asgi import Guard, Receive, Scope, Send, answer_error
 from tollkeeper.admin.authentication import Authenticator
 from tollkeeper.admin.dashboard import dashboard
 from tollkeeper.admin.dashboard.sessions import PATH as DASHBOARD
@@ -60,6 +60,15 @@ class ControlPlane:
             await self._probes(scope, receive, send)
         elif scope["type"] == "http" and (scope["path"] + "/").startswith(f"{DASHBOARD}/"):
             await self._dashboard(scope, receive, send)
+        else:
+            await self._guarded(scope, receive, send)
+
+    async def public(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Probes alone; everything else is as if it did not exist: the control plane has a listener of its own."""
+        if scope["type"] == "http" and scope["path"] in Probes.PATHS:
+            await self._probes(scope, receive, send)
+        elif scope["type"] == "http":
+            await answer_error(send, "not_found", "There is nothing here.")
         else:
             await self._guarded(scope, receive, send)
 

@@ -70,10 +70,14 @@ async def _alive() -> bytes:
     return b""
 
 
-def read_place(text: str) -> tuple[int, int, int]:
-    """`place:listener:channel`, as the supervisor writes it: its number, two descriptors. Raises InvalidInput."""
+def read_place(text: str) -> tuple[int, tuple[int, ...], int]:
+    """`place:listener[,admin's listener]:channel`, as the supervisor writes it: its number, descriptors.
+
+    Raises InvalidInput."""
     try:
-        place, listener, channel = map(int, text.split(":"))
+        number, listening, descriptor = text.split(":")
+        place, channel = int(number), int(descriptor)
+        listeners = tuple(map(int, listening.split(",")))
     except ValueError:
         raise InvalidInput("--as-worker is for the supervisor of `serve --workers N` alone") from None
-    return place, listener, channel
+    return place, listeners, channel

@@ -83,8 +83,20 @@ class Gateway:
         if scope["type"] == "http" and scope["path"].startswith(DATA_PLANE_PREFIXES):
             await self._plane(scope, receive, send)
         else:
-            about_request(None)  # a connection's next request begins where its last one ended
-            await self._admin(scope, receive, send)
+            await self.control(scope, receive, send)
+
+    async def control(self, scope: Any, receive: Any, send: Any) -> None:
+        """The control plane alone: for a listener of its own."""
+        about_request(None)  # a connection's next request begins where its last one ended
+        await self._admin(scope, receive, send)
+
+    async def public(self, scope: Any, receive: Any, send: Any) -> None:
+        """The data plane and probes alone: for the listener beside one of the control plane's own."""
+        if scope["type"] == "http" and scope["path"].startswith(DATA_PLANE_PREFIXES):
+            await self._plane(scope, receive, send)
+        else:
+            about_request(None)
+            await self._admin.public(scope, receive, send)
 
     async def start(self) -> None:
         """Start every part, in the order in which they need each other."""

@@ -7,8 +7,9 @@ import asyncio
 import errno
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Final
 
 from tollkeeper.app.accepting import Acceptor
@@ -31,9 +32,12 @@ CANCEL_S: Final = 5.0
 BACKLOG: Final = 2048
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A socket bound to the address, or the one that systemd passes. Raises ConfigurationError saying why not."""
-    passed = passed_socket()
+def bind(host: str, port: int, section: str = "server") -> socket.socket:
+    """A socket bound to the address of a section of the settings, or, for [server], the one that systemd passes.
+
+    Raises ConfigurationError saying why not.
+    """
+    passed = passed_socket() if section == "server" else None
     if passed is not None:
         return passed
     try:
@@ -41,14 +45,16 @@ def bind(host: str, port: int) -> socket.socket:
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
     except OSError as error:
-        raise ConfigurationError(f"server.host: {host!r} is not an address to listen on ({error.strerror})") from None
+        raise ConfigurationError(
+            f"{section}.host: {host!r} is not an address to listen on ({error.strerror})"
+        ) from None
     bound = socket.socket(family, kind, protocol)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind(address)
     except OSError as error:
         bound.close()
-        raise _refusal(error, host, port) from None
+        raise _refusal(error, host, port, section) from None
     return bound
 
 
@@ -60,7 +66,9 @@ def listen(bound: socket.socket) -> None:
         raise _refusal(error, *bound.getsockname()[:2]) from None
 
 
-def _refusal(error: OSError, host: str, port: int) -> ConfigurationError:
+def _refusal(error: OSError, host: str, port: int, section: str = "server") -> ConfigurationError:
+    if section != "server":
+        return ConfigurationError(f"{section}.port: cannot listen on {host}:{port}: {error.strerror}")
     reasons = {
         errno.EADDRINUSE: f"port {port} of {host} is in use; choose another with --port or TOLLKEEPER_PORT",
         errno.EACCES: f"port {port} needs privileges; choose one above 1023 with --port or TOLLKEEPER_PORT",
@@ -82,36 +90,44 @@ async def run(
     settings: ServerSettings,
     on_listening: Callable[[], None],
     on_stopping: Callable[[], None] = lambda: None,
+    *,
+    also: Sequence[tuple[Application, socket.socket]] = (),
 ) -> None:
     """Serve until SIGINT or SIGTERM, then stop accepting and wait for requests in flight, up to the drain timeout.
 
-    A second signal stops waiting. `on_stopping` is called at the first one.
+    A second signal stops waiting. `on_stopping` is called at the first one. `also` are other applications with
+    listeners of their own, each with as many connections.
     """
     loop = asyncio.get_running_loop()
-    shared = Shared(application, settings.connections_max)
+    served = [(Shared(each, settings.connections_max), sock) for each, sock in ((application, bound), *also)]
     stopping, cut_off = asyncio.Event(), asyncio.Event()
 
     def stop() -> None:
         if stopping.is_set():
             cut_off.set()
-            shared.one_left.set()
+            for shared, _ in served:
+                shared.one_left.set()
         else:
             stopping.set()
             on_stopping()
 
-    sweeper = asyncio.create_task(_sweep(shared))
+    sweepers = [asyncio.create_task(_sweep(shared)) for shared, _ in served]
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)
     try:
-        listen(bound)
-        acceptor = Acceptor(bound, lambda: Connection(shared))
-        acceptor.start()
+        acceptors = []
+        for shared, sock in served:
+            listen(sock)
+            acceptors.append(Acceptor(sock, partial(Connection, shared)))
+            acceptors[-1].start()
         on_listening()
         await stopping.wait()
-        acceptor.stop()
-        await _drain(shared, cut_off, settings.drain_timeout_s)
+        for acceptor in acceptors:
+            acceptor.stop()
+        await asyncio.gather(*(_drain(shared, cut_off, settings.drain_timeout_s) for shared, _ in served))
     finally:
-        sweeper.cancel()
+        for sweeper in sweepers:
+            sweeper.cancel()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
 

@@ -50,6 +50,7 @@ class Worker:
 class Supervisor:
     """Runs `command` + `--as-worker …` as often as wanted until SIGINT or SIGTERM; SIGHUP replaces all, one by one.
 
+    `listening` are the sockets that they share: the gateway's, and the control plane's if it has one of its own.
     `drain_s` is how long a worker that was told to go may take; `on_serving` is called when the first one serves.
     """
 
@@ -57,7 +58,7 @@ class Supervisor:
         self,
         *,
         wanted: int,
-        listening: socket.socket,
+        listening: Sequence[socket.socket],
         command: Sequence[str],
         drain_s: float,
         on_serving: Callable[[], None] = lambda: None,
@@ -175,13 +176,14 @@ class Supervisor:
 
     async def _spawn(self, place: int) -> Worker:
         ours, theirs = socket.socketpair()
+        listeners = [each.fileno() for each in self._listening]
         with theirs:
             try:
                 process = await asyncio.create_subprocess_exec(
                     *self._command,
                     "--as-worker",
-                    f"{place}:{self._listening.fileno()}:{theirs.fileno()}",
-                    pass_fds=(self._listening.fileno(), theirs.fileno()),
+                    f"{place}:{','.join(map(str, listeners))}:{theirs.fileno()}",
+                    pass_fds=(*listeners, theirs.fileno()),
                     process_group=0,  # Ctrl-C is for the supervisor alone, which tells them
                 )
             except BaseException:

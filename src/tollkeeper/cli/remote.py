@@ -24,9 +24,10 @@ class RemoteGateway:
     """A gateway, by its admin API."""
 
     def __init__(self, settings: Settings) -> None:
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.server.host, settings.server.host)  # noqa: S104
+        listener = settings.server if settings.admin.port is None else settings.admin
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(listener.host, listener.host)  # noqa: S104
         configured = f"http://[{host}]" if ":" in host else f"http://{host}"
-        self.url = DataDir(settings.data_dir).address() or f"{configured}:{settings.server.port}"
+        self.url = DataDir(settings.data_dir).address() or f"{configured}:{listener.port}"
         # asking must not make a token: without one no gateway has run here
         known = settings.secrets.admin_token or (settings.data_dir / ADMIN_TOKEN_FILE).exists()
         self._token = admin_token(settings) if known else ""

@@ -3,7 +3,9 @@
 import asyncio
 import os
 import signal
-from collections.abc import Coroutine
+import socket
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,9 +37,9 @@ def serve(
     if as_worker is not None:
         from tollkeeper.app.crew import read_place
 
-        place, listener, channel = read_place(as_worker)
+        place, listeners, channel = read_place(as_worker)
         configure(settings.log_level, settings.log_format, worker=place)
-        _run(_serve_as_worker(settings, place, listener, channel))
+        _run(_serve_as_worker(settings, place, listeners, channel))
         return
     # in the demo the terminal belongs to the examples: only what goes wrong is logged there
     configure("warning" if demo and settings.log_level == "info" else settings.log_level, settings.log_format)
@@ -100,22 +102,39 @@ async def _serve(settings: Settings, *, demo: bool = False) -> None:
     from tollkeeper.app.demo import demo_secret
     from tollkeeper.app.gateway import Gateway
 
-    bound = server.bind(settings.server.host, settings.server.port)
-    try:
+    with server.bind(settings.server.host, settings.server.port) as bound, _bind_admin(settings) as admin:
         url = server.url_of(bound)
+        admin_url = url if admin is None else server.url_of(admin)
         gateway = Gateway(settings)
         await gateway.start()
         try:
             secret = await demo_secret(gateway.accounts) if demo else None
-            gateway.data_dir.write_address(url)
-            await server.run(gateway, bound, settings.server, lambda: _greet(settings, url, secret), _say_stopping)
+            gateway.data_dir.write_address(admin_url)
+            await server.run(
+                gateway if admin is None else gateway.public,
+                bound,
+                settings.server,
+                lambda: _greet(settings, url, admin_url, secret),
+                _say_stopping,
+                also=() if admin is None else ((gateway.control, admin),),
+            )
             typer.echo("settling, writing spend to the database, shipping logs")
         finally:
-            gateway.data_dir.remove_address(url)
+            gateway.data_dir.remove_address(admin_url)
             await gateway.stop()
         typer.echo("stopped cleanly")
-    finally:
-        bound.close()
+
+
+@contextmanager
+def _bind_admin(settings: Settings) -> Iterator[socket.socket | None]:
+    """The socket of the control plane's own listener, if it has one. Raises ConfigurationError."""
+    from tollkeeper.app import server
+
+    if settings.admin.port is None:
+        yield None
+        return
+    with server.bind(settings.admin.host, settings.admin.port, "admin") as bound:
+        yield bound
 
 
 async def _supervise(settings: Settings) -> None:
@@ -123,18 +142,22 @@ async def _supervise(settings: Settings) -> None:
     from tollkeeper.app.data_dir import DataDir
     from tollkeeper.app.supervisor import Supervisor, own_command, stop_limit_s
 
-    with server.bind(settings.server.host, settings.server.port) as listening:
+    with server.bind(settings.server.host, settings.server.port) as listening, _bind_admin(settings) as admin:
         server.listen(listening)
         url, data_dir = server.url_of(listening), DataDir(settings.data_dir)
+        admin_url = url
+        if admin is not None:
+            server.listen(admin)
+            admin_url = server.url_of(admin)
 
         def greet() -> None:
-            data_dir.write_address(url)
-            _greet(settings, url, None)
+            data_dir.write_address(admin_url)
+            _greet(settings, url, admin_url, None)
             typer.echo(f"  workers   {settings.server.workers}")
 
         supervisor = Supervisor(
             wanted=settings.server.workers,
-            listening=listening,
+            listening=(listening,) if admin is None else (listening, admin),
             command=own_command(),
             drain_s=stop_limit_s(settings.server.drain_timeout_s, settings.logs.timeout_s),
             on_serving=greet,
@@ -143,43 +166,47 @@ async def _supervise(settings: Settings) -> None:
         try:
             started = await supervisor.run()
         finally:
-            data_dir.remove_address(url)
+            data_dir.remove_address(admin_url)
     if not started:
         raise typer.Exit(1)  # the worker has said why
     typer.echo("stopped cleanly")
 
 
-async def _serve_as_worker(settings: Settings, place: int, listener: int, channel: int) -> None:
+async def _serve_as_worker(settings: Settings, place: int, listeners: Sequence[int], channel: int) -> None:
     from tollkeeper.app import server
     from tollkeeper.app.crew import Crew
     from tollkeeper.app.gateway import Gateway
     from tollkeeper.app.supervisor import inherited
 
-    with inherited(listener) as listening:
+    with ExitStack() as sockets:
+        listening, *admin = (sockets.enter_context(inherited(listener)) for listener in listeners)
         crew = await Crew.join(place, channel)
         gateway = Gateway(settings, crew)
         await gateway.start()
         announcing: list[asyncio.Task[None]] = []
         try:
             await server.run(
-                gateway,
+                gateway.public if admin else gateway,
                 listening,
                 settings.server,
                 lambda: announcing.append(asyncio.create_task(crew.ready())),
+                also=[(gateway.control, sock) for sock in admin],
             )
         finally:
             await gateway.stop()
             await crew.leave()
 
 
-def _greet(settings: Settings, url: str, demo_secret: str | None) -> None:
+def _greet(settings: Settings, url: str, admin_url: str, demo_secret: str | None) -> None:
     from tollkeeper.app.demo import KEY_NAME, POLICY_TEXT, examples
     from tollkeeper.app.systemd import notify
 
     notify("READY=1")
 
     typer.echo(f"Tollkeeper {__version__} listens on {url}")
-    typer.echo(f"  API docs  {url}/docs")
+    if admin_url != url:
+        typer.echo(f"  admin     {admin_url}")
+    typer.echo(f"  API docs  {admin_url}/docs")
     typer.echo(f"  metrics   {url}/metrics")
     typer.echo(f"  health    {url}/readyz")
     typer.echo(f"  data      {settings.data_dir.absolute()}")
