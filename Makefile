@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 CAMPAIGN_ARGS ?=
 
-.PHONY: help run test test-outage bench bench-peers campaign mutants wheel check-deploy lint docs site lock setup setup-dev servers clean
+.PHONY: help run test test-outage test-hour bench bench-peers campaign mutants wheel check-deploy lint docs site lock setup setup-dev servers clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -24,6 +24,9 @@ test: setup-dev servers lint ## Set up (servers included), lint, check types and
 
 test-outage: setup-dev servers ## The outage tests with an outage of 10 s, and their figures
 	OUTAGE_S=10 $(BIN)/python -m pytest -s tests/test_outage.py
+
+test-hour: setup-dev servers ## The commands of docs/tutorial/first-hour.md, on two gateways, Redis, PostgreSQL and S3
+	FIRST_HOUR=1 $(BIN)/python -m pytest -s tests/test_docs.py -k first_hour
 
 bench: setup-dev servers bench-peers ## Measure: one script per question, a table each; some: BENCH="limiter window"
 	$(BIN)/python -m benchmarks $(BENCH)

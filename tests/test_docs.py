@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import re
 import subprocess
 import sys
@@ -17,15 +18,17 @@ from tools import reference_pages
 from tools.write_reference import started
 
 from tests.cli.conftest import clean_environment, workdir
-from tests.cli.test_serve import Running, Start, start
-from tests.servers.redis import RedisServer, redis_server
+from tests.cli.test_serve import Start, start
+from tests.servers.postgres import PostgresServer, postgres
+from tests.servers.redis import RedisServer, free_port, redis_server
+from tests.servers.s3 import S3Server, moto_server
 from tollkeeper.admin.openapi import DATA_PLANE
 from tollkeeper.cli import app
 from tollkeeper.gateway.dialects.base import ENDPOINTS
 from tollkeeper.gateway.dialects.kept import ROUTES
 from tollkeeper.gateway.server import MODELS_PATH
 
-__all__ = ["redis_server", "start", "workdir"]
+__all__ = ["moto_server", "postgres", "redis_server", "start", "workdir"]
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "benchmarks" / "RESULTS.md"])
 TUTORIAL = ROOT / "docs" / "tutorial" / "first-request.md"
@@ -116,20 +119,10 @@ def test_the_tutorial_runs(start: Start, redis_server: RedisServer, workdir: Pat
     """
     redis_server.command("FLUSHALL")
     demo = start("serve", "--demo", "--port", "0", REDIS_URL=redis_server.url).wait_for("Ctrl-C stops")
-    script, shown = _session(TUTORIAL.read_text(), demo)
-    (workdir / "bin").mkdir()
-    (workdir / "bin" / "tollkeeper").write_text(f'#!/bin/sh\nexec {sys.executable} -m tollkeeper "$@"\n')
-    (workdir / "bin" / "tollkeeper").chmod(0o755)
-    environ = clean_environment() | {"REDIS_URL": redis_server.url}
-    environ["PATH"] = f"{workdir / 'bin'}:{environ['PATH']}"
-    done = subprocess.run(
-        ["bash", "-ec", script], cwd=workdir, env=environ, capture_output=True, text=True, timeout=100, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    outputs = done.stdout.split("\0")[1:]
-    for (command, lines), output in zip(shown, outputs, strict=True):
-        missing = [line for line in lines if not _shown(line, output)]
-        assert not missing, (command, missing, output)
+    secret = re.search(r"tk_[\w-]{43}", demo.output)
+    assert secret
+    environ = {"REDIS_URL": redis_server.url, "KEY": secret[0]}
+    _play(TUTORIAL, workdir, environ, {"http://127.0.0.1:8080": demo.url})
     keys = redis_server.lines("KEYS", "*")
     assert demo.stop() == 0, demo.output
     patterns = [_pattern(pattern) for pattern in reference_pages.redis_patterns()]
@@ -137,20 +130,50 @@ def test_the_tutorial_runs(start: Start, redis_server: RedisServer, workdir: Pat
     assert [key for key in keys if not any(pattern.fullmatch(key) for pattern in patterns)] == []
 
 
-def _session(page: str, demo: Running) -> tuple[str, list[tuple[str, list[str]]]]:
-    """The tutorial's commands as one script that prints NUL before each output; and each with the lines it shows."""
+@pytest.mark.skipif("FIRST_HOUR" not in os.environ, reason="takes half a minute: make test-hour")
+def test_the_first_hour_runs(
+    redis_server: RedisServer, postgres: PostgresServer, moto_server: S3Server, workdir: Path
+) -> None:
+    """Every command of docs/tutorial/first-hour.md, but for those that say where the servers are."""
+    redis_server.command("FLUSHALL")
+    environ = {
+        "REDIS_URL": redis_server.url,
+        "DATABASE_URL": postgres.create_database("hour"),
+        "LOG_STORE_URL": moto_server.url(),
+        "TOLLKEEPER_DIGEST_KEY": "d" * 64,
+        "TOLLKEEPER_ADMIN_TOKEN": "t" * 40,
+        **moto_server.environ,
+    }
+    ports = {number: str(free_port()) for number in ("8080", "8081", "8090")}
+    _play(TUTORIAL.with_name("first-hour.md"), workdir, environ, ports)
+
+
+def _play(page: Path, workdir: Path, environ: dict[str, str], replaced: dict[str, str]) -> None:
+    """Run the commands of a page's console blocks in one shell, and look for what they show in what they say."""
     shown: list[tuple[str, list[str]]] = []
-    for _, kind, text in BLOCK.findall(page):
+    for _, kind, text in BLOCK.findall(page.read_text()):
         for line in text.splitlines() if kind == "console" else ():
             if line.startswith("$ "):
                 shown.append((line[2:], []))
             else:
                 shown[-1][1].append(line)
-    secret = re.search(r"tk_[\w-]{43}", demo.output)
-    assert secret and len(shown) > 5
-    here = [(command.replace("http://127.0.0.1:8080", demo.url), lines) for command, lines in shown]
-    script = "\n".join([f"export KEY={secret[0]}", *(f"printf '\\0'\n{command}" for command, _ in here)])
-    return script, here
+    assert len(shown) > 5
+    script = "\n".join(f"printf '\\0'\n{command}" for command, _ in shown)
+    for written, here in replaced.items():
+        script = script.replace(written, here)
+    tollkeeper = workdir / "bin" / "tollkeeper"
+    tollkeeper.parent.mkdir()
+    tollkeeper.write_text(f'#!/bin/sh\nexec {sys.executable} -m tollkeeper "$@"\n')
+    tollkeeper.chmod(0o755)
+    environ = clean_environment() | environ
+    environ["PATH"] = f"{tollkeeper.parent}:{environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-emc", script], cwd=workdir, env=environ, capture_output=True, text=True, timeout=110, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for (command, lines), output in zip(shown, done.stdout.split("\0")[1:], strict=True):
+        missing = [line for line in lines if not _shown(line, output)]
+        assert not missing, (command, missing, output)
 
 
 def _shown(line: str, output: str) -> bool:

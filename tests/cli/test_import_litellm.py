@@ -69,10 +69,11 @@ def told(answer: Any) -> dict[str, Any]:
 
 
 def test_accounts_come_over_once_with_their_secrets_limits_and_spend(
-    start: Start, process: Command, litellm: str
+    start: Start, command: Command, litellm: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Dry run, import, repetition; then the old secrets open the gateway, and what was spent counts."""
-    dry = process("import", "litellm", "--dry-run", "--json", LITELLM_DATABASE_URL=litellm)
+    monkeypatch.setenv("LITELLM_DATABASE_URL", litellm)
+    dry = command("import", "litellm", "--dry-run", "--json")
     assert dry.code == 0, dry.err
     expected = told(dry.json)
     assert set(expected) == {
@@ -84,7 +85,7 @@ def test_accounts_come_over_once_with_their_secrets_limits_and_spend(
     assert all(part["id"] is None for part in expected.values())
 
     demo = start("serve", "--demo", "--port", "0").wait_for("Ctrl-C stops")
-    done = process("import", "litellm", "--database", litellm, "--spend", "--json")
+    done = command("import", "litellm", "--database", litellm, "--spend", "--json")
     assert done.code == 0, done.err
     made = told(done.json)
     assert {part["done"] for part in made.values()} == {"made", "left out"}, "the dry run has made nothing"
@@ -128,21 +129,21 @@ def test_accounts_come_over_once_with_their_secrets_limits_and_spend(
     assert status(demo.url, sha256(SECRETS["team"])) == 401, "what LiteLLM keeps must open nothing"
     assert status(demo.url, SECRETS["team"], model="gpt-4o") == 403, "the team may not use this model"
 
-    again = process("import", "litellm", "--database", litellm, "--spend", "--json")
+    again = command("import", "litellm", "--database", litellm, "--spend", "--json")
     assert again.code == 0, again.err
     assert {part["done"] for part in again.json["accounts"]} == {"already there", "left out"}
     assert {name: part["id"] for name, part in told(again.json).items()} == {
         name: part["id"] for name, part in made.items()
     }
-    assert [2.25 < float(used) < 2.26 for used in _used(process, "bought")] == [True, True], "once"
-    team, organisation = _used(process, "in team")
+    assert [2.25 < float(used) < 2.26 for used in _used(command, "bought")] == [True, True], "once"
+    team, organisation = _used(command, "in team")
     assert 0.1 < float(team) < 0.11 and 12.34567 < float(organisation) < 12.35
     assert demo.stop() == 0, demo.output
 
 
-def _used(process: Command, key: str) -> list[str]:
+def _used(command: Command, key: str) -> list[str]:
     """Of each budget, from the key outwards."""
-    shown = process("limits", "show", key, "--json").json["limits"]
+    shown = command("limits", "show", key, "--json").json["limits"]
     return [limit["used"] for limit in shown if limit["limit_kind"] == "budget"]
 
 
