@@ -43,14 +43,10 @@ def largest(series: Sequence[Series]) -> list[Series]:
 
 
 def ceiling(highest: float) -> float:
-    """The round number that an axis ends at."""
-    if highest <= 0:
-        return 1.0
+    """The round number that an axis ends at; values are whole numbers."""
     size = 1.0
     while size * 10 <= highest:
         size *= 10
-    while size > highest:
-        size /= 10
     return next(step * size for step in STEPS if step * size >= highest)
 
 

@@ -78,6 +78,11 @@ def milliseconds(number: float | None) -> str:
     return duration(None if number is None else number * 1000)
 
 
+def at_most(seconds: float | None) -> str:
+    """A bound of a histogram."""
+    return "–" if seconds is None else f"≤ {duration(seconds * 1_000_000)}"
+
+
 def json_pretty(text: str) -> str:
     """JSON with its lines indented; anything else as it is."""
     try:
@@ -142,6 +147,7 @@ FILTERS: Final = {
     "duration": duration,
     "wait": wait,
     "milliseconds": milliseconds,
+    "at_most": at_most,
     "json_pretty": json_pretty,
     "changes": changes,
     "moment": moment,

@@ -2,6 +2,7 @@
 
 from tollkeeper.admin.authentication import Authenticator
 from tollkeeper.admin.dashboard.pages import charges, groups, keys, logs, overview, usage
+from tollkeeper.admin.dashboard.reporting import Reporting
 from tollkeeper.admin.dashboard.site import Site
 from tollkeeper.admin.parts import Parts
 from tollkeeper.admin.services import Services
@@ -10,6 +11,9 @@ from tollkeeper.admin.services import Services
 def dashboard(parts: Parts, services: Services, authenticator: Authenticator) -> Site:
     """The whole dashboard, as an ASGI application for `/dashboard`."""
     site = Site(parts, authenticator)
-    for subject in (overview, keys, groups, usage, logs, charges):
+    reporting = Reporting(services.reports, parts.now_us)
+    overview.register(site, services, reporting)
+    usage.register(site, services, reporting)
+    for subject in (keys, groups, logs, charges):
         subject.register(site, services)
     return site

@@ -1,5 +1,6 @@
 """The first page: how the gateway is, what is spent, what was refused."""
 
+import asyncio
 from collections import Counter
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -7,31 +8,32 @@ from typing import Any, Final
 from starlette.responses import Response
 
 from tollkeeper.admin.dashboard.charts import Series, columns
+from tollkeeper.admin.dashboard.pages.counted import counted
 from tollkeeper.admin.dashboard.pages.figures import RANGES, by_column
+from tollkeeper.admin.dashboard.reporting import Reporting, Unready
 from tollkeeper.admin.dashboard.site import ANYONE, Site, Visit
 from tollkeeper.admin.services import Services
-from tollkeeper.domain.errors import Busy, ConfigurationError, Unavailable
 from tollkeeper.domain.periods import US_PER_S, Period, span_at
 from tollkeeper.domain.policy import ScopeKind
 from tollkeeper.domain.words import Words, instant
-from tollkeeper.observability.samples import samples
 
 KEYS_SHOWN: Final = 8
 REASONS_SHOWN: Final = 12
+REASONS_MAX: Final = 100
 DAY: Final = RANGES["24h"]
 
 
-def register(site: Site, services: Services) -> None:
+def register(site: Site, services: Services, reporting: Reporting) -> None:
     """The page at `/dashboard`."""
-    page = Overview(site, services)
+    page = Overview(site, services, reporting)
     site.page("GET", "/", ANYONE, page.show)
 
 
 class Overview:
     """Figures of the month are the database's, of the last day the logs', of the present the gateway's own."""
 
-    def __init__(self, site: Site, services: Services) -> None:
-        self._site, self._services = site, services
+    def __init__(self, site: Site, services: Services, reporting: Reporting) -> None:
+        self._site, self._services, self._reporting = site, services, reporting
 
     async def show(self, visit: Visit) -> Response:
         now_us = self._site.parts.now_us()
@@ -55,19 +57,21 @@ class Overview:
         }
 
     async def _lately(self, visit: Visit, now_us: int) -> dict[str, Any]:
-        reports = self._services.reports
-        try:
-            hours = await reports.usage(visit.caller, DAY.query(now_us, "hour"))
-            reasons = await reports.usage(visit.caller, DAY.query(now_us, "refused_by", "error", "status", limit=50))
-        except (Unavailable, Busy, ConfigurationError) as error:
-            return {"lately": None, "why": str(error)}
+        hours, reasons = await asyncio.gather(
+            self._reporting.usage(visit.caller, DAY.query(now_us, "hour")),
+            self._reporting.usage(
+                visit.caller, DAY.query(now_us, "refused_by", "error", "status", limit=REASONS_MAX)
+            ),
+        )
+        if isinstance(hours, Unready) or isinstance(reasons, Unready):
+            return {"lately": None, "unready": hours if isinstance(hours, Unready) else reasons}
         return _pictures(hours, now_us) | {"reasons": _reasons(reasons["data"])}
 
     async def _gateway(self, visit: Visit) -> dict[str, Any]:
         if not visit.sees_all:
-            return {"checks": {}, "refused": []}
+            return {"checks": {}, "counted": None}
         parts = self._site.parts
-        return {"checks": await parts.readiness.checks(), "refused": refusals(await parts.exposition())}
+        return {"checks": await parts.readiness.checks(), "counted": counted(await parts.exposition())}
 
 
 def _pictures(report: Words, now_us: int) -> dict[str, Any]:
@@ -98,11 +102,3 @@ def _reasons(rows: list[Words]) -> list[tuple[str, str, int]]:
             if row[field]:
                 found[why, kind] += row[field]
     return [(why, kind, count) for (why, kind), count in found.most_common(REASONS_SHOWN)]
-
-
-def refusals(exposition: bytes) -> list[tuple[str, int]]:
-    """What was refused since the start of this gateway, all its workers together, by `scope kind`."""
-    found: Counter[str] = Counter()
-    for labels, value in samples(exposition, "tollkeeper_refusals_total"):
-        found[f"{labels['scope']} {labels['kind']}"] += int(value)
-    return found.most_common()

@@ -7,9 +7,10 @@ from starlette.responses import Response
 from tollkeeper.admin.dashboard.charts import columns, largest
 from tollkeeper.admin.dashboard.formats import axis_dollars, short
 from tollkeeper.admin.dashboard.pages.figures import RANGES, by_group, range_named, stacked
+from tollkeeper.admin.dashboard.reporting import Reporting, Unready
 from tollkeeper.admin.dashboard.site import ANYONE, Site, Visit
 from tollkeeper.admin.services import Services
-from tollkeeper.domain.errors import Busy, ConfigurationError, InvalidInput, Unavailable
+from tollkeeper.domain.errors import InvalidInput
 from tollkeeper.domain.paging import PAGE_MAX, Paging
 from tollkeeper.domain.periods import Period, span_at
 from tollkeeper.domain.policy import ScopeKind
@@ -26,17 +27,17 @@ MEASURES: Final = {
 ROWS_SHOWN: Final = 100
 
 
-def register(site: Site, services: Services) -> None:
+def register(site: Site, services: Services, reporting: Reporting) -> None:
     """The page at `/dashboard/usage`."""
-    page = UsagePage(site, services)
+    page = UsagePage(site, services, reporting)
     site.page("GET", "/usage", ANYONE, page.show)
 
 
 class UsagePage:
     """Reports are sums over delivered log records; months are the ledger's."""
 
-    def __init__(self, site: Site, services: Services) -> None:
-        self._site, self._services = site, services
+    def __init__(self, site: Site, services: Services, reporting: Reporting) -> None:
+        self._site, self._services, self._reporting = site, services, reporting
 
     async def show(self, visit: Visit) -> Response:
         query, now_us = visit.query, self._site.parts.now_us()
@@ -44,14 +45,10 @@ class UsagePage:
         group = _one_of("by", query.text("by") or "model", GROUPS)
         measure = _one_of("show", query.text("show") or "cost_nano", tuple(MEASURES))
         filters = ReportFilters(key=query.given("key"), model=query.given("model"), team=query.given("team"))
-        context: Words = {"chart": None, "series": [], "rows": [], "total": None, "why": None, "more": False}
-        try:
-            report = await self._services.reports.usage(
-                visit.caller, shown.query(now_us, shown.step, group, filters=filters)
-            )
-        except (Unavailable, Busy, ConfigurationError) as error:
-            context["why"] = str(error)
-        else:
+        asked = shown.query(now_us, shown.step, group, filters=filters)
+        report = await self._reporting.usage(visit.caller, asked)
+        context: Words = {"unready": report if isinstance(report, Unready) else None}
+        if not isinstance(report, Unready):
             label = "key_name" if group == "key" else FIELDS.get(group, group)
             field, names = FIELDS.get(group, group), shown.names(now_us)
             series = largest(stacked(report["data"], names, shown.step, field, label, measure))
