@@ -93,6 +93,7 @@ class Stand:
             metrics=Metrics(),
             now_us=parts.clock,
             objects=MemoryObjects(),
+            corrector=parts.ledger,
         )
 
     async def ask(self, stream: bool) -> None:

@@ -124,6 +124,14 @@ def test_openai_python_stored(deployment: Deployment) -> None:
             with pytest.raises(openai.NotFoundError):
                 steal()
         assert not list(other.files.list())
+        line: dict[str, Any] = {"custom_id": "1", "method": "POST", "url": "/v1/embeddings"}
+        line |= {"body": {"model": "text-embedding-3-small", "input": "Hello"}}
+        asked = client.files.create(file=("in.jsonl", msgspec.json.encode(line)), purpose="batch")
+        batch = client.batches.create(input_file_id=asked.id, endpoint="/v1/embeddings", completion_window="24h")
+        done = client.batches.retrieve(batch.id)
+        assert done.status == "completed" and done.output_file_id
+        assert b"custom_id" in client.files.content(done.output_file_id).read()
+        assert [its.id for its in client.batches.list()] == [batch.id] and not list(other.batches.list())
         client.responses.delete(first.id)
         with pytest.raises(openai.NotFoundError):
             client.responses.retrieve(first.id)

@@ -93,6 +93,7 @@ class Stand:
             metrics=self.metrics,
             now_us=now_us,
             objects=self.objects,
+            corrector=self._ledger,
         )
         self.url = self.secret = ""
         self.keys = 0
@@ -124,7 +125,7 @@ class Stand:
         """From now on the test's requests come with a new key of this policy."""
         self.keys += 1
         self.secret = f"tk_{self.keys:043d}"
-        self.directory.put(self.secret, principal_of(f"test{self.keys}", policy))
+        self.principal = self.directory.put(self.secret, principal_of(f"test{self.keys}", policy))
 
     async def post(
         self,

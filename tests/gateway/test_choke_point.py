@@ -27,6 +27,7 @@ def form(name: str, content: bytes, **texts: str) -> bytes:
     return b"".join(parts) + b"--x--\r\n"
 
 
+LINE = b'{"custom_id":"1","url":"/v1/embeddings","body":{"model":"text-embedding-3-small","input":"x"}}'
 BODIES: dict[str, Any] = {
     "/v1/chat/completions": chat(max_tokens=5),
     "/v1/completions": {"model": "gpt-3.5-turbo-instruct", "prompt": "x"},
@@ -42,9 +43,10 @@ BODIES: dict[str, Any] = {
     "/v1/audio/speech": {"model": "tts-1", "voice": "alloy", "input": "x"},
     "/v1/audio/transcriptions": form("file", wav(100), model="whisper-1"),
     "/v1/audio/translations": form("file", wav(100), model="whisper-1"),
-    "/v1/files": form("file", b"data", purpose="user_data"),
+    "/v1/batches": {"endpoint": "/v1/embeddings", "completion_window": "24h"},
+    "/v1/files": form("file", LINE, purpose="batch"),
 }
-ANSWERED_HERE = {"file_list"}
+ANSWERED_HERE = {"file_list", "batch_list"}
 
 
 async def kept(stand: Stand) -> dict[str, str]:
@@ -52,7 +54,14 @@ async def kept(stand: Stand) -> dict[str, str]:
     response = await stand.post(BODIES["/v1/responses"], "/responses")
     file = await stand.post(BODIES["/v1/files"], "/files", headers={"content-type": FORM})
     assert (response.status, file.status) == (200, 200)
-    return {"response": response.json["id"], "file": file.json["id"]}
+    ids = {"response": response.json["id"], "file": file.json["id"]}
+    batch = await stand.post(batch_of(ids), "/batches")
+    assert batch.status == 200, batch.body
+    return ids | {"batch": batch.json["id"]}
+
+
+def batch_of(ids: dict[str, str]) -> dict[str, Any]:
+    return {**BODIES["/v1/batches"], "input_file_id": ids["file"]}
 
 
 def walk(ids: dict[str, str]) -> Iterator[tuple[str, str, Any]]:
@@ -65,7 +74,7 @@ def walk(ids: dict[str, str]) -> Iterator[tuple[str, str, Any]]:
         if route.names_one:
             yield route.method, path.replace("{id}", ids[route.kind.value]), None
         else:
-            yield route.method, path, BODIES[path]
+            yield route.method, path, batch_of(ids) if path == "/v1/batches" else BODIES[path]
 
 
 async def ask(stand: Stand, method: str, path: str, body: Any, **more: Any) -> Reply:
@@ -75,7 +84,7 @@ async def ask(stand: Stand, method: str, path: str, body: Any, **more: Any) -> R
 
 async def test_nothing_reaches_a_provider_that_was_not_admitted(stand: Stand) -> None:
     """Refused by a limit: 429 at every route, and the provider hears of none."""
-    stand.key(Policy(windows=(Window(Unit.REQUESTS, 2),)))
+    stand.key(Policy(windows=(Window(Unit.REQUESTS, 3),)))
     ids = await kept(stand)
     served = stand.simulator.served.last
     for method, path, body in walk(ids):
@@ -95,7 +104,7 @@ async def test_nothing_reaches_a_provider_while_nobody_can_admit(stand: Stand) -
             assert reply.status == 503, (fault, method, path, reply.body)
         setattr(stand.governor, fault, False)
     assert stand.simulator.served.last == served
-    assert {end.kind for end in stand.governor.ends[2:]} == {"voided"}
+    assert {end.kind for end in stand.governor.ends[3:]} == {"voided"}
 
 
 async def test_nothing_reaches_a_provider_without_a_key(stand: Stand) -> None:

@@ -162,6 +162,7 @@ class Gateway:
             metrics=metrics,
             now_us=now_us,
             objects=database.objects,
+            corrector=ledger,
         )
         parts.push_async_callback(self._plane.stop)
         await self._plane.start()

@@ -8,11 +8,14 @@ refused here is refused before any counter is touched.
 from collections.abc import Callable
 from typing import Final
 
+import msgspec
+
 from tollkeeper.domain.admission import Denial, LimitKind, limit_states
 from tollkeeper.domain.bound import Bound, TokenEstimator
 from tollkeeper.domain.errors import Fault, RequestError
 from tollkeeper.domain.money import usd
 from tollkeeper.domain.policy import Principal
+from tollkeeper.domain.pricing import Price
 from tollkeeper.domain.usage import Usage
 from tollkeeper.gateway.catalog import Catalog, ModelInfo, output_limit_field
 from tollkeeper.gateway.dialects import Call, Endpoint
@@ -20,6 +23,8 @@ from tollkeeper.gateway.measured import bound_of, hold_nano, how_to_price, price
 from tollkeeper.gateway.routing import Route
 from tollkeeper.settings import Settings
 
+UNPRICED: Final = "unpriced"
+"""In place of a price's version."""
 OUTPUT_MIN: Final = 16
 """The smallest limit that is injected: OpenAI's Responses API takes no less."""
 
@@ -47,7 +52,7 @@ class Plan:
     def tokens_at(self, output: int) -> int:
         """The estimated weight."""
         call = self.call
-        if call.endpoint.free:
+        if call.endpoint.free or (call.sold is not None and call.sold.batch_nano is not None):
             return 0
         return self._estimator.estimate_tokens(
             self._learned_as, input_bytes=call.content.text_bytes, max_output=output, choices=call.choices
@@ -77,6 +82,14 @@ class Plan:
     @property
     def _learned_as(self) -> str:
         return f"{self.route.provider}/{self.route.upstream_model}"
+
+
+class Line(msgspec.Struct, frozen=True):
+    """The most that a line of a batch can cost, at which prices, and why that is no bound, if so."""
+
+    hold_nano: int
+    version: str
+    reason: str | None = None
 
 
 class Bounder:
@@ -110,6 +123,25 @@ class Bounder:
             plan.limit_to(output)
         _check_cap(plan, principal)
         return plan
+
+    def line(self, call: Call, route: Route, now_us: int) -> Line:
+        """The bound of a batch's line, which is sent as it is, so that no limit can be put into it."""
+        info = self._catalog.info(route.provider, route.settings_of or route.model, route.upstream_model, now_us)
+        if call.sold is not None or (info.price is not None and "tokens" not in info.price.kinds):
+            info = priced(info, call.endpoint)
+        if info.price is None:
+            return Line(0, UNPRICED, f"the price of '{route.model}' is not known ({info.unpriced})")
+        plan = Plan(call, route, info, self._estimator)
+        output, reason = call.max_output, None
+        if output is None:
+            output = info.max_output_tokens or info.output_default
+            reason = None if info.max_output_tokens else "it states no limit of output tokens"
+        return Line(plan.hold_at(output), info.price.version, plan.bound_at(output).unbounded or reason)
+
+    def price_now(self, route: Route, now_us: int) -> Price | None:
+        """The price of a model, if it is known."""
+        info = self._catalog.info(route.provider, route.settings_of or route.model, route.upstream_model, now_us)
+        return info.price
 
     def output_limit(self, plan: Plan) -> tuple[str, int] | None:
         """Field and value to write into the body: the limit the gateway set, or the client's own where it stands in
@@ -155,6 +187,8 @@ def shrink(plan: Plan, denial: Denial) -> bool:
 
 def _check_cap(plan: Plan, principal: Principal) -> None:
     """Keep the hold below the smallest cost cap, by a smaller output if the limit is ours. Raises COST_CAP."""
+    if plan.call.sold is not None and plan.call.sold.batch_nano is not None:
+        return  # its lines are the requests
     caps = [s.policy.cost_cap_nano for s in principal.scopes if s.policy.cost_cap_nano is not None]
     if not caps or plan.hold_nano <= min(caps):
         return

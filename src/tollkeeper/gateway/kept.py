@@ -1,4 +1,4 @@
-"""Requests for what providers keep: stored answers, files. Admitted like any other, free, and only for their owner.
+"""Requests for what providers keep: answers, files, batches. Admitted like any other, and only for their owner.
 
 What is not the organisation's is a 404, as what does not exist. Lists are answered from our own record, since the
 provider's has everybody's. Each object is asked for where it was made.
@@ -14,12 +14,26 @@ from tollkeeper.domain.bodies import ByteBudget
 from tollkeeper.domain.errors import Fault, RequestError
 from tollkeeper.domain.objects import ObjectKind, StoredObject
 from tollkeeper.domain.policy import Principal
+from tollkeeper.domain.ports import Corrector
+from tollkeeper.domain.pricing import Price
 from tollkeeper.gateway.asgi import HttpError
 from tollkeeper.gateway.attempts import Attempts
-from tollkeeper.gateway.dialects import Kept, Named, Produced, kept_call, pairs_of, parse_upload
+from tollkeeper.gateway.batches import (
+    NOTE,
+    asked_of,
+    batch_call,
+    bounded_file,
+    models_of,
+    models_of_batch,
+    notes_of,
+    read_seen,
+    truth_of,
+)
+from tollkeeper.gateway.bound import UNPRICED
+from tollkeeper.gateway.dialects import Call, Kept, Named, Produced, kept_call, pairs_of, parse_upload
 from tollkeeper.gateway.objects import Objects
 from tollkeeper.gateway.record import Exchange
-from tollkeeper.gateway.routing import Pool, pool_at
+from tollkeeper.gateway.routing import Pool, Route, Router, pool_at
 from tollkeeper.gateway.stream import JSON
 from tollkeeper.settings import Settings
 
@@ -44,10 +58,20 @@ _decode = msgspec.json.Decoder(dict[str, Any]).decode
 class ObjectKeeper:
     """Writes down what one exchange makes. `kind`: of the object itself; its parts are items."""
 
-    __slots__ = ("_exchange", "_kind", "_now_us", "_objects")
+    __slots__ = ("_exchange", "_kind", "_models", "_notes", "_now_us", "_objects")
 
-    def __init__(self, objects: Objects, exchange: Exchange, kind: ObjectKind, now_us: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        objects: Objects,
+        exchange: Exchange,
+        kind: ObjectKind,
+        now_us: Callable[[], int],
+        *,
+        notes: str = "",
+        models: tuple[str, ...] = (),
+    ) -> None:
         self._objects, self._exchange, self._kind, self._now_us = objects, exchange, kind, now_us
+        self._notes, self._models = notes, models
 
     def note(self, produced: Produced) -> None:
         """See `Keeper`."""
@@ -64,13 +88,37 @@ class ObjectKeeper:
             model=plan.route.model,
             upstream_model=plan.route.upstream_model,
             seen=seen.decode("utf-8", "replace"),
+            notes=self._noted(),
         )
         items = [msgspec.structs.replace(made, id=item, kind=ObjectKind.ITEM) for item in produced.items[:ITEMS_MAX]]
         self._objects.put([made, *items])
 
+    def _noted(self) -> str:
+        attempt = self._exchange.attempt
+        if self._kind is not ObjectKind.BATCH or attempt is None:
+            return self._notes
+        return notes_of(attempt, self._models)
+
     async def wait(self) -> None:
         """See `Keeper`."""
         await self._objects.committed()
+
+
+class _BatchSeen:
+    """A batch as the provider shows it now."""
+
+    __slots__ = ("_batch", "_routes")
+
+    def __init__(self, routes: "KeptRoutes", batch: StoredObject) -> None:
+        self._routes, self._batch = routes, batch
+
+    def note(self, produced: Produced) -> None:
+        """See `Keeper`."""
+        self._routes.batch_seen(self._batch, produced)
+
+    async def wait(self) -> None:
+        """See `Keeper`."""
+        await self._routes.committed()
 
 
 class _Forgetter:
@@ -99,10 +147,17 @@ class KeptRoutes:
         attempts: Attempts,
         uploads: ByteBudget,
         refuse: Refuse,
+        router: Router,
+        corrector: Corrector,
         now_us: Callable[[], int],
     ) -> None:
+        self._router, self._corrector = router, corrector
         self._settings, self._objects, self._attempts = settings, objects, attempts
         self._uploads, self._refuse, self._now_us = uploads, refuse, now_us
+
+    async def committed(self) -> None:
+        """See `Objects.committed`."""
+        await self._objects.committed()
 
     async def serve(self, exchange: Exchange, named: Named, principal: Principal) -> None:
         """Answer the client. Raises as `Attempts.serve`, and RequestError UNKNOWN_OBJECT."""
@@ -111,8 +166,10 @@ class KeptRoutes:
             await self._list(exchange, route, principal)
         elif route.names_one:
             await self._one(exchange, named, principal)
+        elif route.endpoint.form:
+            await self._upload(exchange, route, principal)
         else:
-            await self._upload(exchange, route)
+            await self._make_batch(exchange, route, principal)
 
     async def _one(self, exchange: Exchange, named: Named, principal: Principal) -> None:
         endpoint = named.route.endpoint
@@ -125,6 +182,8 @@ class KeptRoutes:
             )
         if endpoint.name.endswith("_delete"):
             exchange.keep = _Forgetter(self._objects, principal.root, named.id)
+        elif named.route.kind is ObjectKind.BATCH:
+            exchange.keep = _BatchSeen(self, found)
         exchange.call = msgspec.structs.replace(call, model=found.model)
         await self._attempt(exchange, pool_at(found.provider, found.model, found.upstream_model))
 
@@ -134,7 +193,47 @@ class KeptRoutes:
         if denial is not None:
             await self._refuse(exchange, denial)
 
-    async def _upload(self, exchange: Exchange, route: Kept) -> None:
+    async def _make_batch(self, exchange: Exchange, route: Kept, principal: Principal) -> None:
+        client, server = exchange.client, self._settings.server
+        client.check_encoding()
+        body = await client.body(server.body_bytes_max, server.body_timeout_s)
+        if body is None:
+            return
+        file = await self._objects.own(principal.root, ObjectKind.FILE, asked_of(body))
+        models, now_us = models_of(file), self._now_us()
+        prices = {model: self._price(file.provider, model, now_us) for model in models}
+        versions = {model: UNPRICED if price is None else price.version for model, price in prices.items()}
+        exchange.call = batch_call(route.endpoint, body, file, principal, versions)
+        exchange.keep = ObjectKeeper(self._objects, exchange, ObjectKind.BATCH, self._now_us, models=models)
+        await self._attempt(exchange, pool_at(file.provider, models[0], models[0]))
+
+    def _price(self, provider: str, model: str, now_us: int) -> Price | None:
+        return self._attempts.bounder.price_now(Route(model, provider, model), now_us)
+
+    def batch_seen(self, batch: StoredObject, produced: Produced) -> None:
+        """Its files belong to its owner, and once it has ended the truth takes the place of its bound."""
+        seen = read_seen(produced.seen)
+        if seen is None:
+            return
+        notes = batch.notes
+        models = models_of_batch(notes)
+        price = self._price(batch.provider, models[0], self._now_us()) if models else None
+        truth = truth_of(batch, seen, price)
+        if truth is not None:
+            attempt, charge, notes = truth
+            self._corrector.correct(batch.root, attempt, charge, f"{NOTE}: {batch.id}")
+        shown = produced.seen.decode("utf-8", "replace") if len(produced.seen) <= SEEN_BYTES_MAX else batch.seen
+        made = [msgspec.structs.replace(batch, seen=shown, notes=notes)]
+        for id_ in (seen.output_file_id, seen.error_file_id):
+            if id_:
+                made.append(
+                    msgspec.structs.replace(
+                        batch, id=id_, kind=ObjectKind.FILE, seen="", notes="", created_us=self._now_us()
+                    )
+                )
+        self._objects.put(made)
+
+    async def _upload(self, exchange: Exchange, route: Kept, principal: Principal) -> None:
         client, server = exchange.client, self._settings.server
         client.check_encoding()
         pool = pool_at(self._provider(exchange))
@@ -147,10 +246,24 @@ class KeptRoutes:
             if body is None:
                 return
             exchange.call = parse_upload(route.endpoint, body, client.header(b"content-type"))
-            exchange.keep = ObjectKeeper(self._objects, exchange, route.kind, self._now_us)
+            notes = await self._file_notes(exchange.call, pool, principal)
+            exchange.keep = ObjectKeeper(self._objects, exchange, route.kind, self._now_us, notes=notes)
             await self._attempt(exchange, pool)
         finally:
             self._uploads.give(room)
+
+    async def _file_notes(self, call: Call, pool: Pool, principal: Principal) -> str:
+        """What a batch of this file could cost, if it is for one. Raises RequestError."""
+        form = call.form
+        assert form is not None
+        if call.endpoint.dialect != "openai" or form.texts().get("purpose") != "batch":
+            return ""
+        provider = pool.deployments[0].route.provider
+        data = form.files("file")[0].data
+        notes, named = await bounded_file(data, provider, self._router, self._attempts.bounder, self._now_us())
+        if named and {its.provider for its in await self._objects.owned(principal.root, named)} != {provider}:
+            raise RequestError(Fault.ELSEWHERE, f"The batch refers to objects that are not kept at '{provider}'.")
+        return msgspec.json.encode(notes).decode()
 
     def _provider(self, exchange: Exchange) -> str:
         """Where a new object is to be kept: only configured providers can be named."""

@@ -22,7 +22,7 @@ ZERO: Final[Rates] = FREE.base
 
 def priced(info: ModelInfo, endpoint: Endpoint) -> ModelInfo:
     """What is known of the model at an endpoint: without its price if that is not of what the endpoint sells."""
-    if endpoint.free:
+    if endpoint.free or endpoint.name == "batch_create":
         return msgspec.structs.replace(info, price=FREE, reported_max_nano=None, unbounded=None, searches=False)
     price = info.price
     if price is None or "tokens" in price.kinds or any(kind in price.kinds for kind in endpoint.fees):
@@ -42,7 +42,7 @@ def bound_of(call: Call, info: ModelInfo) -> tuple[Bound, Usage]:
     """The most tokens of a call, and the most of everything else."""
     sold, price = call.sold, info.price
     assert sold is not None
-    if call.endpoint.free or price is None:
+    if call.endpoint.free or price is None or sold.batch_nano is not None:
         return Bound(0, 0), NO_USAGE
     tokens = info.bound(call.content, max_output=0, choices=1)
     if "tokens" not in price.kinds:
@@ -87,6 +87,9 @@ def _tokens(call: Call, sold: Sold, info: ModelInfo, known: Bound) -> Bound:
 
 def hold_nano(call: Call, info: ModelInfo) -> int:
     """The most that a call can cost; 0 without a price. Only true of bounded calls."""
+    assert call.sold is not None
+    if call.sold.batch_nano is not None:
+        return call.sold.batch_nano
     if info.price is None:
         return 0
     tokens, most = bound_of(call, info)
@@ -104,6 +107,8 @@ def hold_nano(call: Call, info: ModelInfo) -> int:
 def metered(call: Call, told: Usage | None, price: Price | None) -> Usage | None:
     """What is charged: what the answer told, or what the request itself says; None if neither is what is sold."""
     assert call.sold is not None
+    if call.sold.batch_nano is not None:
+        return None  # what it uses is still to come
     counted = call.sold.counted
     usage = told if told is not None else counted
     if usage is None or price is None:

@@ -16,7 +16,7 @@ from tollkeeper.domain.bodies import ByteBudget
 from tollkeeper.domain.errors import DatabaseUnavailable, Fault, RequestError, Unavailable, UpstreamError
 from tollkeeper.domain.objects import ObjectKind, ObjectRegistry
 from tollkeeper.domain.policy import Principal
-from tollkeeper.domain.ports import Governor, KeyDirectory, RecordSink
+from tollkeeper.domain.ports import Corrector, Governor, KeyDirectory, RecordSink
 from tollkeeper.gateway.admit import RequestIds
 from tollkeeper.gateway.asgi import Client, Header, HttpError, Receive, Scope, Send
 from tollkeeper.gateway.attempts import Attempts
@@ -87,6 +87,7 @@ class DataPlane:
         metrics: Metrics,
         now_us: Callable[[], int],
         objects: ObjectRegistry,
+        corrector: Corrector,
     ) -> None:
         self._settings, self._records, self._now_us = settings, records, now_us
         self._keys = KeyTable(directory, digest_key, metrics)
@@ -112,7 +113,9 @@ class DataPlane:
             now_us=now_us,
         )
         self._uploads = ByteBudget(settings.server.uploads_bytes_max)
-        self._kept = KeptRoutes(settings, self._objects, self._attempts, self._uploads, self._refuse, now_us)
+        self._kept = KeptRoutes(
+            settings, self._objects, self._attempts, self._uploads, self._refuse, self._router, corrector, now_us
+        )
         self._capture = capturing(settings.logs, ByteBudget(CAPTURED_BYTES_MAX))
         self._ids = RequestIds()
         self._tasks: set[asyncio.Task[Any]] = set()

@@ -43,7 +43,7 @@ _BY_DEPLOYMENT: Final = frozenset(
         *("audio/translations", "images/generations", "images/edits"),
     )
 )
-KEPT_PREFIXES: Final = ("/v1/responses/", "/v1/files")
+KEPT_PREFIXES: Final = ("/v1/responses/", "/v1/files", "/v1/batches")
 _MODELS_PATH: Final = "/v1/models"
 _SIMULATOR_PATHS: Final = {"/sim/served": "GET", "/sim/requests": "GET", "/sim/reset": "POST"}
 _JSON: Final = msgspec.json.Encoder()

@@ -8,8 +8,10 @@ from typing import Any, Final
 
 import msgspec
 
-from tollkeeper.simulator.asks import Refusal
+from tollkeeper.domain.usage import Usage
+from tollkeeper.simulator.asks import Endpoint, Refusal, parse_ask
 from tollkeeper.simulator.media import File, form_of
+from tollkeeper.simulator.plan import plan_answer
 
 KEPT_MAX: Final = 10_000
 FILE_BYTES_MAX: Final = 64 * 2**20
@@ -31,6 +33,7 @@ class Shelf:
     def __init__(self) -> None:
         self.responses: dict[str, tuple[bytes, Any]] = {}
         self.files: dict[str, tuple[dict[str, Any], bytes]] = {}
+        self.batches: dict[str, dict[str, Any]] = {}
         self._number = 0
 
     def keep_response(self, body: bytes, request: bytes) -> None:
@@ -59,6 +62,8 @@ class Shelf:
             return self._response(method, rest)
         if kind == "files":
             return self._file(method, rest, headers, body)
+        if kind == "batches":
+            return self._batch(method, rest, body)
         return None
 
     def _response(self, method: str, rest: list[str]) -> Kept | Refusal | None:
@@ -110,6 +115,61 @@ class Shelf:
         return Kept(
             _encode(self.keep_file(file, fields.get("purpose", ""), anthropic=b"anthropic-version" in headers))
         )
+
+    def _batch(self, method: str, rest: list[str], body: bytes) -> Kept | Refusal | None:
+        """A batch is validating when it is made, and over when it is looked at."""
+        if not rest:
+            return self._make_batch(body)
+        found = self.batches.get(rest[0])
+        if found is None:
+            return Refusal(404, f"No batch found with id '{rest[0]}'.")
+        if method == "POST" and rest[1:] == ["cancel"]:
+            found |= {"status": "cancelled", "request_counts": {"total": 0, "completed": 0, "failed": 0}}
+        elif method == "GET" and not rest[1:]:
+            self._finish(found)
+        else:
+            return None
+        return Kept(_encode(found))
+
+    def _make_batch(self, body: bytes) -> Kept | Refusal:
+        asked = msgspec.json.decode(body, type=dict[str, Any])
+        file = self.files.get(asked["input_file_id"])
+        if file is None:
+            return Refusal(400, "Invalid input_file_id.", param="input_file_id")
+        self._number += 1
+        batch: dict[str, Any] = {
+            name: asked.get(name) for name in ("endpoint", "input_file_id", "completion_window", "metadata")
+        }
+        batch |= {"id": f"batch_{self._number:024x}", "object": "batch", "status": "validating"}
+        batch |= {"created_at": 1_700_000_000, "usage": None, "output_file_id": None, "error_file_id": None}
+        batch["request_counts"] = {"total": 0, "completed": 0, "failed": 0}
+        self.batches[batch["id"]] = batch
+        while len(self.batches) > KEPT_MAX:
+            del self.batches[next(iter(self.batches))]
+        return Kept(_encode(batch))
+
+    def _finish(self, batch: dict[str, Any]) -> None:
+        if batch["status"] != "validating":
+            return
+        total, lines = Usage(), []
+        for raw in self.files[batch["input_file_id"]][1].splitlines():
+            line = msgspec.json.decode(raw, type=dict[str, Any])
+            ask = parse_ask(Endpoint(line["url"]), _encode(line["body"]))
+            if isinstance(ask, Refusal):
+                continue
+            usage = plan_answer(ask).usage
+            total = Usage(total.input_tokens + usage.input_tokens, total.output_tokens + usage.output_tokens)
+            lines.append(_encode({"custom_id": line["custom_id"], "response": {"status_code": 200}}))
+        shown = self.keep_file(File("output.jsonl", "application/jsonl", b"\n".join(lines)), "batch_output")
+        batch |= {"status": "completed", "output_file_id": shown["id"]}
+        batch["request_counts"] = {"total": len(lines), "completed": len(lines), "failed": 0}
+        batch["usage"] = {
+            "input_tokens": total.input_tokens,
+            "input_tokens_details": {"cached_tokens": 0},
+            "output_tokens": total.output_tokens,
+            "output_tokens_details": {"reasoning_tokens": 0},
+            "total_tokens": total.total_tokens,
+        }
 
     def keep_file(self, file: File, purpose: str, *, anthropic: bool = False) -> dict[str, Any]:
         """A file, as the API shows it."""

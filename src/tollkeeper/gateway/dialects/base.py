@@ -103,6 +103,7 @@ class Sold(msgspec.Struct, frozen=True, kw_only=True):
     `images` to be made, each with up to `partial_images` previews; `characters` to be spoken; `searches` of a
     reranker at most. `listens`: it has a recording, of `audio_ms` if that is certain. `counted`: what is charged
     where the answer tells nothing, because the request says it exactly; None: only the answer can tell.
+    `batch_nano`: it makes a batch whose lines can cost so much together.
     """
 
     images: int = 0
@@ -112,6 +113,7 @@ class Sold(msgspec.Struct, frozen=True, kw_only=True):
     listens: bool = False
     audio_ms: int | None = None
     counted: Usage | None = None
+    batch_nano: int | None = None
 
 
 class Call(msgspec.Struct, frozen=True):

@@ -79,6 +79,10 @@ ROUTES: Final = (
     _kept("GET", "/v1/files/{id}", "file_get", ObjectKind.FILE),
     _kept("DELETE", "/v1/files/{id}", "file_delete", ObjectKind.FILE),
     _kept("GET", "/v1/files/{id}/content", "file_content", ObjectKind.FILE, media=True),
+    Kept("POST", Endpoint("/v1/batches", "openai", "batch_create", fees=("request",), once=True), ObjectKind.BATCH),
+    _kept("GET", "/v1/batches", "batch_list", ObjectKind.BATCH, here=True),
+    _kept("GET", "/v1/batches/{id}", "batch_get", ObjectKind.BATCH),
+    _kept("POST", "/v1/batches/{id}/cancel", "batch_cancel", ObjectKind.BATCH),
 )
 """The first that fits counts."""
 _ANTHROPIC: Final = frozenset(("file_create", "file_list", "file_get", "file_delete", "file_content"))
