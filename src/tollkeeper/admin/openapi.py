@@ -43,6 +43,10 @@ DATA_PLANE: Final = (
     ("get", "/v1/files/{id}", "About a file", "One of this key's organisation."),
     ("delete", "/v1/files/{id}", "Delete a file", "One of this key's organisation."),
     ("get", "/v1/files/{id}/content", "A file's content", "One of this key's organisation."),
+    ("post", "/v1/batches", "Run the requests of a file", "Charged with their bound, corrected when it has ended."),
+    ("get", "/v1/batches", "The batches of this key's organisation", ""),
+    ("get", "/v1/batches/{id}", "About a batch", "One of this key's organisation."),
+    ("post", "/v1/batches/{id}/cancel", "Cancel a batch", "One of this key's organisation."),
     ("get", "/v1/models", "The models that this key may use", "In the caller's dialect."),
     ("get", "/v1/models/{name}", "About a model", "In the caller's dialect."),
 )
