@@ -240,6 +240,8 @@ extra_moves = st.one_of(
     st.tuples(st.just("use"), st.integers(0, 3), st.integers(0, 2), st.integers(-1, 1)),
     st.tuples(st.just("use"), st.integers(0, 3), st.integers(0, 2), st.just(0)),
     st.tuples(st.just("use"), st.integers(0, 3), st.integers(0, 2), st.just(0), st.integers(-1, 1)),
+    st.tuples(st.just("use"), st.integers(0, 3), st.integers(0, 2), st.just(0), st.just(0), st.booleans()),
+    st.tuples(st.just("told"), st.integers(0, 3), st.integers(1, 9), st.integers(0, 2), st.sampled_from([0, 1, 2])),
     st.tuples(st.just("use_late"), st.integers(0, 3), st.sampled_from([-1, 0, 1])),
     st.tuples(st.just("keep"), st.sampled_from([-1, 0, 1])),
     st.tuples(st.just("remember"), st.integers(0, 3), st.integers(0, 2)),
@@ -427,7 +429,18 @@ class LuaPair(Pair):
                 self.number += 1
                 self.grants.pop(at)
 
-    async def on_use(self, key: int, cost: int, skew: int, had: int = 0) -> None:
+    async def on_told(self, key: int, cost: int, more: int, gate: int) -> None:
+        """Under one key come an entry whose caller was not told and one whose caller was, while the tree waits for
+        producers (1), to the µs at which it does no more (2), or as it is (0); then the second again, for another."""
+        if gate:
+            await self.on_gate(7, 1_000_000, new_life=True)
+        await self.on_use(key, cost, 0)
+        if gate == 2:
+            self.now_us = self.tree.gate_us - 1 + more
+        await self.on_use(key, cost + more, 0, told=True)
+        await self.on_use(key, cost + 1, 0, told=True)
+
+    async def on_use(self, key: int, cost: int, skew: int, had: int = 0, told: bool = False) -> None:
         """A charge under one of a few idempotency keys, by one of two producers, in its order or not; issued again
         for another producer: `had` is the number it had there, above (1) or not (-1) what was applied of it."""
         self.attempts += 1
@@ -439,6 +452,7 @@ class LuaPair(Pair):
             reached = included(self.tree.marks.get("u_1", 0))
             known_to = Origin("u_1" if producer == "p_1" else "p_1", reached + int(had > 0))
             entry = msgspec.structs.replace(entry, origins=(Origin("x_1", 7), known_to))
+        entry = msgspec.structs.replace(entry, told=told)
         answer = await self.apply(entry, producer)
         if answer.status == "ok" and producer == "p_1" and skew == 0:
             self.number += 1
@@ -463,6 +477,8 @@ class LuaPair(Pair):
         used = {
             f"d{key}": Used(cost, self.now_us + 10**9 + 1, "x_1:1"),
             f"d{key + 1}": Used(cost, self.now_us + 10**9, f"p_1:{self.number + 1}"),
+            f"d{key + 2}": Used(cost + 1, self.now_us + 10**9, "x_1:1", ("key_1:total", "key_1:gone")),
+            f"d{key + 3}": Used(cost, self.now_us + 10**9, f"p_1:{self.number}", tuple(self.tree.counters)[:2]),
         }
         await self.both(lambda store: store.remember(self.root, used))
 

@@ -115,6 +115,7 @@ class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One numbered change. Everything it needs travels with it, so that keys may move and limits may change.
 
     `hold_nano` is what the attempt held; it is released if the hold is still there. No counter is named twice.
+    `told`: a caller was told that its idempotency key stands for this amount.
     `fresh`: nobody else can have charged the attempt. `dead` is the producer that is buried or closed, `note` what an
     operator says. Rank 0 charges nothing and is only listed.
     """
@@ -137,6 +138,7 @@ class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     dead: str = ""
     note: str = ""
     buckets: tuple[BucketRef, ...] = ()
+    told: bool = False
 
 
 class Dispatch(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -255,22 +257,31 @@ USED_KEEP_US: Final = 24 * 3600 * 1_000_000
 
 class Used(msgspec.Struct, frozen=True, gc=False):
     """What a tree remembers of an idempotency key: the amount, until when, and the entry (`producer:number`) that
-    charged it. That entry itself, applied again to a memory that knows less, charges again; no other does."""
+    charged it. That entry itself, applied again to a memory that knows less, charges again; no other does.
+
+    `counters`, if there are any, are those that were charged after a loss, before all producers had come again, by an
+    entry whose caller was not told: until they have, an entry whose caller was told another amount replaces it."""
 
     cost_nano: int
     until_us: int
     by: str
+    counters: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
         """As the scripts write it."""
-        return f"{self.cost_nano} {self.until_us} {self.by}"
+        return f"{self.cost_nano} {self.until_us} {self.entry}"
+
+    @property
+    def entry(self) -> str:
+        """Which entry, and what it may have to give back."""
+        return f"{self.by} {','.join(self.counters)}" if self.counters else self.by
 
 
 def used_from(text: str) -> Used:
     """The inverse of `Used.text`."""
-    cost, until, by = text.split(" ")
-    return Used(int(cost), int(until), by)
+    cost, until, by, *counters = text.split(" ", 3)
+    return Used(int(cost), int(until), by, tuple(counters[0].split(",")) if counters else ())
 
 
 def usage_digest(key_id: str, idempotency_key: str) -> str:

@@ -286,7 +286,7 @@ class Tree:
 
     # Settlement
 
-    def apply(self, now_us: int, producer: str, entry: Entry) -> Applied:
+    def apply(self, now_us: int, producer: str, entry: Entry, server: str = "") -> Applied:
         """Apply one entry, if it is the producer's next. After the mark check nothing can refuse it but *absent* and
         *unknown*."""
         if self.run is None:
@@ -302,18 +302,18 @@ class Tree:
             aside = entry.kind is EntryKind.QUARANTINE
             missing = None if aside else self._absent(now_us, mark, entry)
             if missing is None:
-                self._do(now_us, producer, entry)
+                self._do(now_us, producer, entry, server)
         if missing is None:
             self.marks[producer] = entry.number
         return missing or Applied(AppliedStatus.OK, entry.number)
 
-    def _do(self, now_us: int, producer: str, entry: Entry) -> None:
+    def _do(self, now_us: int, producer: str, entry: Entry, server: str) -> None:
         if entry.kind in (EntryKind.BURY, EntryKind.CLOSE):
             self._bury(entry)
         elif entry.kind is EntryKind.QUARANTINE:
             self._set_aside(entry)
         elif entry.kind is EntryKind.USAGE:
-            self._use(now_us, f"{producer}:{entry.number}", entry)
+            self._use(now_us, f"{producer}:{entry.number}", entry, server)
         else:
             self._charge(now_us, entry)
 
@@ -413,20 +413,45 @@ class Tree:
         counter.cached += entry.cached_tokens
         self.changed[name] = self._flag()
 
-    def _use(self, now_us: int, by: str, entry: Entry) -> None:
+    def _use(self, now_us: int, by: str, entry: Entry, server: str) -> None:
         """Charge, unless the idempotency key is known by another entry, or the entry was counted under the number it
         had: its key may be forgotten by now. Counters are flagged all the same: what the database has of them may be
-        from a memory that was lost, in which this entry came first."""
+        from a lost memory, in which this entry came first.
+
+        While the tree waits for producers, what comes first is not what was first: an entry whose caller was told
+        replaces one whose caller was not.
+        """
+        is_open = server == self.server and now_us >= self.gate_us
         known = self.used.get(entry.attempt)
         counted = any(origin.number <= included(self.marks.get(origin.producer, 0)) for origin in entry.origins)
-        if not counted and (known is None or known.until_us <= now_us):
-            known = Used(entry.cost_nano, now_us + USED_KEEP_US, by)
+        if known is not None and known.until_us <= now_us:
+            known = None
+        overrules = entry.told and not counted and not is_open
+        other = known is not None and known.by != by and known.cost_nano != entry.cost_nano
+        if known is not None and known.counters and other and overrules:
+            self._take_back(known)
+            known = None
+        if known is None and not counted:
+            names = () if entry.told or is_open else tuple([ref.name for ref in entry.counters])
+            known = Used(entry.cost_nano, now_us + USED_KEEP_US, by, names)
             self.used[entry.attempt] = self.unsaved[entry.attempt] = known
         for ref in entry.counters:
             counter = self._counter(ref.name, ref.expires_us)
             if known is not None and known.by == by and not counted:
                 self._add(ref.name, counter, entry)
             self.changed[ref.name] = self._flag()
+
+    def _take_back(self, known: Used) -> None:
+        """What an entry charged; if it did so here: the database may name one that is yet to come."""
+        producer, _, number = known.by.rpartition(":")
+        if int(number) > included(self.marks.get(producer, 0)):
+            return
+        for name in known.counters:
+            counter = self.counters.get(name)
+            if counter is not None:
+                counter.cost -= known.cost_nano
+                counter.requests -= 1
+                self.changed[name] = self._flag()
 
     def _bury(self, entry: Entry) -> None:
         reached = self.marks.get(entry.dead, 0)

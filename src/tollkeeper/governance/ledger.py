@@ -673,7 +673,8 @@ class Ledger:
         counters = tuple([counter_ref(check) for check in checks.counters])
         self._used.inc()
         self._look_at(checks)
-        self._record(root, usage_entry(number, digest, cost_nano, counters))
+        producer, entry = self.producer, usage_entry(number, digest, cost_nano, counters)
+        self._record(root, entry)
         known = await self._known(root, digest, number)
         if known is None:
             return Charged.PENDING
@@ -683,17 +684,27 @@ class Ledger:
                 f"idempotency_key {key!r} was used for {usd(known.cost_nano)} USD, not {usd(cost_nano)}: give each "
                 "charge a key of its own"
             )
+        if producer == self.producer:
+            # After a loss of the store this stands, whoever else is charged under the key before our entry is there.
+            self._outbox.tell(root, entry)
         return Charged.NOW if known.by == f"{self.producer}:{number}" else Charged.BEFORE
 
     async def _known(self, root: str, digest: str, number: int) -> Used | None:
-        """What the store knows of an idempotency key after our entry, which went out just before this asks."""
+        """What the store knows of an idempotency key after our entry, which went out just before this asks; not
+        before all have sent again what they told their callers."""
         ends_at = asyncio.get_running_loop().time() + self._timeout_us / 1e6
+        asked = False  # whether the root still waits for producers
         while asyncio.get_running_loop().time() < ends_at:
             try:
                 known = await self._store.used(root, digest)
-                if known is not None:
+                if known is None:
+                    await self.warm(root)
+                    continue
+                if not known.counters or (asked and self._is_open(self._state(root))):
                     return known
-                await self.warm(root)
+                left_s = ends_at - asyncio.get_running_loop().time()
+                await self._opened(root, self._store.now_us() + int(left_s * 1e6))
+                asked = True
             except Unavailable as error:
                 self._log.warning("usage_waits", root=root, entry=number, why=str(error))
                 return None
@@ -764,7 +775,7 @@ class Ledger:
             while True:
                 await self._recover_soon(root)
                 gate = state.gate
-                if gate is None or not gate.waits or self._store.now_us() >= gate.until_us:
+                if gate is None or self._is_open(state):
                     break
                 if announced_s is None:
                     self._log.warning("root_waits_for_producers", root=root, producers=gate.waits)
@@ -778,6 +789,11 @@ class Ledger:
             self._log.warning("root_recovery_waits", root=root, why=str(error))
         finally:
             state.opening = None
+
+    def _is_open(self, state: _Root) -> bool:
+        """Whether a root waited for nobody when it was last asked, or waits no more."""
+        gate = state.gate
+        return gate is None or not gate.waits or self._store.now_us() >= gate.until_us
 
     async def _heed_announcements(self) -> None:
         """Send again to roots that wait for us, though nobody here asks for them."""

@@ -61,7 +61,7 @@ class MemoryStore:
         return tree.admit(now_us, checks, demand, self.life if demand.attempt and checks.has_budget else "")
 
     def apply(self, root: str, producer: str, entry: Entry, done: Done) -> None:
-        done(self.tree(root).apply(self.now_us(), producer, entry))
+        done(self.tree(root).apply(self.now_us(), producer, entry, self.life))
 
     async def mend(self, root: str, names: Names) -> list[str]:
         return []  # nobody else has a hand in it

@@ -137,7 +137,7 @@ class Outbox:
         self._segments.append(segment)
 
     def _note(self, segment: Segment, root: str, entry: Entry) -> None:
-        segment.last[root] = entry.number
+        segment.last[root] = max(entry.number, segment.last.get(root, 0))
         self.numbers[root] = max(entry.number, self.numbers.get(root, 0))
         self.in_flight.pop(entry.attempt, None)
         dispatched_in = self._where.pop(entry.attempt, None)
@@ -202,6 +202,10 @@ class Outbox:
         self._note(segment, root, entry)
         self._dirty.set()
 
+    def tell(self, root: str, entry: Entry) -> None:
+        """Write an entry again, which a caller is about to be told of. Raises OutboxUnavailable."""
+        self.append(root, msgspec.structs.replace(entry, told=True))
+
     def next_number(self, root: str) -> int:
         """The number the next entry of a root must carry."""
         return self.numbers.get(root, 0) + 1
@@ -248,15 +252,13 @@ class Outbox:
 
     def entries_above(self, root: str, number: int) -> list[Entry]:
         """All kept entries of a root above `number`, in order."""
-        found: list[Entry] = []
+        found: dict[int, Entry] = {}
         for segment in self._segments:
             if segment.last.get(root, 0) > number:
-                found += [
-                    line.entry
-                    for line in segment.read()
-                    if isinstance(line, EntryLine) and line.root == root and line.entry.number > number
-                ]
-        return found
+                for line in segment.read():
+                    if isinstance(line, EntryLine) and line.root == root and line.entry.number > number:
+                        found[line.entry.number] = line.entry  # what was said of it last
+        return [found[number] for number in sorted(found)]
 
     def kept_roots(self) -> set[str]:
         """Roots with entries that are not forgotten yet."""
@@ -368,17 +370,17 @@ def new_outbox(base: Path) -> Outbox:
     return Outbox(folder, lock_fd, producer, {})
 
 
-def entries_kept(base: Path) -> dict[tuple[str, str], list[int]]:
+def entries_kept(base: Path) -> dict[tuple[str, str], set[int]]:
     """Numbers of the entries in all outboxes, by producer and root; only read, whoever has them open.
 
     A producer that writes meanwhile may have forgotten a segment: what is gone by now is covered.
     """
-    kept: dict[tuple[str, str], list[int]] = {}
+    kept: dict[tuple[str, str], set[int]] = {}
     for path in sorted(base.glob("[!.]*/*.seg")):
         try:
             for line in Segment(path).read():
                 if isinstance(line, EntryLine):
-                    kept.setdefault((path.parent.name, line.root), []).append(line.entry.number)
+                    kept.setdefault((path.parent.name, line.root), set()).add(line.entry.number)
         except FileNotFoundError:
             continue
     return kept

@@ -299,12 +299,13 @@ class RedisStore:
         keys = [marks_key(root), changed_key(root), unsaved_key(root), used_key(root, entry.attempt)]
         keys += [counter_key(root, c.name) for c in entry.counters]
         numbers: list[int] = [self.time_us, entry.number, entry.cost_nano, entry.requests, USED_KEEP_US]
-        numbers += (len(counter_key(root, "")), len(entry.counters), len(entry.origins))
+        numbers += (int(entry.told), len(entry.counters), len(entry.origins))
         for counter in entry.counters:
             numbers += (counter.ends_us, counter.expires_us)
         numbers += [origin.number for origin in entry.origins]
         origins = [origin.producer for origin in entry.origins]
-        return keys, [_doubles(numbers), producer, entry.attempt, entry.number, *origins]
+        named = [producer, entry.attempt, entry.number, counter_key(root, "")]
+        return keys, [_doubles(numbers), *named, *origins, self.client.life_of(keys[0])]
 
     def _charge_call(
         self, root: str, producer: str, entry: Entry, keys: list[str]

@@ -16,7 +16,7 @@ from sqlalchemy.sql.dml import Insert
 from tollkeeper.domain.accounts import MonthlyUsage
 from tollkeeper.domain.admission import split_counter
 from tollkeeper.domain.charges import QUARANTINED, Charge
-from tollkeeper.domain.entries import PRESUMED, SETTLED, Used, dominates, is_buried
+from tollkeeper.domain.entries import PRESUMED, SETTLED, Used, dominates, is_buried, used_from
 from tollkeeper.domain.errors import NotFound
 from tollkeeper.domain.periods import month_of_label
 from tollkeeper.domain.ports import ListedCharge, RootSnapshot, SpendTotals
@@ -195,7 +195,7 @@ class StoredSpend:
         query = query.order_by(key.root, key.digest).limit(limit)
         async with self._transactions.read() as transaction:
             rows = await transaction.rows(query)
-        return {row.digest: Used(row.cost_nano, row.until_us, row.entry) for row in rows}
+        return {row.digest: used_from(f"{row.cost_nano} {row.until_us} {row.entry}") for row in rows}
 
     async def charge(self, root: str, attempt: str) -> tuple[Charge | None, Mapping[str, int]]:
         """See `ports.SpendLedger`."""
@@ -480,7 +480,7 @@ def _used_rows(snapshot: RootSnapshot) -> Rows:
             "digest": digest,
             "cost_nano": known.cost_nano,
             "until_us": known.until_us,
-            "entry": known.by,
+            "entry": known.entry,
         }
         for digest, known in snapshot.used.items()
     ]
