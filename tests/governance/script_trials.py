@@ -60,6 +60,7 @@ from tollkeeper.governance.redis_store import (
     hold_key,
     log_key,
     marks_key,
+    pushed_key,
     slot_key,
     unsaved_key,
     used_key,
@@ -399,6 +400,9 @@ class LuaPair(Pair):
             pushes.append(
                 LogPush(check.name, check.window_us, check.tick_us, made_us, seen_us, known, 5 * known, stamped)
             )
+        if any(until_us - 1_000 <= self.now_us for until_us in self.tree.pushed.values()):  # Redis forgets to the ms
+            self.tree.pushed.clear()
+            self.lua.redis.values.pop(pushed_key(self.root).encode(), None)
         await self.both(lambda store: store.push(self.root, f"push{number}", pushes))
 
     async def on_claim(self, number: int) -> None:

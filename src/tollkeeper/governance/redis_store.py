@@ -242,8 +242,8 @@ class RedisStore:
     # Settlement
 
     def apply(self, root: str, producer: str, entry: Entry, done: Done) -> None:
-        script, keys, arguments = self._apply_call(root, producer, entry)
         try:
+            script, keys, arguments = self._apply_call(root, producer, entry)
             future = self.client.send("EVALSHA", self._digests[script], len(keys), *keys, *arguments, key=keys[0])
         except StoreUnavailable as error:
             done(error)
