@@ -1,6 +1,7 @@
-"""The unmodified SDKs (Python and npm) through a whole gateway: base URL and key, no other option."""
+"""Unmodified SDKs (Python, npm) and what stands on them, through a whole gateway: base URL and key, nothing else."""
 
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -203,3 +204,77 @@ def test_npm_sdks(deployment: Deployment) -> None:
         "spent": "RateLimitError 429",
         "anthropicWrongKey": "AuthenticationError 401",
     }
+
+
+LANGCHAIN = """
+import json, sys
+from langchain_core.tools import tool
+from langchain_openai import ChatOpenAI, OpenAIEmbeddings
+from pydantic import BaseModel
+
+url, key = sys.argv[1:]
+common = {"base_url": url + "/v1", "api_key": key, "model": "gpt-4o-mini"}
+
+class Toll(BaseModel):
+    amount: int
+
+@tool
+def weather(city: str) -> str:
+    "The weather."
+    return city
+
+chat = ChatOpenAI(**common)
+answer = chat.invoke("Hello [[sim input=3 output=7 cached=2 reasoning=1]]")
+chunks = list(ChatOpenAI(**common, stream_usage=True).stream("Hello [[sim input=3 output=7]]"))
+usages = [chunk.usage_metadata for chunk in chunks if chunk.usage_metadata]
+called = chat.bind_tools([weather]).invoke("Hello [[sim tool=weather]]")
+structured = chat.with_structured_output(Toll, method="function_calling").invoke("Hello [[sim tool=Toll]]")
+over_responses = ChatOpenAI(**common, use_responses_api=True).invoke("Hello [[sim output=5]]")
+embedded = OpenAIEmbeddings(base_url=url + "/v1", api_key=key, check_embedding_ctx_length=False).embed_query("Hello")
+print(json.dumps({
+    "text": bool(answer.text), "usage": answer.usage_metadata, "chunks": len(chunks) > 3, "streamed": usages[-1],
+    "tool": called.tool_calls[0]["name"], "structured": structured.amount,
+    "responses": over_responses.usage_metadata["output_tokens"], "dimensions": len(embedded),
+}))
+"""
+
+
+def run(folder: Path, *arguments: str) -> str:
+    """A program that knows nothing of this test run, and keeps what it keeps in a folder."""
+    done = subprocess.run(
+        arguments,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        env={"PATH": "/usr/bin:/bin", "HOME": str(folder), "LLM_USER_PATH": str(folder)},
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
+
+
+def test_langchain(deployment: Deployment, tmp_path: Path) -> None:
+    """Whole and streamed answers with their usage, tools, structured output, the Responses API, embeddings."""
+    found = msgspec.json.decode(run(tmp_path, sys.executable, "-c", LANGCHAIN, deployment.url, deployment.key))
+    usage = found.pop("usage")
+    assert (usage["input_tokens"], usage["output_tokens"]) == (3, 7)
+    assert usage["input_token_details"]["cache_read"] == 2 and usage["output_token_details"]["reasoning"] == 1
+    streamed = found.pop("streamed")
+    assert (streamed["input_tokens"], streamed["output_tokens"]) == (3, 7)
+    rest = {"text": True, "chunks": True, "tool": "weather", "structured": 1, "responses": 5, "dimensions": 1536}
+    assert found == rest
+
+
+def test_the_llm_command_line(deployment: Deployment, tmp_path: Path) -> None:
+    """A prompt, a stream, and what the tool writes down of its usage, with a model that its configuration names."""
+    (tmp_path / "extra-openai-models.yaml").write_text(
+        f"- model_id: toll\n  model_name: gpt-4o-mini\n  api_base: {deployment.url}/v1\n  api_key_name: toll\n"
+    )
+    (tmp_path / "keys.json").write_text(msgspec.json.encode({"toll": deployment.key}).decode())
+    llm = str(Path(sys.executable).parent / "llm")
+    whole = run(tmp_path, llm, "-m", "toll", "--no-stream", "Hello [[sim output=7]]")
+    streamed = run(tmp_path, llm, "-m", "toll", "-u", "Hello [[sim output=7]]")
+    assert whole.strip() and streamed == whole
+    logged = msgspec.json.decode(run(tmp_path, llm, "logs", "--json", "-n", "2"))
+    assert [entry["output_tokens"] for entry in logged] == [7, 7]
