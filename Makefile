@@ -1,5 +1,5 @@
 # Tollkeeper. `make help` lists what there is. Everything lives in .venv; nothing is installed elsewhere but, by
-# `make test`, Debian's packages of the servers the tests start (redis, postgresql, nginx, node, jq, prometheus).
+# `make test`, Debian's packages of what the tests start (redis, postgresql, nginx, node, jq, prometheus, chromium).
 SHELL := bash
 .DEFAULT_GOAL := help
 PYTHON ?= python3

@@ -17,6 +17,8 @@ TOP: Final = 16
 BOTTOM: Final = 22
 SERIES_MAX: Final = 6
 """Colours there are; what is smaller than the largest is put together as `other`."""
+SHARES: Final = (0.0, 0.5, 1.0)
+"""Of an axis, where there is a line."""
 STEPS: Final = (1, 1.5, 2, 3, 4, 5, 6, 8, 10)
 
 
@@ -61,7 +63,7 @@ def columns(
     scale = (HEIGHT - TOP - BOTTOM) / top
     floor = HEIGHT - BOTTOM
     width = 100 / max(1, len(labels))
-    parts = [_grid(top, scale, show)]
+    parts = [_grid(scale * top)]
     for index, label in enumerate(labels):
         said = [f"{s.name}: {show(s.values[index])}" for s in series if s.values[index]]
         parts.append(Markup("<g><title>{}</title>").format("\n".join([label, *said])))
@@ -76,20 +78,21 @@ def columns(
                     _box(f"series-{number}", index * width + width * 0.14, width * 0.72, y, max(height, 1.0))
                 )
         parts.append(Markup("</g>"))
+    parts += [_value(share * top, scale, show) for share in SHARES if share]
     parts += [_label(labels, at) for at in sorted({0, len(labels) // 2, len(labels) - 1}) if labels]
     return Markup('<svg class="chart" role="img" aria-label="{}" width="100%" height="{}">{}</svg>').format(
         name, HEIGHT, Markup("").join(parts)
     )
 
 
-def _grid(top: float, scale: float, show: Callable[[float], str]) -> Markup:
-    lines = []
-    for share in (0.0, 0.5, 1.0):
-        y = HEIGHT - BOTTOM - share * top * scale
-        lines.append(Markup('<line class="grid" x1="0" x2="100%" y1="{0:.1f}" y2="{0:.1f}"/>').format(y))
-        if share:
-            lines.append(Markup('<text x="0" y="{:.1f}">{}</text>').format(y - 4, show(share * top)))
-    return Markup("").join(lines)
+def _grid(height: float) -> Markup:
+    line = Markup('<line class="grid" x1="0" x2="100%" y1="{0:.1f}" y2="{0:.1f}"/>')
+    return Markup("").join(line.format(HEIGHT - BOTTOM - share * height) for share in SHARES)
+
+
+def _value(value: float, scale: float, show: Callable[[float], str]) -> Markup:
+    """What a line stands for; above the columns, so that none hides it."""
+    return Markup('<text x="0" y="{:.1f}">{}</text>').format(HEIGHT - BOTTOM - value * scale - 4, show(value))
 
 
 def _box(kind: str, x: float, width: float, y: float, height: float) -> Markup:

@@ -20,6 +20,7 @@ from tollkeeper.domain.accounts import GroupFilters, KeyFilters
 from tollkeeper.domain.errors import InvalidInput, Unavailable
 from tollkeeper.domain.paging import PAGE_MAX, Paging
 from tollkeeper.domain.policy import UNLIMITED, Policy, ScopeKind
+from tollkeeper.domain.ports import BudgetFilters
 from tollkeeper.domain.words import Words
 
 Make = Callable[[Caller, str, str | None, Policy], Awaitable[Words]]
@@ -84,7 +85,13 @@ class GroupPages:
             groups=page["data"],
             has_more=page["has_more"],
             organisations=await self._organisations(visit.caller),
+            budgets=await self._budgets(visit.caller),
         )
+
+    async def _budgets(self, caller: Caller) -> dict[str, list[Words]]:
+        """Budgets with their state as of the last sync, of the newest that have some."""
+        page = await self._services.budgets.find(caller, BudgetFilters(kind=self._kind.scope), Paging(PAGE_MAX))
+        return {scope["scope_id"]: scope["budgets"] for scope in page["data"]}
 
     async def _organisations(self, caller: Caller) -> dict[str, str]:
         if self._kind.scope is ScopeKind.ORGANISATION:

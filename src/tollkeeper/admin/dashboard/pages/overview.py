@@ -13,11 +13,14 @@ from tollkeeper.admin.dashboard.pages.figures import RANGES, by_column
 from tollkeeper.admin.dashboard.reporting import Reporting, Unready
 from tollkeeper.admin.dashboard.site import ANYONE, Site, Visit
 from tollkeeper.admin.services import Services
+from tollkeeper.domain.paging import PAGE_MAX, Paging
 from tollkeeper.domain.periods import US_PER_S, Period, span_at
 from tollkeeper.domain.policy import ScopeKind
+from tollkeeper.domain.ports import BudgetFilters
 from tollkeeper.domain.words import Words, instant
 
 KEYS_SHOWN: Final = 8
+BUDGETS_SHOWN: Final = 8
 REASONS_SHOWN: Final = 12
 REASONS_MAX: Final = 100
 DAY: Final = RANGES["24h"]
@@ -40,6 +43,7 @@ class Overview:
         context = await self._month(visit, now_us)
         context |= await self._lately(visit, now_us)
         context |= await self._gateway(visit)
+        context["budgets"] = await self._budgets(visit)
         return self._site.render(visit, "overview.html", title="Overview", **context)
 
     async def _month(self, visit: Visit, now_us: int) -> dict[str, Any]:
@@ -66,6 +70,12 @@ class Overview:
         if isinstance(hours, Unready) or isinstance(reasons, Unready):
             return {"lately": None, "unready": hours if isinstance(hours, Unready) else reasons}
         return _pictures(hours, now_us) | {"reasons": _reasons(reasons["data"])}
+
+    async def _budgets(self, visit: Visit) -> list[Words]:
+        """The fullest of the newest, as of the last sync."""
+        page = await self._services.budgets.find(visit.caller, BudgetFilters(), Paging(PAGE_MAX))
+        found = [{**scope, **budget} for scope in page["data"] for budget in scope["budgets"]]
+        return sorted(found, key=lambda budget: -budget["used_percent"])[:BUDGETS_SHOWN]
 
     async def _gateway(self, visit: Visit) -> dict[str, Any]:
         if not visit.sees_all:
