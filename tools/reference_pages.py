@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import typer.main
 
+from tollkeeper.admin.errors import ERRORS
 from tollkeeper.cli import app
 from tollkeeper.domain.errors import Fault
 from tollkeeper.gateway.dialects.fault import STATUS
@@ -182,7 +183,10 @@ def api_page(described: dict[str, Any]) -> str:
     for path, operations in described["paths"].items():
         for method, operation in operations.items():
             roles = ", ".join(operation.get("x-roles", ()))
-            row = f"| `{method.upper()} {path}` | {_in_table(operation['summary'])} | {roles} |"
+            asked = ", ".join(
+                f"`{each['name']}`" for each in operation.get("parameters", ()) if each["in"] == "query"
+            )
+            row = f"| `{method.upper()} {path}` | {_in_table(operation['summary'])} | {asked} | {roles} |"
             groups.setdefault(operation["tags"][0], []).append(row)
     lines = [
         HEAD.format("the OpenAPI document of a gateway"),
@@ -193,7 +197,10 @@ def api_page(described: dict[str, Any]) -> str:
         "which roles may make them. How the data plane bounds and charges requests: [Endpoints](../endpoints.md).",
     ]
     for tag, rows in groups.items():
-        lines += ["", f"## {tag}", "", "| | | roles |", "|---|---|---|", *rows]
+        lines += ["", f"## {tag}", "", "| | | query | roles |", "|---|---|---|---|", *rows]
+    lines += ["", "## Errors of the admin API", "", "`error.code`, as [Administration](../admin.md) tells it."]
+    lines += ["", "| code | status | type | |", "|---|---|---|---|"]
+    lines += [f"| `{code}` | {kind.status} | `{kind.type}` | {kind.text} |" for code, kind in ERRORS.items()]
     return "\n".join(lines) + "\n"
 
 

@@ -147,6 +147,8 @@ async def test_limits_and_usage_follow_a_request(control: Control) -> None:
         ("POST keys", {"name": "k", "limits": {"cost_cap_usd": "x"}}, 400, "invalid_request", "cost_cap_usd"),
         ("POST keys", {"name": "k", "expires_at": "soon"}, 400, "invalid_request", "expires_at"),
         ("POST keys", {"name": "k", "expires_at": "2099-01-01T00:00:00"}, 400, "invalid_request", "expires_at"),
+        ("GET keys?temas=red", None, 400, "invalid_request", "temas"),
+        ("POST keys?name=k", {"name": "k"}, 400, "invalid_request", "name"),
         ("GET usage?month=x", None, 400, "invalid_request", "month"),
         ("GET usage?starting_after=x", None, 400, "invalid_request", "starting_after"),
         ("GET usage?by=user", None, 400, "invalid_request", "by"),

@@ -118,6 +118,8 @@ async def test_whoever_guesses_has_to_wait(control: Control) -> None:
     _, known = await create(control, "known")
     _, new = await create(control, "new")
     assert await status(control, known) == 200
+    for _ in range(2 * TRIES):  # who shows no token tries none
+        assert (await control("GET", "/admin/v1/me", token=None)).status == 401
     for number in range(TRIES):
         await control("GET", "/admin/v1/me", token=f"tka_wrong{number}")
     refused = await control("GET", "/admin/v1/me", token=new)

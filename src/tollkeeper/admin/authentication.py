@@ -46,6 +46,8 @@ class Authenticator:
 
     async def actor(self, secret: str, address: str) -> Actor | LoginRefusal:
         """Whom the token stands for. Raises `DatabaseUnavailable`; the bootstrap token needs no database."""
+        if not secret:
+            return LoginRefusal()  # nothing was tried
         network = _network(address)
         pair = blake2b(f"{network} {secret}".encode("utf-8", "replace"), key=self._salt, digest_size=32).digest()
         if pair not in self._known:
