@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.governance.lua_redis import LuaRedis
 from tests.governance.script_trials import LuaPair, play
-from tests.governance.test_twin import principal
+from tests.governance.test_twin import Pair, principal
 from tollkeeper.domain.admission import Grant, Status, checks_for
 from tollkeeper.domain.entries import Entry, dispatch_of, settle_entry, void_entry
 from tollkeeper.domain.policy import Policy, TokenBucket, Unit, Window
@@ -22,10 +22,10 @@ JUMP_US = 1_000_000
 
 
 class Admitted:
-    """A request that was let through, and what is known of its weight."""
+    """A request that was let through, and what is known of its weight. `true_us`: by a clock that nobody sets."""
 
-    def __init__(self, number: int, time_us: int, tokens: int) -> None:
-        self.number, self.time_us, self.weights = number, time_us, {Unit.REQUESTS: 1, Unit.TOKENS: tokens}
+    def __init__(self, number: int, true_us: int, tokens: int) -> None:
+        self.number, self.true_us, self.weights = number, true_us, {Unit.REQUESTS: 1, Unit.TOKENS: tokens}
 
 
 class WindowOracle:
@@ -58,36 +58,63 @@ class WindowOracle:
 
 
 class BucketOracle:
-    """One bucket: in every interval that ends now, at most its burst and what has flowed in meanwhile."""
+    """One bucket: in every interval that ends now, at most its burst and what has flowed in meanwhile.
+
+    Nothing flows in again for a time that was there before: a clock that was set back has to come to where the last
+    was let through. If that is more than a second away, whoever asks next moves all times back by the distance.
+    """
 
     def __init__(self, bucket: TokenBucket) -> None:
         self.bucket = bucket
         self.requests: list[Admitted] = []
+        self.stamps: list[tuple[int, Admitted]] = []
+        """Those that have taken something, since the bucket was full."""
+
+    def _later(self, now_us: int) -> int:
+        return max(now_us, self.stamps[-1][0]) if self.stamps else now_us
+
+    def look(self, now_us: int) -> None:
+        """Somebody asks: a clock that was set back is noticed; a full bucket is like one that nobody has asked."""
+        if self._holds(self.stamps, now_us, self.bucket.burst):
+            self.stamps = []
+        elif self.stamps[-1][0] > now_us + JUMP_US:
+            back = self.stamps[-1][0] - now_us
+            self.stamps = [(stamp - back, request) for stamp, request in self.stamps]
 
     def fits(self, now_us: int, weights: dict[Unit, int]) -> bool:
         """Whether the bound holds for all intervals that end now if this is let through."""
-        unit, weight = self.bucket.unit, weights[self.bucket.unit]
-        if weight > self.bucket.burst:
-            return False
-        for position, first in enumerate(self.requests):
-            total = sum(request.weights[unit] for request in self.requests[position:]) + weight
-            if (total - self.bucket.burst) * 60_000_000 > self.bucket.rate * (now_us - first.time_us):
+        return self._holds(self.stamps, self._later(now_us), weights[self.bucket.unit])
+
+    def fits_in_truth(self, true_us: int, weights: dict[Unit, int]) -> bool:
+        """The same by the clock that nobody sets."""
+        requests = [(request.true_us, request) for request in self.requests]
+        return self._holds(requests, true_us, weights[self.bucket.unit])
+
+    def _holds(self, requests: list[tuple[int, Admitted]], now_us: int, weight: int) -> bool:
+        unit, burst, rate = self.bucket.unit, self.bucket.burst, self.bucket.rate
+        total = weight
+        for at_us, request in reversed(requests):
+            total += request.weights[unit]
+            if (total - burst) * 60_000_000 > rate * (now_us - at_us):
                 return False
-        return True
+        return weight <= burst
 
     def add(self, now_us: int, request: Admitted) -> None:
-        """It was let through."""
+        """It was let through; one that takes nothing leaves no trace."""
         self.requests.append(request)
+        if request.weights[self.bucket.unit]:
+            self.stamps.append((self._later(now_us), request))
 
 
 class Trial:
     """Drives scripts and memory, which must agree, and asks the oracles about every decision."""
 
-    def __init__(self, lua: LuaRedis, key: Policy, organisation: Policy) -> None:
-        self.pair = LuaPair(lua, principal("org_1", key, None, organisation), server_time=False)
+    def __init__(self, pair: Pair, key: Policy, organisation: Policy) -> None:
+        self.pair = pair
         self.policies = (key, organisation)
         self.reset()
         self.corrected = False
+        self.true_us = pair.now_us
         self.open: list[tuple[Admitted, Grant]] = []
         self.admitted = self.refused = 0
 
@@ -101,6 +128,7 @@ class Trial:
 
     async def on_wait(self, us: int) -> None:
         self.pair.now_us += us
+        self.true_us += us
 
     async def on_back(self, us: int) -> None:
         self.pair.now_us -= us
@@ -108,26 +136,27 @@ class Trial:
     async def on_reset(self) -> None:
         checks = checks_for(self.pair.who, self.pair.now_us)
         names = [c.name for c in checks.logs], [s.name for s in checks.slots], [b.name for b in checks.buckets]
-        await self.pair.both(lambda store: store.reset("org_1", *names))
+        await self.pair.both(lambda store: store.reset(self.pair.root, *names))
         self.reset()
-        self.pair.now_us += 1
+        await self.on_wait(1)
 
     async def on_admit(self, tokens: int) -> None:
         self.pair.attempts += 1
         now_us, weights = self.pair.now_us, {Unit.REQUESTS: 1, Unit.TOKENS: tokens}
         reply, checks, demand = await self.pair.admit(f"a{self.pair.attempts}.1", tokens, 1)
-        for window in self.windows:
-            window.look(now_us)
+        for oracle in self.oracles:
+            oracle.look(now_us)
         windows = all(oracle.fits(now_us, weights) for oracle in self.windows)
         buckets = all(oracle.fits(now_us, weights) for oracle in self.buckets)
         admitted = reply.status is Status.ADMITTED
         if self.corrected and self.buckets:  # tokens that came back are never too many, but may be too few
-            assert not admitted or (windows and buckets)
+            truth = all(oracle.fits_in_truth(self.true_us, weights) for oracle in self.buckets)
+            assert not admitted or (windows and truth)
             assert windows or not admitted
         else:
             assert admitted is (windows and buckets)
         if admitted:
-            request = Admitted(self.pair.attempts, now_us, tokens)
+            request = Admitted(self.pair.attempts, self.true_us, tokens)
             for oracle in self.oracles:
                 oracle.add(now_us, request)
             self.open.append((request, Grant(demand, checks, reply)))
@@ -162,7 +191,10 @@ windows = st.builds(
 buckets = st.builds(
     TokenBucket, st.sampled_from(Unit), st.sampled_from([1, 60, 6_000, 100_000]), st.sampled_from([1, 7, 40])
 )
-waits = st.sampled_from([0, 1, 37, 600, 9_999, 10_000, 700_000, 1_000_000, 6_000_000, 59_990_000, 60_000_000])
+waits = st.sampled_from(
+    [0, 1, 37, 600, 9_999, 10_000, 700_000, 1_000_000, 6_000_000, 59_990_000, 60_000_000, 86_400_000_000]
+)
+"""A clock that is set forward is like a wait."""
 forwards = st.one_of(
     st.tuples(st.just("wait"), waits),
     st.tuples(st.just("admit"), st.integers(0, 15)),
@@ -175,13 +207,28 @@ anywhere = st.one_of(
 )
 
 
+uncorrected = st.one_of(
+    st.tuples(st.just("wait"), waits),
+    st.tuples(st.just("admit"), st.sampled_from([1, 1, 2, 7, 40])),
+    st.tuples(st.just("admit"), st.sampled_from([0, 1, 3, 15])),
+    st.tuples(st.just("back"), st.sampled_from([1, 900_000, 999_999, 1_000_000, 1_000_001, 1_020_000, 90_000_000])),
+)
+"""Decisions are compared to the last one, whatever the clock does."""
+
+
 def schedules(moves: Any, *more: Any) -> Any:
     return st.lists(st.one_of(moves, moves, moves, *more), min_size=5, max_size=60)
 
 
 async def play_oracle(lua: LuaRedis, key: Policy, organisation: Policy, schedule: list[tuple[Any, ...]]) -> Trial:
-    """One schedule."""
-    trial = Trial(lua, key, organisation)
+    """One schedule under Lua in this process."""
+    pair = LuaPair(lua, principal("org_1", key, None, organisation), server_time=False)
+    return await play_pair(pair, key, organisation, schedule)
+
+
+async def play_pair(pair: Pair, key: Policy, organisation: Policy, schedule: list[tuple[Any, ...]]) -> Trial:
+    """One schedule through a pair of stores, which ask about these policies."""
+    trial = Trial(pair, key, organisation)
     await trial.pair.on_seed(0, 0)
     for kind, *arguments in schedule:
         await getattr(trial, f"on_{kind}")(*arguments)
@@ -203,14 +250,28 @@ def test_windows(key: Policy, organisation: Policy, schedule: list[tuple[Any, ..
     key=policies,
     held=st.lists(buckets, min_size=1, max_size=2).map(tuple),
     above=st.lists(buckets, max_size=2).map(tuple),
-    schedule=schedules(forwards, st.just(("reset",))),
+    schedule=schedules(anywhere, st.just(("reset",))),
 )
 def test_buckets(
     key: Policy, held: tuple[TokenBucket, ...], above: tuple[TokenBucket, ...], schedule: list[tuple[Any, ...]]
 ) -> None:
-    """The same decisions until the first correction; then never more than the truth allows."""
+    """The same decisions until the first correction; then never more than the truth allows. Clocks are set, too."""
     key = msgspec.structs.replace(key, buckets=held)
     play(None, lambda lua: _nothing(play_oracle(lua, key, Policy(buckets=above), schedule)))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    key=st.lists(buckets, min_size=1, max_size=2).map(tuple),
+    organisation=st.lists(buckets, max_size=1).map(tuple),
+    schedule=st.integers(5, 60).flatmap(lambda n: st.lists(uncorrected, min_size=n, max_size=n)),
+)
+def test_clocks_of_buckets(
+    key: tuple[TokenBucket, ...], organisation: tuple[TokenBucket, ...], schedule: list[tuple[Any, ...]]
+) -> None:
+    """Clocks that are set back and forward: the same decisions, and the same waits."""
+    policies = Policy(buckets=key), Policy(buckets=organisation)
+    play(None, lambda lua: _nothing(play_oracle(lua, *policies, schedule)))
 
 
 def test_unused_tokens_come_back() -> None:
