@@ -38,6 +38,7 @@ _LAST_LIFE = (
     "Behind the last pair there is only the life: a name without a generation, which no flag equals; the last pair "
     "begins two before it."
 )
+_BEGINNING = "0 is the beginning, too."
 _NO_SLOTS = "The key before the slot sets is of another type: its error is caught, as that of a broken slot set is."
 _NOTHING_LEASED = "Nothing leased is less than half of any bound."
 _NONE_REPEATED = "Of no repeated records nothing is subtracted."
@@ -112,6 +113,7 @@ ARGUMENTS: Final = (
     ),
     Argument("clear.lua", "for i = 3, #ARGV - 1, 2 do", "-", _LAST_LIFE),
     Argument("clear.lua", "for i = 3, #ARGV - 1, 2 do", "1", _LAST_LIFE),
+    Argument("flag.lua", "call('SET', key, string.sub(raw, 1,", "1", _BEGINNING, new=("(0)",)),
     Argument("fence.lua", "if life ~= ARGV[4] or tonumber(number) <", "<", "Equal is set to equal.", new=("<=",)),
     Argument("correct.lua", "local raw = call('GETRANGE', key, '-368'", "'-368'", _NEAR),
     Argument("correct.lua", "if back > near then", ">", _NEAR, new=(">=",)),
@@ -189,7 +191,7 @@ ARGUMENTS: Final = (
         "logqueue.lua",
         "local q = {prefix = string.sub",
         "1",
-        "0 is the beginning, too.",
+        _BEGINNING,
         nth=(2,),
         new=("(0)",),
     ),

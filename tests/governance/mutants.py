@@ -241,6 +241,7 @@ _GROWING: Final = [("admit", 9, 1), ("wait", 1_000_000)] * 3
 _FAR: Final = [("admit", 3, 1), ("wait", 10_000)] * 18
 CROWDED: Final = [
     (_ROOMY, None, None, [*_FAR, ("settle", 0, 4, 1), ("void", 0), ("settle", 0, 4, 9), ("state",)], False),
+    (_ROOMY, None, None, [("admit", 3, 1), ("wait", 60_010_000), *_FAR, ("settle", 1, 4, 1), ("state",)], False),
     (
         _TOKENS,
         None,
@@ -279,6 +280,7 @@ CROWDED: Final = [
     (_TOKENS, None, None, [("admit", 1, 9), ("admit", 2, 9), ("lose", 5), ("settle", 0, 4, 3), ("state",)], False),
     (_TOKENS, None, None, [("admit", 1, 9), ("rank", 0, 2, 4, True, (1, 9, True)), ("held",), ("state",)], False),
     (_TOKENS, None, None, [("ended", ends) for ends in (-1, 0, 1)], False),
+    *[(Policy(), None, None, [("use", 0, 1, 0), ("keep", us), ("use", 0, 2, 0)], False) for us in (-1, 0)],
     (
         Policy(),
         None,
@@ -300,7 +302,7 @@ CROWDED: Final = [
 just as large as the limit; refusals without a wait at once; corrections of runs that are not among the newest; a log
 that knows more of one unit and less of the other than was seen of it; a charge that was counted under the number it
 had, or is held by a producer that is taken for dead; corrections in a period that has just ended; slots of the
-root itself that a dead producer held."""
+root itself that a dead producer held; an idempotency key in the last µs of its day, and in the next."""
 _BUDGET: Final = Policy(budgets=(Budget(10**6, Period.MONTH), Budget(10**6, Period.TOTAL)), concurrency=9)
 _ORIGINS: Final = [None, *[(p, n, held) for p in (2, 9) for n in (0, 1, 2) for held in (False, True)]]
 SUCCESSION = [

@@ -666,6 +666,7 @@ async def play_admission(
     assert (await pair.admit("a0.1", 1, 1))[0].status is Status.COLD
     await pair.on_reassert()
     assert await pair.both(lambda store: store.snapshot("org_1")) is None
+    assert await pair.both(lambda store: store.flag("org_1", ["key_1:total"])) == 0
     await pair.apply(close_entry(1, "p_3"), producer="p_2")
     await pair.apply(Entry(1, EntryKind.PRESUME, "x.1", rank=1), producer="p_2")
     assert await pair.both(lambda store: store.memory("org_1")) is None
