@@ -27,7 +27,7 @@ from tollkeeper.admin.dashboard.formats import nano_from_words
 from tollkeeper.admin.dashboard.sessions import PATH, SESSION, VISIT, Session, Sessions, set_cookie
 from tollkeeper.admin.parts import Parts
 from tollkeeper.domain.errors import Busy, DatabaseUnavailable, Forbidden, InvalidInput, NotFound, Unavailable
-from tollkeeper.domain.idempotency import Answered, Fresh
+from tollkeeper.domain.idempotency import Answered, Fresh, TooMany
 from tollkeeper.domain.operators import Actor, Role
 from tollkeeper.domain.words import Words
 from tollkeeper.observability.logging import about_request, logger
@@ -211,6 +211,8 @@ class Site:
         book, once = self.parts.idempotency, visit.form.text("once")
         fingerprint = blake2b(visit.request.url.path.encode(), digest_size=32).digest()
         turn = await book.begin(session.token, f"dashboard-{once[:64]}", fingerprint)
+        if isinstance(turn, TooMany):
+            return await serve(visit)  # rather twice, if it is sent twice, than not at all
         if not isinstance(turn, Fresh):
             return self.problem(visit, 409, "This form was sent already", _TWICE)
         caller = msgspec.structs.replace(visit.caller, idempotency=turn.digest)
