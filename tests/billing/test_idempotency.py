@@ -3,7 +3,9 @@
 import asyncio
 import random
 import shutil
+from collections.abc import Callable
 from decimal import Decimal
+from typing import Any
 
 import msgspec
 import pytest
@@ -164,6 +166,45 @@ async def test_another_amount_is_an_error_after_a_loss(shop: Shop, cache: Billin
     (month,) = await heir._database.spend.monthly_usage(key=key)
     assert month.cost_nano == 10**9
     await peer.shutdown()
+
+
+async def test_keys_are_brought_back_once(shop: Shop, cache: BillingCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In pages of which the next is read while one is written; who comes later, and lacks its own entries only, does
+    not bring them again."""
+    if shop.redis is None:
+        pytest.skip("two processes need a shared store")
+    monkeypatch.setattr(ledger_module, "USED_AT_ONCE", 3)
+    key, peer = await make_key(cache), await shop.open("b")
+    root = (await cache._principals.get(key)).root
+    for n in range(8):
+        assert await cache.add_usage(key, 1, idempotency_key=f"k{n}") is Charged.NOW
+    await cache.sync()
+    assert await peer.add_usage(key, 1, idempotency_key="of the peer") is Charged.NOW
+    pages: list[str] = []
+    for billing in (cache, peer):
+        spend = billing._accounting.ledger._spend
+        monkeypatch.setattr(spend, "used", counted(spend.used, pages))
+        monkeypatch.setattr(billing._accounting.ledger, "_compare_marks", nothing)  # a heartbeat would look, too
+    shop.forget(cache)
+    for billing in (cache, peer):
+        await asyncio.wait_for(billing._accounting.ledger._recover_soon(root), 60)
+        assert len(pages) == 3
+    for n in range(8):
+        assert await peer.add_usage(key, 1, idempotency_key=f"k{n}") is Charged.BEFORE
+    assert await peer.get_monthly_spending(key) == 9
+
+
+async def nothing() -> None: ...
+
+
+def counted(used: Callable[..., Any], pages: list[str]) -> Callable[..., Any]:
+    """Notes where each page begins."""
+
+    async def call(root: str, now_us: int, *, after: str = "", limit: int) -> Any:
+        pages.append(after)
+        return await used(root, now_us, after=after, limit=limit)
+
+    return call
 
 
 async def test_a_late_write_of_a_lost_memory(shop: Shop, cache: BillingCache) -> None:

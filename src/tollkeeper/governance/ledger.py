@@ -11,10 +11,10 @@ import asyncio
 import random
 import secrets
 from collections import deque
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 import msgspec
 
@@ -894,6 +894,9 @@ class Ledger:
         if not behind and not state.suspect:
             return
         snapshot = await self._spend.load(root)
+        if marks is not None and dominates(marks, snapshot.marks):
+            state.suspect = False  # another has loaded it already: a million idempotency keys need not come twice
+            return
         seeds = seeds_of(snapshot, self._store.now_us())
         # Read after the marks and put there before the seed: more than these marks include is harmless, less is not.
         await self._remember_used(root)
@@ -906,13 +909,17 @@ class Ledger:
     async def _remember_used(self, root: str) -> None:
         """In pages: a root may have a million. What is written while this reads is beyond the marks that were read
         before, so that it does not matter whether a page has it."""
-        after = ""
-        while True:
-            page = await self._spend.used(root, self._store.now_us(), after=after, limit=USED_AT_ONCE)
-            await self._store.remember(root, page)
-            if len(page) < USED_AT_ONCE:
-                return
+        page = await self._spend.used(root, self._store.now_us(), limit=USED_AT_ONCE)
+        while len(page) == USED_AT_ONCE:
             *_, after = page
+            following = self._spend.used(root, self._store.now_us(), after=after, limit=USED_AT_ONCE)
+            # The next page is read while this one is written; whichever fails, both have ended before that is told.
+            written, read = await asyncio.gather(self._store.remember(root, page), following, return_exceptions=True)
+            for outcome in (written, read):
+                if isinstance(outcome, BaseException):
+                    raise outcome
+            page = cast("Mapping[str, Used]", read)
+        await self._store.remember(root, page)
 
     async def _resend(self, root: str, state: _Root) -> bool:
         """Send everything above the mark, in order; True when nothing is left to send."""

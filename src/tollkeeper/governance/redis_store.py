@@ -491,8 +491,8 @@ class RedisStore:
 
     async def remember(self, root: str, used: Mapping[str, Used]) -> None:
         rows = [(digest, known.text, -(-known.until_us // 1000)) for digest, known in used.items()]
-        for start in range(0, len(rows), CLEAR_MAX):
-            chunk = [part for row in rows[start : start + CLEAR_MAX] for part in row]
+        for start in range(0, len(rows), REMEMBER_MAX):
+            chunk = [part for row in rows[start : start + REMEMBER_MAX] for part in row]
             await self._run("remember", [unsaved_key(root)], used_key(root, ""), *chunk)
 
     async def snapshot(self, root: str) -> Snapshot | None:
@@ -616,6 +616,8 @@ class RedisStore:
 PLANS_MAX: Final = 10_000
 SCAN_KEYS: Final = 1_000
 CLEAR_MAX: Final = 2_000
+REMEMBER_MAX: Final = 500
+"""Idempotency keys in one call: others wait for it, a millisecond or so."""
 
 
 class _Plan:
