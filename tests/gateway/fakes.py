@@ -186,9 +186,6 @@ class MemoryObjects:
         for its in ids:
             self.all.pop((root, its), None)
 
-    async def take_due(self, now_us: int, *, lease_us: int, limit: int) -> list[StoredObject]:
-        return []
-
     async def expire(self, kinds: Collection[ObjectKind], before_us: int) -> int:
         return 0
 

@@ -92,12 +92,11 @@ async def test_others_have_none_of_it(stand: Stand) -> None:
     [
         b'{"model":"gpt-4o-mini","input":"x","previous\\u005fresponse_id":"%b"}',
         b'{"model":"gpt-4o-mini","input":"x","previous_response_id":null,"previous_response_id":"%b"}',
-        b'{"model":"gpt-4o-mini","input":"x","previous_response_id":"%b","previous_response_id":null}',
         b'{"model":"gpt-4o-mini","input":[{"role":"user","content":[{"type":"input_file","file\\u005fid":"%b"}]}]}',
     ],
 )
 async def test_spellings_that_hide_a_reference(stand: Stand, body: bytes) -> None:
-    """Escaped names, and names given twice."""
+    """Escaped names, and names given twice: of those the last goes upstream, alone."""
     id_ = (await respond(stand))["id"]
     stand.key()
     served = stand.simulator.served.last
@@ -137,6 +136,13 @@ async def test_routes_that_cannot_be_isolated_are_off(stand: Stand, path: str) -
     for method in ("GET", "POST"):
         reply = await stand.post({} if method == "POST" else None, path, method=method)
         assert reply.status == 404 and b"are off" in reply.body, reply.body
+
+
+async def test_stored_audio_is_off(stand: Stand) -> None:
+    """An earlier answer's sound, by its id."""
+    earlier = {"role": "assistant", "audio": {"id": "audio_1"}}
+    reply = await stand.post(chat(messages=[{"role": "user", "content": "x"}, earlier]))
+    assert reply.status == 404 and "'audio' is not served" in reply.json["error"]["message"]
 
 
 async def test_a_stream_is_stored_too(stand: Stand) -> None:

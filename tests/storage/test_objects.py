@@ -4,9 +4,7 @@ from tollkeeper.domain.objects import ObjectKind, StoredObject
 from tollkeeper.storage.database import Database
 
 
-def made(
-    number: int, *, root: str = "org_a", kind: ObjectKind = ObjectKind.FILE, due_us: int | None = None
-) -> StoredObject:
+def made(number: int, *, root: str = "org_a", kind: ObjectKind = ObjectKind.FILE) -> StoredObject:
     return StoredObject(
         root=root,
         id=f"{kind}-{number}",
@@ -15,7 +13,6 @@ def made(
         key_id="key_1",
         created_us=number,
         seen='{"a":"é"}',
-        due_us=due_us,
     )
 
 
@@ -54,15 +51,6 @@ async def test_pages(database: Database) -> None:
         expected = [f"file-{n}" for n in (0, 2, 4, 6, 10, 12, 14)]
         assert ids == (expected if oldest_first else expected[::-1])
     assert await objects.page("org_b", ObjectKind.FILE, limit=9, after="file-0") == [], "another's id is no place"
-
-
-async def test_what_is_due_is_taken_by_one(database: Database) -> None:
-    objects = database.objects
-    await objects.record([made(1, due_us=5), made(2, due_us=50), made(3)])
-    assert [its.id for its in await objects.take_due(10, lease_us=100, limit=9)] == ["file-1"]
-    assert await objects.take_due(10, lease_us=100, limit=9) == []
-    assert {its.id for its in await objects.take_due(200, lease_us=100, limit=9)} == {"file-1", "file-2"}
-    assert await objects.take_due(200, lease_us=100, limit=9) == []
 
 
 async def test_what_is_old_is_forgotten(database: Database) -> None:

@@ -25,7 +25,6 @@ class StoredObject(msgspec.Struct, frozen=True, kw_only=True):
 
     `root`: the organisation. `model` and `upstream_model`: what made it, empty for what no model makes. `seen`: the
     provider's JSON of it as it was last seen, where lists are answered from it, else empty. `notes`: JSON of our own.
-    `due_us`: when it is to be looked at again, None if never.
     """
 
     root: str
@@ -38,7 +37,6 @@ class StoredObject(msgspec.Struct, frozen=True, kw_only=True):
     upstream_model: str = ""
     seen: str = ""
     notes: str = ""
-    due_us: int | None = None
 
 
 class ObjectRegistry(Protocol):
@@ -60,10 +58,6 @@ class ObjectRegistry(Protocol):
 
     async def forget(self, root: str, ids: Collection[str]) -> None:
         """They are gone."""
-        ...
-
-    async def take_due(self, now_us: int, *, lease_us: int, limit: int) -> list[StoredObject]:
-        """Those that are due, which nobody else gets before the lease is over."""
         ...
 
     async def expire(self, kinds: Collection[ObjectKind], before_us: int) -> int:

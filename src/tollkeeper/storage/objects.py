@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from typing import Any, Final
 
-from sqlalchemy import delete, select, tuple_, update
+from sqlalchemy import delete, select, tuple_
 from sqlalchemy.dialects import postgresql, sqlite
 
 from tollkeeper.domain.objects import ObjectKind, StoredObject
@@ -65,18 +65,6 @@ class StoredObjects:
         table = stored_objects
         async with self._transactions.write() as transaction:
             await transaction.execute(delete(table).where(table.c.root == root, table.c.id.in_(sorted(ids))))
-
-    async def take_due(self, now_us: int, *, lease_us: int, limit: int) -> list[StoredObject]:
-        table = stored_objects
-        identity = (table.c.root, table.c.id)
-        due = select(*identity).where(table.c.due_us <= now_us).order_by(table.c.due_us).limit(limit)
-        async with self._transactions.write() as transaction:
-            found = await transaction.rows(due.with_for_update(skip_locked=True))
-            if not found:
-                return []
-            leased = update(table).where(tuple_(*identity).in_([tuple(row) for row in found]))
-            rows = (await transaction.execute(leased.values(due_us=now_us + lease_us).returning(table))).all()
-        return [_object(row) for row in rows]
 
     async def expire(self, kinds: Collection[ObjectKind], before_us: int) -> int:
         table = stored_objects

@@ -1,8 +1,8 @@
 """Which stored objects a request refers to: earlier answers, their items, files. And those nobody can isolate.
 
-Every value of a body is looked at but what is the client's own data (schemas, arguments of tools, metadata). A body
-without any of the words costs one scan. Where a key stands twice in an object nobody can say what a provider would
-read: that is refused once the body has such words.
+Every value of a body is looked at but what is the client's own data (schemas, arguments of tools, metadata). Bodies
+that `content.py` has found to be nothing but text, and nothing that is stored, are not looked at. Where a key stands
+twice in an object nobody can say what a provider would read, and the request is refused.
 """
 
 import json
@@ -21,7 +21,7 @@ REFERENCES_MAX: Final = 1000
 WORDS: Final = re.compile(
     rb"file_id|previous_response_id|item_reference|vector_store|container|conversation|skill_id|image_generation_call"
 )
-"""What a body has that refers to anything but an item. A name with an escape in it is not seen: then look."""
+"""What a body that only counts tokens has if it refers to anything. A name with an escape is not seen: then look."""
 CLIENTS_OWN: Final = frozenset(("parameters", "input_schema", "schema", "arguments", "metadata"))
 CALLS: Final = ("tool_use", "server_tool_use", "mcp_tool_use", "custom_tool_call", "function_call")
 """Whose `input` is what a model wrote for a tool."""
@@ -34,12 +34,7 @@ _encode = msgspec.json.Encoder().encode
 
 def references(call: Call, body: bytes) -> frozenset[Reference]:
     """The objects that a JSON body names. Raises RequestError for those that are not served."""
-    if call.sold is not None and call.endpoint.name != "count_tokens":
-        return frozenset()
-    items = call.endpoint.name == "responses" and (
-        call.content.stored_context is not None or call.content.unbounded is not None
-    )
-    if not items and b"\\u" not in body and WORDS.search(body) is None:
+    if not _may_refer(call, body):
         return frozenset()
     found: set[Reference] = set()
     try:
@@ -56,6 +51,14 @@ def references(call: Call, body: bytes) -> frozenset[Reference]:
     if len(found) > REFERENCES_MAX:
         raise RequestError(Fault.INVALID, f"The request refers to more than {REFERENCES_MAX} stored objects.")
     return frozenset(found)
+
+
+def _may_refer(call: Call, body: bytes) -> bool:
+    """Whether to look. A conversation that was found to be nothing but text cannot; most are."""
+    if call.sold is not None:
+        return call.endpoint.name == "count_tokens" and (b"\\u" in body or WORDS.search(body) is not None)
+    content = call.content
+    return bool(content.images) or content.unbounded is not None or content.stored_context is not None
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> None:
@@ -75,6 +78,8 @@ def _walk(node: Any, found: set[Reference]) -> None:
     for key, value in node.items():
         if key in CLIENTS_OWN or value is None or (key == "input" and kind in CALLS):
             continue
+        if key == "audio" and isinstance(value, dict) and "id" in value:
+            _refuse(key, node)
         if key in OFF and not (key == "container" and isinstance(value, dict) and value.get("type") == "auto"):
             _refuse(key, node)
         if key == "previous_response_id" and isinstance(value, str):

@@ -18,12 +18,10 @@ def upgrade() -> None:
         *[sa.Column(name, sa.Text, nullable=False) for name in TEXTS],
         sa.Column("created_us", sa.BigInteger, nullable=False),
         *[sa.Column(name, sa.Text, nullable=False) for name in ("model", "upstream_model", "seen", "notes")],
-        sa.Column("due_us", sa.BigInteger, nullable=True),
         sa.PrimaryKeyConstraint("root", "id", name="pk_stored_objects"),
     )
     op.create_index("ix_stored_objects_root_kind_created_us", "stored_objects", ["root", "kind", "created_us"])
     op.create_index("ix_stored_objects_kind_created_us", "stored_objects", ["kind", "created_us"])
-    op.create_index("ix_stored_objects_due_us", "stored_objects", ["due_us"])
 
 
 def downgrade() -> None:
