@@ -227,10 +227,25 @@ def settings_for(base_url: str) -> Settings:
     )
 
 
+PATIENT = frozenset(
+    f"test_{name}.py" for name in ("azure", "batches", "choke_point", "hardening", "media", "objects")
+)
+"""Whose tests wait for no deadline, and so must not meet one on a busy machine."""
+
+
+def patient(settings: Settings) -> Settings:
+    """The same with deadlines that no test meets."""
+    waits = dict.fromkeys(("connect_timeout_s", "first_byte_timeout_s", "idle_timeout_s", "total_timeout_s"), 60.0)
+    providers = {name: msgspec.structs.replace(its, **waits) for name, its in settings.providers.items()}
+    server = msgspec.structs.replace(settings.server, body_timeout_s=60.0)
+    return msgspec.structs.replace(settings, providers=providers, server=server)
+
+
 @pytest.fixture
-async def stand(tmp_path: Path, simulator: Simulator) -> AsyncIterator[Stand]:
+async def stand(request: pytest.FixtureRequest, tmp_path: Path, simulator: Simulator) -> AsyncIterator[Stand]:
     """The data plane with one key, unlimited at first."""
-    made = Stand(tmp_path, settings_for(simulator.base_url), simulator)
+    settings = settings_for(simulator.base_url)
+    made = Stand(tmp_path, patient(settings) if request.path.name in PATIENT else settings, simulator)
     made.key()
     async with made.running():
         yield made

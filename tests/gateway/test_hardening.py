@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tests.gateway.conftest import PROVIDER_KEY, Stand, chat, settings_for
+from tests.gateway.conftest import PROVIDER_KEY, Stand, chat, patient, settings_for
 from tests.gateway.test_choke_point import FORM, form
 from tollkeeper.simulator import Simulator
 
@@ -50,7 +50,7 @@ class Provider:
 @asynccontextmanager
 async def standing(tmp_path: Path, simulator: Simulator, provider: Provider) -> AsyncIterator[Stand]:
     async with provider.running():
-        stand = Stand(tmp_path, settings_for(provider.url), simulator)
+        stand = Stand(tmp_path, patient(settings_for(provider.url)), simulator)
         stand.key()
         async with stand.running():
             yield stand
