@@ -6,7 +6,9 @@ belong to one attempt, and must not be below the truth.
 """
 
 import asyncio
+import os
 import random
+import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
@@ -22,7 +24,7 @@ import aiohttp
 import genai_prices
 import msgspec
 
-from tests.campaigns.victim import Decision
+from tests.campaigns.victim import CLOCK_BYTES, Decision
 from tests.servers.gateway import GatewayProcess, SimulatorProcess
 from tests.servers.postgres import PostgresServer
 from tests.servers.proxy import Proxy
@@ -173,8 +175,11 @@ class Fleet:
     ) -> None:
         self.folder, self.redis, self.postgres = folder, redis, postgres
         self.count, self.sync, self.patience_s, self.database_s = gateways, sync, patience_s, database_s
-        self.retries, self.shift_us = retries, shift_us
-        self.environ = {"VICTIM_SHIFT_US": str(shift_us), **(environ or {})}
+        self.retries, self.shift_us = retries, 0
+        self.environ = dict(environ or {})
+        if shift_us:
+            self.environ["VICTIM_CLOCK"] = str(folder / "clock")
+            self.advance(shift_us)
         self.environ_of: dict[int, dict[str, str]] = {}
         """More of it for single gateways."""
         self.journal, self.tap = folder / "journal", folder / "tap"
@@ -263,6 +268,13 @@ class Fleet:
         for row in rows:
             spent[self.key_ids[row.key_id]][row.month] += row.cost_nano
         return spent
+
+    def advance(self, by_us: int) -> None:
+        """Move the gateways' clocks, if they were moved from the beginning."""
+        self.shift_us += by_us
+        clock = os.open(self.folder / "clock", os.O_WRONLY | os.O_CREAT, 0o600)
+        os.write(clock, self.shift_us.to_bytes(CLOCK_BYTES, sys.byteorder, signed=True))
+        os.close(clock)
 
     def now(self) -> datetime:
         """By the gateways' clocks."""
@@ -437,6 +449,12 @@ class Fleet:
                 key = self._id_of(request.user)
                 truth[key] = truth[key].plus(Account(true_cost(request), 1, *tokens))
         return truth, presumed, wrong
+
+    def holds_of(self, name: str) -> int:
+        """How many attempts of a key the store holds."""
+        key_id = self._id_of(name)
+        values = [value for hold in self.redis.lines("KEYS", "hold:*") for value in self.redis.lines("HVALS", hold)]
+        return sum(key_id in value for value in values)
 
     def _holds_left(self) -> list[str]:
         """Nothing is in flight, so the store holds nothing."""

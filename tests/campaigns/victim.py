@@ -2,18 +2,21 @@
 
 The environment, of tests only, says how: `VICTIM_DIES` is a point of the code and which pass of it kills the process;
 `VICTIM_BROKEN` takes one rule of the settlement protocol away; `VICTIM_TAP` is a file that gets every decision of the
-store; `VICTIM_SAVE_S` is how long a snapshot lies about before it is saved; `VICTIM_SHIFT_US` moves all clocks. What
+store; `VICTIM_SAVE_S` is how long a snapshot lies about before it is saved; `VICTIM_CLOCK` is a file that
+moves all clocks while it runs. What
 goes upstream always bears the id of its attempt, so that the provider's record knows which hold it was for. The
 product has no switch for any of it.
 """
 
 import asyncio
+import mmap
 import os
 import signal
 import time
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from itertools import count
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -34,6 +37,7 @@ DEATHS: Final = (
 )
 """Points at which a gateway may be killed, in the order of a request's life, then of its way into the database."""
 AFTER_SENDING_S: Final = 0.002
+CLOCK_BYTES: Final = 8
 
 
 class Decision(msgspec.Struct, frozen=True, array_like=True):
@@ -195,11 +199,14 @@ def slow_saves() -> None:
     StoredSpend.save_all = late  # type: ignore[method-assign]
 
 
-def shifted(by_us: int) -> None:
-    """Another time: for the process, and in every script in place of the server's."""
+def shifted(path: str) -> None:
+    """Another time, by so many µs as the file says at that instant: for the process, and in every script in place of
+    the server's."""
+    with Path(path).open("rb") as file:
+        by_us = memoryview(mmap.mmap(file.fileno(), CLOCK_BYTES, access=mmap.ACCESS_READ)).cast("q")
     real_ns, real = time.time_ns, time.time
-    time.time_ns = lambda: real_ns() + by_us * 1000
-    time.time = lambda: real() + by_us / 1e6
+    time.time_ns = lambda: real_ns() + by_us[0] * 1000
+    time.time = lambda: real() + by_us[0] / 1e6
     shown = property(lambda self: time.time_ns() // 1000, lambda self, value: None)
     RedisStore.time_us = shown  # type: ignore[assignment]
 
@@ -253,6 +260,6 @@ if __name__ == "__main__":
         slow_saves()
     if tap := os.environ.get("VICTIM_TAP"):
         tapped(tap)
-    if shift_us := int(os.environ.get("VICTIM_SHIFT_US", "0")):
-        shifted(shift_us)
+    if clock := os.environ.get("VICTIM_CLOCK"):
+        shifted(clock)
     main()
