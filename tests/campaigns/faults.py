@@ -410,22 +410,23 @@ async def month_end(
         crossing = [
             asyncio.create_task(fleet.ask(CROSSING[n % len(CROSSING)], n % fleet.count)) for n in range(CROSSERS)
         ]
-        await grown(lambda: fleet.holds_of("crossing") // CROSSERS)
+        held = await grown(lambda: fleet.holds_of("crossing") // CROSSERS)
         assert left_s() > MONTH_MARGIN_S, "the fleet took too long to start: the month is over"
         skipped_us = int((left_s() - MONTH_MARGIN_S) * 1e6)
         fleet.advance(skipped_us)
         ends_us -= skipped_us
         await asyncio.sleep(max(0.0, left_s() + rng.uniform(-0.3, 0.3)))
         struck = await AT_MONTH_END[fault](fleet, rng)
-        await asyncio.sleep(max(0.0, left_s() + MONTH_MARGIN_S + 1))
+        await asyncio.sleep(max(0.0, left_s() + MONTH_MARGIN_S))
+        await grown(lambda: fleet.statuses[200] // ANSWERED_MIN)
         over.set()
         requests = await loading + CROSSERS
         await asyncio.gather(*crossing)
         begun_s = time.monotonic()
         found = await fleet.judge()
         wrong = [*found.differences, *await wrong_months(fleet, now.month, first.month, ends_us)]
-        if not struck:
-            wrong.append("the fault never struck")
+        if not (struck and held):
+            wrong.append("the fault never struck, or nothing was held across the month's end")
         name = f"a month's end, {fault}"
         return Played(name, requests, found._replace(differences=tuple(wrong)), time.monotonic() - begun_s, struck)
     finally:
@@ -436,12 +437,9 @@ async def wrong_months(fleet: Fleet, ended: int, begun: int, ends_us: int) -> li
     """What the database has in the wrong month."""
     spent = await fleet.months()
     sure = Counter[tuple[str, int]]()
-    crossed = 0
     for served in fleet.served():
         after_us = served.time_us - ends_us
-        if served.user == "crossing":
-            crossed += served.usage is not None and after_us > 0
-        elif served.usage is not None and abs(after_us) > MONTH_MARGIN_S * 1e6:
+        if served.user != "crossing" and served.usage is not None and abs(after_us) > MONTH_MARGIN_S * 1e6:
             sure[served.user, begun if after_us > 0 else ended] += true_cost(served)
     wrong = [
         f"{user}, month {month}: {spent[user][month]}, but {nano} were served in it"
@@ -450,8 +448,8 @@ async def wrong_months(fleet: Fleet, ended: int, begun: int, ends_us: int) -> li
     ]
     if spent["crossing"][begun]:
         wrong.append(f"{spent['crossing'][begun]} of what was admitted in the last month was charged to the next")
-    if not crossed:
-        wrong.append("no request was answered across the month's end")
+    if not spent["crossing"][ended]:
+        wrong.append("nothing was charged to the month in which all that crossed its end was admitted")
     if {month for _, month in sure} != {ended, begun}:
         wrong.append(f"nothing was served well within one of the months: {sure}")
     return wrong
