@@ -110,7 +110,7 @@ def around_async(owner: Any, name: str, after: Callable[[], None]) -> None:
 def no_mark_check() -> None:
     """An entry changes the counters whatever number it has."""
     patched_script(
-        "apply.lua",
+        "numbered.lua",
         "if entry <= mark then\n  return {0, mark, 0}\nend\nif entry ~= mark + 1 then\n  return {1, mark, 0}\nend\n",
         "",
     )
