@@ -3,7 +3,7 @@ knows of it afterwards."""
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import pytest
 from tests.governance.parts import Clock, Parts, budget, one_key
 from tests.servers.redis import RedisCluster, RedisServer
 from tollkeeper.domain.admission import Denial, Grant, LimitKind
+from tollkeeper.domain.entries import Dispatch
 from tollkeeper.domain.errors import StoreUnavailable
 from tollkeeper.domain.outage import OutageMode, OutageModes
 from tollkeeper.domain.policy import Policy, Principal, TokenBucket, Unit, Window
@@ -423,3 +424,36 @@ async def test_two_outages_in_one_window_share_one_share(tmp_path: Path, own_red
             own_redis.forget()
             own_redis.start()
             await back(started)
+
+
+async def test_a_way_back_that_fails_leaves_nothing_on_its_way(
+    tmp_path: Path, own_redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis fails again while it is told what was admitted alone. What was to be held again is not told later, when
+    it may have been settled: such a hold would stay for ever."""
+    async with ledgers(tmp_path, own_redis, 1, OPEN) as (parts,):
+        outage, store, told = parts.ledger.outage, parts.store, list[str]()
+        (grant,) = await burst(parts, limited(5), 1, "flying")
+        await until(lambda: not parts.ledger._state("org_a").recovery)
+        claim, reassert = store.claim, store.reassert
+
+        async def failing(*args: object) -> None:
+            monkeypatch.setattr(store, "claim", claim)
+            told.append("failed")
+            raise StoreUnavailable("gone again", sent=True)
+
+        async def slow(root: str, producer: str, dispatches: Iterable[Dispatch]) -> None:
+            while "failed" not in told:
+                await asyncio.sleep(0)
+            await asyncio.sleep(0.05)
+            await reassert(root, producer, dispatches)
+            told.append("held")
+
+        monkeypatch.setattr(store, "claim", failing)
+        monkeypatch.setattr(store, "reassert", slow)
+        with pytest.raises(StoreUnavailable):
+            await outage._reassert("org_a", (grant,))
+        assert told == ["failed", "held"]
+        parts.ledger.settle(grant, 5, USAGE)
+        assert await parts.ledger.flush(10)
+        assert own_redis.command("HLEN", "hold:{org_a}") == b":0\r\n"

@@ -319,7 +319,11 @@ class Outage:
             for slot in grant.checks.slots:
                 slots.setdefault(slot.name, []).append(grant.demand.attempt)
         holds = [self._store.reassert(root, self._producer, [dispatch_of(grant)]) for grant in live]
-        await asyncio.gather(self._store.claim(root, slots), *holds)
+        told = await asyncio.gather(self._store.claim(root, slots), *holds, return_exceptions=True)
+        # All have come to their end: one that is still repeated would hold again what has been settled meanwhile.
+        for outcome in told:
+            if isinstance(outcome, BaseException):
+                raise outcome
 
 
 def _now_s() -> float:
