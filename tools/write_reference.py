@@ -45,6 +45,8 @@ SECTIONS: Final[tuple[tuple[str, type[settings.Group]], ...]] = (
     ("worker", settings.WorkerSettings),
     ("routing", settings.RoutingSettings),
     ("billing", settings.BillingSettings),
+    ("alerts", settings.AlertSettings),
+    ("tracing", settings.TracingSettings),
     ("providers.<name>", settings.ProviderSettings),
     ("models.<name>", settings.ModelSettings),
     ("[models.<name>.deployments]", settings.DeploymentSettings),
@@ -240,7 +242,8 @@ async def _started(folder: Path) -> tuple[list[Declaration], dict[str, Any]]:
     secrets = settings.SecretSettings(
         admin_token="a" * 32, digest_key="d" * 32, webhook_url="http://127.0.0.1:9/", webhook_secret="w" * 32
     )
-    gateway = Gateway(settings.Settings(data_dir=folder, secrets=secrets))
+    tracing = settings.TracingSettings(endpoint="http://127.0.0.1:9")
+    gateway = Gateway(settings.Settings(data_dir=folder, secrets=secrets, tracing=tracing))
     await gateway.start()
     try:
         return gateway.metrics.declared(), document(gateway._admin.api)

@@ -231,6 +231,20 @@ class AlertSettings(Group, frozen=True):
     """Longest wait for each step of one delivery; a failed one is tried again for a day and a half."""
 
 
+class TracingSettings(Group, frozen=True):
+    """Traces to an OpenTelemetry collector, by OTLP over HTTP. Needs `tollkeeper[otel]`; headers of the export, if it
+    needs any, are OTEL_EXPORTER_OTLP_HEADERS."""
+
+    endpoint: str | None = None
+    """The collector, like `http://collector:4318`; `/v1/traces` is appended. Default: no traces."""
+    service_name: str = "tollkeeper"
+    """What this service is called in traces."""
+    sample_ratio: float = 1.0
+    """The share of requests that get a trace, if their caller has not decided that (`traceparent`)."""
+    timeout_s: float = 10.0
+    """Longest time of one export, its retries included, and of the last one at a stop."""
+
+
 class ProviderSettings(Group, frozen=True):
     """One upstream. Its key comes from `api_key_env` or `api_key_file`, never from here."""
 
@@ -438,6 +452,7 @@ class Settings(Group, frozen=True):
     routing: RoutingSettings = RoutingSettings()
     billing: BillingSettings = BillingSettings()
     alerts: AlertSettings = AlertSettings()
+    tracing: TracingSettings = TracingSettings()
     secrets: SecretSettings = SecretSettings()
     providers: dict[str, ProviderSettings] = {}
     models: dict[str, ModelSettings] = {}
@@ -493,6 +508,9 @@ ENVIRONMENT: Final[Mapping[str, tuple[str, ...]]] = {
     "TOLLKEEPER_WORKER_HOST": ("worker", "host"),
     "TOLLKEEPER_WORKER_PORT": ("worker", "port"),
     "BILLING_SYNC_INTERVAL": ("billing", "sync_interval_s"),
+    "OTEL_EXPORTER_OTLP_ENDPOINT": ("tracing", "endpoint"),
+    "OTEL_SERVICE_NAME": ("tracing", "service_name"),
+    "OTEL_TRACES_SAMPLER_ARG": ("tracing", "sample_ratio"),
 }
 """Variable → path of the setting. `<NAME>_FILE` is also read for the variables of `secrets`."""
 
@@ -511,7 +529,7 @@ REDIS_SCHEMES: Final = (
 MULTIPLIER: Final = re.compile(r"\d{1,3}(\.\d{1,9})?")
 AZURE_VERSION: Final = re.compile(r"[A-Za-z0-9-]{1,32}")
 MULTIPLIER_MAX: Final = 100
-MAY_BE_ZERO: Final = frozenset({"port", "redis_db", "min_idle_conns", "retry_ratio", "retry_burst"})
+MAY_BE_ZERO: Final = frozenset({"port", "redis_db", "min_idle_conns", "retry_ratio", "retry_burst", "sample_ratio"})
 DEFAULT_FILE: Final = "tollkeeper.toml"
 WORKERS_MAX: Final = 64
 MEDIA_BOUNDS: Final = ("image_tokens_max", "output_image_tokens_max", "audio_seconds_max")
@@ -751,6 +769,7 @@ def check(settings: Settings) -> None:
         _check_model(name, model, settings)
         _check_deployments(f"models.{name}", model, settings)
     _check_routing(settings)
+    _check_tracing(settings.tracing)
     _check_secrets(settings)
     _check_webhook(settings)
 
@@ -771,6 +790,15 @@ def _check_secrets(settings: Settings) -> None:
             f"TOLLKEEPER_ADMIN_TOKEN must be {ADMIN_TOKEN_MIN} or more printable ASCII characters: "
             "use `openssl rand -hex 32`"
         )
+
+
+def _check_tracing(tracing: TracingSettings) -> None:
+    if tracing.endpoint is not None and not _is_base_url(tracing.endpoint):
+        raise _wrong(
+            ("tracing", "endpoint"), f"write it like http://collector:4318, not {mask_url(tracing.endpoint)!r}"
+        )
+    if not 0 <= tracing.sample_ratio <= 1:
+        raise _wrong(("tracing", "sample_ratio"), f"{tracing.sample_ratio} must be from 0 to 1")
 
 
 def _check_webhook(settings: Settings) -> None:
@@ -813,7 +841,7 @@ def _positive(where: str, value: object) -> None:
 
 
 def _check_positive(settings: Settings) -> None:
-    for group in ("server", "store", "database", "logs", "routing", "billing", "alerts"):
+    for group in ("server", "store", "database", "logs", "routing", "billing", "alerts", "tracing"):
         section = getattr(settings, group)
         for field in section.__struct_fields__:
             if field not in MAY_BE_ZERO:

@@ -34,6 +34,7 @@ from tollkeeper.logs.search import LogReader
 from tollkeeper.logs.sinks import open_store
 from tollkeeper.observability.logging import about_request
 from tollkeeper.observability.metrics import Metrics
+from tollkeeper.observability.tracing import Tracing
 from tollkeeper.settings import Settings, provider_key, shown
 
 KEYS_STALE_S: Final = 30.0
@@ -152,6 +153,12 @@ class Gateway:
         bodies = BodyLog(records.put, Redactor(settings.logs, known_secrets(settings)), metrics)
         parts.push_async_callback(bodies.stop)
 
+        tracing = None
+        if settings.tracing.endpoint is not None:
+            tracing = Tracing(settings.tracing, metrics, __version__)
+            parts.push_async_callback(tracing.stop)
+            await tracing.start()
+
         self._plane = DataPlane(
             settings=settings,
             provider_keys=provider_keys(settings),
@@ -163,6 +170,7 @@ class Gateway:
             now_us=now_us,
             objects=database.objects,
             corrector=ledger,
+            tracing=tracing,
         )
         parts.push_async_callback(self._plane.stop)
         await self._plane.start()

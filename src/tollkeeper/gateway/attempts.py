@@ -40,6 +40,7 @@ from tollkeeper.gateway.routing import Pool, model_allowed
 from tollkeeper.gateway.settle import Attempt
 from tollkeeper.gateway.stream import Rejection, answer, reject
 from tollkeeper.gateway.upstream import Body, Upstream
+from tollkeeper.observability.tracing import new_id
 from tollkeeper.settings import Settings
 
 COOL_MAX_US: Final = 300_000_000
@@ -282,6 +283,9 @@ class _Walk:
             call=call,
             azure=settings.azure_api_version is not None,
         )
+        if exchange.trace is not None:
+            tried.span_id = new_id()
+            headers |= exchange.trace.headers(tried.span_id)
         path = upstream_path(call, settings, model)
         attempt.dispatch()
         exchange.mark_dispatched()

@@ -32,6 +32,7 @@ from tollkeeper.gateway.dialects import (
 from tollkeeper.gateway.labels import metadata_of, tags_of
 from tollkeeper.gateway.measured import metered
 from tollkeeper.gateway.settle import Attempt
+from tollkeeper.observability.tracing import Trace
 
 
 class Keeper(Protocol):
@@ -63,6 +64,7 @@ class Try:
         "plan",
         "result",
         "sent",
+        "span_id",
         "started_s",
         "status",
         "upstream_request_id",
@@ -75,6 +77,7 @@ class Try:
         self.status: int | None = None
         self.result = ""
         self.sent = True
+        self.span_id = 0  # of its trace, once it is told to the provider
         self.upstream_request_id: str | None = None
 
     def end(self, result: str) -> None:
@@ -132,6 +135,7 @@ class Exchange:
         "request_id",
         "status",
         "time_us",
+        "trace",
         "tries",
         "upstream_request_id",
         "upstream_s",
@@ -152,6 +156,7 @@ class Exchange:
         self.methods: tuple[str, ...] = () if self.endpoint is None else ("POST",)
         if self.endpoint is None:
             self._find_kept()
+        self.trace: Trace | None = None
         self.principal: Principal | None = None
         self.call: Call | None = None
         self.capture: Capture | None = None

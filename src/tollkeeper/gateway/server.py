@@ -7,6 +7,7 @@ them and the one place where an exception becomes HTTP. It knows no wire format 
 import asyncio
 import contextlib
 from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -17,6 +18,7 @@ from tollkeeper.domain.errors import DatabaseUnavailable, Fault, RequestError, U
 from tollkeeper.domain.objects import ObjectKind, ObjectRegistry
 from tollkeeper.domain.policy import Principal
 from tollkeeper.domain.ports import Corrector, Governor, KeyDirectory, RecordSink
+from tollkeeper.domain.record import RequestRecord
 from tollkeeper.gateway.admit import RequestIds
 from tollkeeper.gateway.asgi import Client, Header, HttpError, Receive, Scope, Send
 from tollkeeper.gateway.attempts import Attempts
@@ -49,10 +51,12 @@ from tollkeeper.gateway.models import ModelList
 from tollkeeper.gateway.objects import Objects
 from tollkeeper.gateway.record import HUNG_UP, Exchange, record_of
 from tollkeeper.gateway.routing import Router, check_allowed, confined
+from tollkeeper.gateway.spans import plain_span, spans_of
 from tollkeeper.gateway.stream import JSON, degraded_header, headers_of
 from tollkeeper.gateway.upstream import Upstream
 from tollkeeper.observability.logging import about_request, logger
 from tollkeeper.observability.metrics import Metrics
+from tollkeeper.observability.tracing import Tracing
 from tollkeeper.settings import ProviderSettings, Settings
 
 MODELS_PATH: Final = "/v1/models"
@@ -88,8 +92,10 @@ class DataPlane:
         now_us: Callable[[], int],
         objects: ObjectRegistry,
         corrector: Corrector,
+        tracing: Tracing | None = None,
     ) -> None:
         self._settings, self._records, self._now_us = settings, records, now_us
+        self._tracing = tracing
         self._keys = KeyTable(directory, digest_key, metrics)
         self._objects = Objects(objects, metrics, now_us)
         self._router = Router(settings)
@@ -160,6 +166,8 @@ class DataPlane:
         client = Client(scope, receive, send)
         exchange = Exchange(client, self._ids.next(), self._now_us())
         about_request(exchange.request_id)
+        if self._tracing is not None:
+            exchange.trace = self._tracing.begin(client.header(b"traceparent"), client.header(b"tracestate"))
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
@@ -345,14 +353,14 @@ class DataPlane:
             exchange.status = HUNG_UP
         elif exchange.status == 0:
             exchange.status = error_status(Fault.OVERLOADED)
-        attempt = exchange.attempt
+        attempt, record = exchange.attempt, None
         if attempt is not None:
             try:
                 attempt.finish()
             finally:
-                self._record(exchange)
+                record = self._record(exchange)
         elif self._settings.logs.refusals and exchange.endpoint is not None and exchange.principal is not None:
-            self._record(exchange)
+            record = self._record(exchange)
         elif exchange.capture is not None:
             exchange.capture.captured().done()
         instruments.count("other" if exchange.endpoint is None else exchange.endpoint.name, exchange.status)
@@ -360,12 +368,26 @@ class DataPlane:
         if exchange.first_byte_s is not None:
             instruments.first_byte.observe(exchange.first_byte_s)
             instruments.overhead.observe(max(0.0, exchange.first_byte_s - exchange.upstream_s - exchange.paused_s))
+        if self._tracing is not None:
+            self._trace(self._tracing, exchange, record)
 
-    def _record(self, exchange: Exchange) -> None:
+    def _trace(self, tracing: Tracing, exchange: Exchange, record: RequestRecord | None) -> None:
+        trace, method = exchange.trace, exchange.client.method
+        if trace is None or not trace.sampled:
+            return
+        if record is None and exchange.endpoint is not None and exchange.principal is not None:
+            record = record_of(exchange)
+        if record is None:
+            tracing.end(trace, partial(plain_span, trace, exchange, exchange.time_us + int(exchange.age_s * 1e6)))
+        else:
+            tracing.end(trace, partial(spans_of, trace, record, method, exchange.tries))
+
+    def _record(self, exchange: Exchange) -> RequestRecord:
         capture = exchange.capture
         record = record_of(exchange)
         self._instruments.recorded(record)
         self._records.put(record, None if capture is None else capture.captured())
+        return record
 
 
 def _open_upstreams(providers: Mapping[str, ProviderSettings]) -> dict[str, Upstream]:
