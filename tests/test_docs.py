@@ -187,6 +187,16 @@ def _pattern(told: str) -> re.Pattern[str]:
     return re.compile(re.sub(r"<[^>]*>", "[^{}]+", text))
 
 
+def test_every_variable_of_the_environment_is_told() -> None:
+    """Whatever looks like one of ours, or of a service that we read, and stands in the source as a string."""
+    kind = r'"((?:TOLLKEEPER|REDIS|AWS|LISTEN|NOTIFY|LITELLM|BILLING|DATABASE|LOG_STORE|WEB)_[A-Z0-9_]*[A-Z0-9])"'
+    source = "".join(file.read_text() for file in (ROOT / "src").rglob("*.py"))
+    found = set(re.findall(kind, source))
+    page = (ROOT / "docs" / "ENV_VARIABLES.md").read_text()
+    assert len(found) > 30
+    assert {variable for variable in found if f"`{variable}`" not in page} == set()
+
+
 def test_every_endpoint_of_the_data_plane_is_told() -> None:
     """In the OpenAPI document, which the control plane writes without knowing the data plane."""
     served = {("post", path) for path in ENDPOINTS} | {(kept.method.lower(), kept.endpoint.path) for kept in ROUTES}

@@ -175,6 +175,25 @@ def settings_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+ELSEWHERE: Final[dict[str, str]] = {
+    "REDIS_MAX_CONN_AGE": "Of the library's `RedisClient.from_env()`: a connection so old is replaced; 30m.",
+    "REDIS_IDLE_TIMEOUT": "Of the same: an idle connection above `REDIS_MIN_IDLE_CONNS` is closed after it; 5m.",
+    "AWS_ACCESS_KEY_ID": "Credentials of an S3 log store, with `AWS_SECRET_ACCESS_KEY` and, if there is one, "
+    "`AWS_SESSION_TOKEN`. Without: the role of the pod (`AWS_WEB_IDENTITY_TOKEN_FILE` with `AWS_ROLE_ARN`), of the "
+    "task (`AWS_CONTAINER_CREDENTIALS_RELATIVE_URI` or `AWS_CONTAINER_CREDENTIALS_FULL_URI`), or of the instance "
+    "(`AWS_METADATA_ENDPOINT` for another address than the usual).",
+    "AWS_REGION": "Its region, or `AWS_DEFAULT_REGION`.",
+    "AWS_ENDPOINT_URL_S3": "Another S3 server, or `AWS_ENDPOINT_URL`.",
+    "AZURE_STORAGE_ACCOUNT_NAME": "The account of an `az://` log store; with `AZURE_STORAGE_ACCOUNT_KEY`, a service "
+    "principal's variables or a managed identity.",
+    "GOOGLE_APPLICATION_CREDENTIALS": "Path of the credentials of a `gs://` log store, or `GOOGLE_SERVICE_ACCOUNT`.",
+    "LITELLM_DATABASE_URL": "LiteLLM's database, for `tollkeeper import litellm`.",
+    "LISTEN_FDS": "Set by systemd, with `LISTEN_PID` and `LISTEN_FDNAMES`: the socket that it has opened.",
+    "NOTIFY_SOCKET": "Set by systemd: where readiness and stopping are told.",
+}
+"""Variables that are no settings. Those of other programs keep the meaning that they have there."""
+
+
 def variables_page() -> str:
     """The text of docs/ENV_VARIABLES.md."""
     lines = [
@@ -202,6 +221,8 @@ def variables_page() -> str:
     for variable, (name, base_url, dialect, base_variable) in settings.FROM_ENVIRONMENT_ONLY.items():
         lines.append(f"| `{variable}` | `{base_variable}` | `{name}` (dialect `{dialect}`) | `{base_url}` |")
     lines += ["", "Providers of the file name the variable of their key themselves (`api_key_env`)."]
+    lines += ["", "Variables that are no settings:", "", "| variable | meaning |", "|---|---|"]
+    lines += [f"| `{variable}` | {text} |" for variable, text in ELSEWHERE.items()]
     return "\n".join(lines) + "\n"
 
 
