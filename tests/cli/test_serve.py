@@ -16,7 +16,7 @@ from tests.cli.conftest import COMMAND, Command, clean_environment
 from tests.servers.postgres import PostgresServer
 from tests.servers.redis import RedisServer, free_port
 
-READY_S = 20.0
+READY_S = 60.0
 
 
 class Running:
@@ -98,7 +98,7 @@ def start(workdir: Path) -> Iterator[Start]:
 
 def shell(command: str) -> str:
     """Run a line as a user would paste it; standard output."""
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=20, check=False)
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

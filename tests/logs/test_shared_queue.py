@@ -172,10 +172,11 @@ async def test_a_full_spool_forgets_the_oldest_and_tells_which(
     pipeline = gateway(client, folder, "gw", tmp_path / "spool", spool_bytes_max=100_000)
     await pipeline.start()
     own_redis.kill()
+    await until(lambda: client.state != "up")  # else what waits for the answer meanwhile is one large chunk
     for i in range(1_000):
         pipeline.put(make_record(i))
         if i % 10 == 9:
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.001)
     await until(lambda: pipeline.stats().dropped > 0)
     assert pipeline.stats().spooled_bytes <= 100_000
     own_redis.start()
