@@ -8,7 +8,8 @@ PEERS := .bench/peers
 LITELLM := .bench/litellm
 PORTKEY := .bench/portkey
 BIN := $(VENV)/bin
-PYTEST_ARGS ?=
+# Files side by side, each in one process: servers are shared by a file. `PYTEST_ARGS=` runs all in one process.
+PYTEST_ARGS ?= --numprocesses auto --maxprocesses 4 --dist loadfile
 CAMPAIGN_ARGS ?=
 
 .PHONY: help run test test-outage test-hour bench bench-peers campaign mutants wheel check-deploy lint docs site lock setup setup-dev servers clean
