@@ -19,7 +19,7 @@ async def presumed(control: Control, attempt: str, hold: int, key: str = "agent"
 
 
 async def spent(control: Control, key: str = "agent") -> str:
-    (month,) = (await control("GET", f"/admin/v1/usage?key={key}")).json["usage"]
+    (month,) = (await control("GET", f"/admin/v1/usage?key={key}")).json["data"]
     return str(month["cost_usd"])
 
 
