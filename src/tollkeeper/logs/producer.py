@@ -376,6 +376,8 @@ class Producer:
             self._replayed = chunk.last
             spool.forget(chunk.last)
             await asyncio.sleep(0)  # so that what came meanwhile has its turn: a queue may answer at once
+        if not chunks:
+            await asyncio.sleep(0)  # the turn that spills what came last must come, or this is asked for ever
         if not len(spool) and not self._parts:
             self._spooling = False
             self.last_error = None
