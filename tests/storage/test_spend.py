@@ -17,6 +17,7 @@ from tests.storage.conftest import SHARED, Opener
 from tollkeeper.domain.accounts import MonthlyUsage, NewKey
 from tollkeeper.domain.errors import NotFound
 from tollkeeper.domain.ports import RootSnapshot, SpendTotals
+from tollkeeper.storage import spend
 from tollkeeper.storage.database import Database
 
 ROOT = "org_acme"
@@ -40,6 +41,17 @@ def totals(cost: int) -> SpendTotals:
 
 def snapshot(marks: Mapping[str, int], costs: Mapping[str, int], root: str = ROOT) -> RootSnapshot:
     return RootSnapshot(root, marks, {name: totals(cost) for name, cost in costs.items()})
+
+
+async def test_a_memory_is_numbered_once_older_saves_have_ended(database: Database) -> None:
+    """Or one that has read the old number would write after the new one is known."""
+    assert isinstance(database.spend, spend.StoredSpend)
+    async with database.spend._transactions.write() as transaction:
+        await spend._lock(transaction, [ROOT])
+        numbering = asyncio.create_task(database.spend.fence([ROOT]))
+        _, waiting = await asyncio.wait([numbering], timeout=0.3)
+        assert waiting
+    assert await numbering == {ROOT: 1}
 
 
 async def test_what_is_saved_is_loaded(database: Database) -> None:

@@ -119,7 +119,6 @@ _SAVE_USED: Final = {dialect: _upsert(usage_keys, dialect, ("cost_nano", "until_
 _ENROL: Final = {dialect: _upsert(producers, dialect, ()) for dialect in Dialect}
 _OPEN: Final = producers.update().where(producers.c.closed_us.is_(None))
 _SAVE_FENCES: Final = {dialect: _upsert(fences, dialect, ("number",)) for dialect in Dialect}
-_LOCK_ROOT: Final = text("SELECT pg_advisory_xact_lock(:lock)")
 _LOCK_ROOTS: Final = text("SELECT pg_advisory_xact_lock(lock) FROM unnest(CAST(:locks AS BIGINT[])) AS lock")
 _MARKS: Final = select(marks.c.producer, marks.c.number)
 
@@ -158,6 +157,7 @@ class StoredSpend:
         if not roots:
             return {}
         async with self._transactions.write() as transaction:
+            await _lock(transaction, roots)  # a save that has read the old number has ended, then
             rows = await transaction.rows(_number(transaction.dialect, roots))
             return {row.root: row.number for row in rows}
 
@@ -168,10 +168,7 @@ class StoredSpend:
     async def save_all(self, snapshots: Sequence[RootSnapshot], now_us: int) -> set[str]:
         """See `ports.SpendLedger`."""
         async with self._transactions.write() as transaction:
-            if transaction.dialect is Dialect.POSTGRESQL:
-                # SQLite has one writer at a time. Here saves of a root queue, while those of others go on; in one
-                # order everywhere, so that two never wait for each other.
-                await transaction.execute(_LOCK_ROOTS, {"locks": sorted(_lock_of(s.root) for s in snapshots)})
+            await _lock(transaction, [s.root for s in snapshots])
             stored = await _marks_of(transaction, [s.root for s in snapshots])
             fenced = await _fences_of(transaction, [s.root for s in snapshots])
             latest = [s for s in snapshots if s.fence >= fenced.get(s.root, 0)]
@@ -264,8 +261,7 @@ class StoredSpend:
     async def begin(self, root: str, producer: str) -> bool:
         """See `ports.SpendLedger`."""
         async with self._transactions.write() as transaction:
-            if transaction.dialect is Dialect.POSTGRESQL:
-                await transaction.execute(_LOCK_ROOT, {"lock": _lock_of(root)})
+            await _lock(transaction, [root])
             known = await _stored_marks(transaction, root)
             if producer not in known:
                 await _write(transaction, _BEGIN, [{"root": root, "producer": producer, "number": 0}])
@@ -425,6 +421,13 @@ def _listed(row: Any) -> ListedCharge:
     tokens = (row.input_tokens, row.output_tokens, row.cached_tokens)
     charge = Charge(row.rank, row.cost_nano, row.requests, *tokens, row.known)
     return ListedCharge(row.root, row.attempt, charge, row.presumed_nano, row.updated_us)
+
+
+async def _lock(transaction: Transaction, roots: Collection[str]) -> None:
+    """Until its end, others that write of these roots wait: in one order everywhere, so that two never wait for each
+    other. SQLite has one writer at a time as it is."""
+    if transaction.dialect is Dialect.POSTGRESQL:
+        await transaction.execute(_LOCK_ROOTS, {"locks": sorted(map(_lock_of, roots))})
 
 
 def _lock_of(root: str) -> int:
