@@ -16,7 +16,7 @@ from tollkeeper.domain.errors import OutboxUnavailable, StoreUnavailable
 from tollkeeper.domain.log_queue import Bounds, Chunk, Kept
 from tollkeeper.logs import producer as producers
 from tollkeeper.logs import spool as spools
-from tollkeeper.logs.producer import SPILL_CHUNKS, Producer, adopt
+from tollkeeper.logs.producer import CHUNK_RECORDS_MAX, SPILL_CHUNKS, Producer, adopt
 from tollkeeper.logs.queues import MemoryQueue
 from tollkeeper.logs.spool import Spool, orphans
 
@@ -192,6 +192,24 @@ async def test_a_disk_that_cannot_be_written_drops_counts_and_tells(
     await until(lambda: producer.brought == 6)
     (gaps,) = [gaps for _, gaps in [await target.pending()]]
     assert [(g.kind, g.first, g.last) for g in gaps] == [("dropped", 1, 5)]
+    await producer.stop()
+
+
+async def test_nothing_spins_while_a_disk_that_is_full_takes_none_of_many_chunks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The spool is empty and more waits than one turn spills: that turn must come. Found by the fault campaign."""
+    spool = Spool(tmp_path, "p", 10**6)
+    producer = Producer("p", queue(), spool)
+    await producer.start()
+
+    def full(_: Chunk) -> None:
+        raise OutboxUnavailable("no space left")
+
+    monkeypatch.setattr(spool, "append", full)
+    for _ in range(4 * CHUNK_RECORDS_MAX):
+        producer.add(b"lost")
+    await until(lambda: producer.dropped == 4 * CHUNK_RECORDS_MAX)
     await producer.stop()
 
 
