@@ -102,7 +102,7 @@ def nginx(folder: Path, upstream: str) -> Iterator[tuple[str, int]]:
     config = folder / "nginx.conf"
     config.write_text(
         f"worker_processes 1; daemon off; pid {folder}/nginx.pid; error_log {folder}/nginx.log;\n"
-        "events { worker_connections 1024; }\n"
+        "events { worker_connections 4096; }\n"
         "http { access_log off; client_body_temp_path b; proxy_temp_path p; fastcgi_temp_path f; uwsgi_temp_path u;\n"
         f"scgi_temp_path s; keepalive_requests 100000000; upstream sim {{ server {upstream.removeprefix('http://')};\n"
         f"keepalive 512; keepalive_requests 100000000; }} server {{ listen 127.0.0.1:{port}; location / {{\n"

@@ -1,6 +1,7 @@
 """Whole answers: exact charge, one end, one record, the headers, and the real SDKs."""
 
 import asyncio
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ from msgspec import structs
 
 from tests.gateway.conftest import MODEL, PROVIDER_KEY, Stand, chat, message, settings_for
 from tollkeeper.domain.policy import Budget, Policy, Unit, Window
+from tollkeeper.gateway.bound import Plan
+from tollkeeper.gateway.record import Exchange, Try
+from tollkeeper.gateway.settle import Attempt
 from tollkeeper.simulator import Simulator
 
 DOLLAR = 10**9
@@ -39,6 +43,22 @@ async def test_charge_is_exact_and_recorded(stand: Stand) -> None:
     assert reply.headers["x-upstream-request-id"] == record.upstream_request_id
     served = stand.simulator.served.requests[0]
     assert served.request_id == record.request_id, "the provider is told our id"
+
+
+@pytest.mark.parametrize("directive", [SIZED, "[[sim status=429]]"])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_request_leaves_nothing_to_the_garbage_collector(stand: Stand, directive: str, stream: bool) -> None:
+    """Circles of objects would stop every request for ten milliseconds, three times a second."""
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(3):
+            await stand.post(chat(directive, stream=stream))
+        await asyncio.sleep(0.05)
+        left = [type(each).__name__ for each in gc.get_objects() if isinstance(each, Exchange | Try | Attempt | Plan)]
+    finally:
+        gc.enable()
+    assert not left
 
 
 async def test_each_provider_has_the_http_client_it_asks_for(tmp_path: Path, simulator: Simulator) -> None:

@@ -255,7 +255,7 @@ class _Walk:
             its.instruments.upstream_failed(stop.deployment.route.provider, error.fault)
             cause, result = error, error.fault.value
         finally:
-            tried.end(result)
+            tried.end(exchange, result)
             known = attempt.ended and not attempt.presumed
             turn.end(attempt.usage.total_tokens if known else None, sent=tried.sent)
             its.instruments.attempted(stop.deployment, result)

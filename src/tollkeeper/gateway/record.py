@@ -57,7 +57,6 @@ class Try:
     """One attempt of a request, as the record tells it. Times are seconds after the request's arrival."""
 
     __slots__ = (
-        "_exchange",
         "attempt",
         "ended_s",
         "first_byte_s",
@@ -70,9 +69,9 @@ class Try:
         "upstream_request_id",
     )
 
-    def __init__(self, exchange: "Exchange", plan: Plan, attempt: Attempt) -> None:
-        self._exchange, self.plan, self.attempt = exchange, plan, attempt
-        self.started_s = self.ended_s = exchange.age_s
+    def __init__(self, plan: Plan, attempt: Attempt, age_s: float) -> None:
+        self.plan, self.attempt = plan, attempt
+        self.started_s = self.ended_s = age_s
         self.first_byte_s: float | None = None
         self.status: int | None = None
         self.result = ""
@@ -80,10 +79,11 @@ class Try:
         self.span_id = 0  # of its trace, once it is told to the provider
         self.upstream_request_id: str | None = None
 
-    def end(self, result: str) -> None:
-        """It is over; `result` is the metric's word for how."""
-        self.ended_s, self.result = self._exchange.age_s, result
-        self.upstream_request_id = self._exchange.upstream_request_id
+    def end(self, exchange: "Exchange", result: str) -> None:
+        """It is over; `result` is the metric's word for how. It does not keep its exchange, which keeps it: a circle
+        would leave all of a request to the garbage collector, and each round of that stops every other request."""
+        self.ended_s, self.result = exchange.age_s, result
+        self.upstream_request_id = exchange.upstream_request_id
 
     def record(self) -> AttemptRecord:
         """What the log says of it."""
@@ -195,7 +195,7 @@ class Exchange:
         """An attempt was admitted; the one before has come to its end."""
         self.plan, self.attempt = plan, attempt
         self.upstream_request_id = None
-        self.tries.append(Try(self, plan, attempt))
+        self.tries.append(Try(plan, attempt, self.age_s))
 
     def mark_first_byte(self) -> None:
         """The first byte of the answer's body is out."""
