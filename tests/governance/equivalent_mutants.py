@@ -41,6 +41,7 @@ _LAST_LIFE = (
 _BEGINNING = "0 is the beginning, too."
 _NO_SLOTS = "The key before the slot sets is of another type: its error is caught, as that of a broken slot set is."
 _NOTHING_LEASED = "Nothing leased is less than half of any bound."
+_FEWER_CALLS = "Only the number of calls differs."
 _NONE_REPEATED = "Of no repeated records nothing is subtracted."
 _EMPTY_RANGE = "Texts begin after their lengths, so a range of no bytes ends before it begins, and is empty."
 _UNLINKED_TWICE = "A key is named in two calls; the second finds it gone."
@@ -67,8 +68,11 @@ ARGUMENTS: Final = (
         "while q.count > 0 and taken < count",
         "<",
         "A lease that is full takes nothing of the next chunk, which ends it, too.",
+        nth=(1,),
         new=("<=",),
     ),
+    Argument("remember.lua", "local unsaved = redis.call('HLEN'", ">", _FEWER_CALLS, new=(">=",)),
+    Argument("remember.lua", "local unsaved = redis.call('HLEN'", "0", _FEWER_CALLS, new=("(-1)",)),
     Argument("loglease.lua", "if q.leased > 0 and (q.leased * 2", ">", _NOTHING_LEASED, new=(">=",)),
     Argument("loglease.lua", "if q.leased > 0 and (q.leased * 2", "0", _NOTHING_LEASED, new=("(-1)",)),
     Argument("admit.lua", "local WAIT, BUSY, SPENT, NEVER", "0", _ORDER, new=("(-1)",)),
@@ -186,7 +190,7 @@ ARGUMENTS: Final = (
     Argument("logput.lua", "q.next_chunk = q.next_chunk + 1", "1", _NEW, new=("2",)),
     Argument("logput.lua", "if e.skip > 0 then", ">", _NONE_REPEATED, new=(">=",)),
     Argument("logput.lua", "if e.skip > 0 then", "0", _NONE_REPEATED, new=("(-1)",)),
-    Argument("logqueue.lua", "local ARGUMENTS_MAX = 500", "500", "Only the number of calls differs."),
+    Argument("logqueue.lua", "local ARGUMENTS_MAX = 500", "500", _FEWER_CALLS),
     Argument(
         "logqueue.lua",
         "local q = {prefix = string.sub",
