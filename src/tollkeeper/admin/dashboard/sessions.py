@@ -63,7 +63,7 @@ class Sessions:
         return session if session.ends_us > self._now_us() else None
 
     def form_token(self, cookie: str) -> str:
-        """What every form of this session carries."""
+        """What every form carries while one is logged in."""
         return hmac.digest(self._forms, cookie.encode("utf-8", "surrogatepass"), "sha256").hex()
 
     def is_own(self, cookie: str, form_token: str) -> bool:
