@@ -32,7 +32,7 @@ test-hour: setup-dev servers ## The commands of docs/tutorial/first-hour.md, on 
 bench: setup-dev servers bench-peers ## Measure: one script per question, a table each; some: BENCH="limiter window"
 	$(BIN)/python -m benchmarks $(BENCH)
 
-mutants: setup-dev ## Try every mutant of the Lua scripts and write docs/mutants.md; takes an hour
+mutants: setup-dev ## Try the mutants of the Lua scripts that have changed since, and write docs/mutants.md
 	$(BIN)/python -m tests.governance.mutants
 
 campaign: setup-dev servers ## Long trials under load and faults, fixed seeds: CAMPAIGN_ARGS="load --rounds 5 --seed 2"

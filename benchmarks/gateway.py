@@ -131,18 +131,24 @@ def governed(folder: Path, upstream: str, environ: dict[str, str], scopes: int) 
     return gateway, str(gateway.admin("POST", "/keys", request)["secret"])
 
 
+def others(stack: ExitStack) -> tuple[Path, SimulatorProcess, RedisServer]:
+    """A folder, the simulated provider and a Redis, on the other core."""
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    simulator = SimulatorProcess(folder)
+    stack.callback(simulator.kill)
+    pin(simulator.process.pid, THEIRS)
+    redis = RedisServer(folder)
+    redis.start()
+    stack.callback(redis.stop)
+    assert redis.process is not None
+    pin(redis.process.pid, THEIRS)
+    return folder, simulator, redis
+
+
 def run() -> str:
     """The table."""
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        simulator = SimulatorProcess(folder)
-        stack.callback(simulator.kill)
-        pin(simulator.process.pid, THEIRS)
-        redis = RedisServer(folder)
-        redis.start()
-        stack.callback(redis.stop)
-        assert redis.process is not None
-        pin(redis.process.pid, THEIRS)
+        folder, simulator, redis = others(stack)
         proxy, _ = stack.enter_context(nginx(folder, simulator.url))
         targets: list[tuple[str, str, str]] = [
             ("direct", simulator.url, "none"),

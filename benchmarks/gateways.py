@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -12,11 +11,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from tests.servers.gateway import SimulatorProcess
-from tests.servers.redis import RedisServer
 from tests.servers.s3 import free_port
 
-from benchmarks.gateway import BODY, OURS, THEIRS, Figure, governed, lua, nginx, pin, pinned, wrk
+from benchmarks.gateway import BODY, OURS, Figure, governed, lua, nginx, others, pinned, wrk
 from benchmarks.table import table
 
 QUESTION = "Next to other gateways: throughput, latency, processor time and memory from 1 to 512 connections"
@@ -141,15 +138,7 @@ def memory_mib(pid: int) -> float:
 def run() -> str:
     """The table."""
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        simulator = SimulatorProcess(folder)
-        stack.callback(simulator.kill)
-        pin(simulator.process.pid, THEIRS)
-        redis = RedisServer(folder)
-        redis.start()
-        stack.callback(redis.stop)
-        assert redis.process is not None
-        pin(redis.process.pid, THEIRS)
+        folder, simulator, redis = others(stack)
         gateway, secret = governed(folder / "ours", simulator.url, {"REDIS_URL": redis.url}, 1)
         stack.callback(gateway.kill)
         targets = [Target("Tollkeeper, Redis, everything on", gateway.url, gateway.process.pid, secret, {})]
