@@ -91,6 +91,7 @@ async def _tree(lua: LuaRedis, store: LuaStore) -> list[Entry]:
     one, two, orphan = flying
     store.apply(ROOT, "p_0", settle_entry(1, one, 5, Usage(), 0), lambda _: None)
     store.apply(ROOT, "p_0", presume_entry(2, two), lambda _: None)
+    store.apply(ROOT, "p_0", usage_entry(3, "untold", 9, one.counters), lambda _: None)
     await asyncio.sleep(0)
     snapshot = await store.snapshot(ROOT)  # a new generation: the next charge has to flag again
     assert snapshot is not None
@@ -106,6 +107,7 @@ async def _tree(lua: LuaRedis, store: LuaStore) -> list[Entry]:
         correct,
         msgspec.structs.replace(presume_entry(1, orphan), origins=(Origin("p_dead", 1),)),
         usage_entry(1, "digest", 9, last.counters),
+        msgspec.structs.replace(usage_entry(1, "untold", 4, last.counters[:1]), told=True),  # the other charge goes
         bury_entry(1, "p_dead"),
         close_entry(1, "p_dead"),
         quarantined(settle_entry(1, last, 7, Usage(30, 12, 5), 0), "p_1", "refused"),

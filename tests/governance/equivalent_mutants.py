@@ -108,6 +108,15 @@ ARGUMENTS: Final = (
     Argument("charge.lua", "if rises and not counters[i] and ends[i] > 0", "0", _FIRST_US, new=("1",)),
     Argument("use.lua", "if not counters[i] and ends > 0", "0", _FIRST_US, new=("1",)),
     Argument(
+        "use.lua",
+        "local open = gate[1] == ARGV[#ARGV] and now >= tonumber(gate[2] or 0)",
+        "0",
+        "Where nobody is waited for there is no end, and any time is later than the first microsecond of 1970.",
+    ),
+    Argument(
+        "use.lua", "if tonumber(number) <= included(tonumber(call('HGET'", "0", "Numbers begin at 1.", new=("(-1)",)
+    ),
+    Argument(
         "clear.lua",
         "for i = 3, #ARGV - 1, 2 do",
         "2",

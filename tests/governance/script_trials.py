@@ -158,9 +158,17 @@ class CheckedLua(LuaRedis):
             assert 1 <= check <= logs + buckets + slots + counters
             assert unit in (1, 2) if check <= logs + buckets else unit == 0
 
-    def after_apply(self, _keys: list[bytes], _arguments: Sequence[Any], _: Any, reply: list[int]) -> None:
+    def after_apply(self, keys: list[bytes], _arguments: Sequence[Any], _: Any, reply: list[int]) -> None:
         assert len(reply) == 3 and reply[0] in (0, 1, 2, 3, 4, 5)
         assert reply[2] > 0 if reply[0] == 3 else reply[2] == 0 or reply[0] == 5
+        if reply[0] == 5:
+            self.names_what_is_damaged(keys, reply[2])
+
+    def names_what_is_damaged(self, keys: Sequence[bytes], position: int) -> None:
+        """One of the entry's own counters, from 1; or 0, and it is none of those."""
+        short = [key for key, value in self.redis.values.items() if key[:5] == b"cost:" and len(value) < 48]
+        named = [key for key in keys if key[:5] == b"cost:"]
+        assert named[position - 1] in short if position else short and not {*short} & {*named}
 
     after_charge = after_apply
     after_use = after_apply
