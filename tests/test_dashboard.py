@@ -24,7 +24,7 @@ __all__ = ["chromium"]
 PAGES = (
     *("", "/keys", "/keys/ann", "/keys/new", "/keys/ann/edit", "/teams", "/teams/research", "/teams/research/edit"),
     *("/organisations", "/organisations/Acme", "/usage?range=7d&by=key", "/logs", "/delivery", "/delivery/proof"),
-    *("/charges", "/audit", "/keys/none"),
+    *("/charges", "/audit", "/session", "/keys/none"),
 )
 DEADLINE_S = 60.0
 PHONE = {"width": 360, "height": 740}
@@ -142,6 +142,16 @@ def test_signing_in(served: Served, opened: Open) -> None:
     page.get_by_role("button", name="Sign out").click()
     page.goto(served.url)
     expect(page.get_by_role("heading", level=1)).to_have_text("Sign in")
+
+
+def test_signing_out_everywhere_ends_the_sessions_of_other_browsers(served: Served, opened: Open) -> None:
+    made = served.gateway.admin("POST", "/admin-tokens", {"name": "eve", "role": "viewer"})
+    here, there = opened(token=str(made["secret"])), opened(token=str(made["secret"]))
+    here.get_by_role("link", name="eve").click()
+    here.get_by_role("button", name="Sign out everywhere").click()
+    expect(here.get_by_role("heading", level=1)).to_have_text("Sign in")
+    there.get_by_role("link", name="Teams").click()
+    expect(there.get_by_role("heading", level=1)).to_have_text("Sign in")
 
 
 def test_a_key_from_its_form_to_its_end(served: Served, opened: Open) -> None:

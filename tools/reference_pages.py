@@ -9,6 +9,7 @@ import inspect
 import re
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Final
 
 import typer.main
@@ -17,7 +18,7 @@ from tollkeeper.admin.errors import ERRORS
 from tollkeeper.cli import app
 from tollkeeper.domain.errors import Fault
 from tollkeeper.gateway.dialects.fault import STATUS
-from tollkeeper.governance import redis_store
+from tollkeeper.governance import logins, redis_store
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 SOURCE: Final = ROOT / "src" / "tollkeeper"
@@ -213,16 +214,17 @@ def redis_patterns() -> dict[str, str]:
             told = re.fullmatch(r"`([^`]+)`: (.+)", " ".join(inspect.cleandoc(function.__doc__ or "").split()))
             assert told, f"{name}: begin its docstring with the pattern of the key"
             found[told[1]] = told[2][0].upper() + told[2][1:]
-    found[redis_store.ANNOUNCED_KEY] = _docstring_of("ANNOUNCED_KEY")
+    found[redis_store.ANNOUNCED_KEY] = _docstring_of(redis_store, "ANNOUNCED_KEY")
+    found[f"{logins.PREFIX}:{{<slot>}}:<window µs>"] = _docstring_of(logins, "PREFIX")
     queue = (SOURCE / "governance" / "scripts" / "logqueue.lua").read_text()
     for part, text in re.findall(r"^--   <p>(\S+) +(.+)$", queue, re.MULTILINE):
         found[f"logs:{{<shard>}}:{part}"] = text[0].upper() + text[1:]
     return dict(sorted(found.items()))
 
 
-def _docstring_of(constant: str) -> str:
-    """The docstring below a constant of redis_store.py."""
-    body = ast.parse(inspect.getsource(redis_store)).body
+def _docstring_of(module: ModuleType, constant: str) -> str:
+    """The docstring below a constant of a module."""
+    body = ast.parse(inspect.getsource(module)).body
     for node, below in pairwise(body):
         if isinstance(node, ast.AnnAssign) and getattr(node.target, "id", "") == constant:
             assert isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)

@@ -67,6 +67,7 @@ class Control:
             audit=database.audit(now_us),
             idempotency=database.idempotency(DIGEST_KEY, lambda: now_us() + self.later_us),
             logins=LoginLimits(lambda: self.now_us),
+            session_ends=database.session_ends(now_us),
             spend=database.spend,
             budgets=database.budgets,
             alerts=database.alerts,

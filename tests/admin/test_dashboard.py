@@ -95,13 +95,57 @@ async def test_a_session_ends_with_its_token(control: Control) -> None:
     assert (await browser.get("/dashboard/keys")).status == 303
 
 
+async def test_signing_out_ends_copies_of_the_cookie_too(control: Control) -> None:
+    """On another gateway as on this one; another session of the same token goes on."""
+    browser, thief, beside = Browser(control), Browser(control), Browser(control)
+    await browser.sign_in()
+    await beside.sign_in()
+    copied = thief.cookies = dict(browser.cookies)
+    assert (await thief.get("/dashboard/keys")).status == 200
+    here, control.application = control.application, control.make(control.database)
+    assert (await thief.get("/dashboard/keys")).status == 200
+    await browser.get("/dashboard/keys")
+    await browser.post("/dashboard/logout", {})
+    for gateway in (control.application, here):
+        control.application, thief.cookies = gateway, dict(copied)
+        ended = await thief.get("/dashboard/keys")
+        assert ended.status == 303 and "Max-Age=0" in ended.headers["set-cookie"]
+        assert (await beside.get("/dashboard/keys")).status == 200
+
+
+async def test_signing_out_everywhere(control: Control) -> None:
+    """Ends all sessions of this token, on every gateway, and of no other; new ones may begin."""
+    _, secret = await token_of(control, Role.OWNER, "key_mine")
+    first, second, other = Browser(control), Browser(control), Browser(control)
+    for browser, token in ((first, secret), (second, secret), (other, TOKEN)):
+        await browser.sign_in(token)
+    for again in range(2):
+        await first.get("/dashboard/session")
+        control.application = control.make(control.database)
+        assert (await first.post("/dashboard/session/end-all", {})).headers["location"] == "/dashboard/login"
+        for browser in (first, second):
+            assert (await browser.get("/dashboard/keys")).status == 303, again
+            assert (await browser.sign_in(secret)).status == 303
+            assert (await browser.get("/dashboard/keys")).status == 200
+        assert (await other.get("/dashboard/keys")).status == 200
+
+
+async def test_rotating_a_token_ends_its_sessions_though_the_old_secret_works_for_a_while(control: Control) -> None:
+    token_id, secret = await token_of(control, Role.VIEWER)
+    browser = Browser(control)
+    await browser.sign_in(secret)
+    await control.database.admin_tokens(DIGEST_KEY, now_us).rotate(token_id, overlap_s=3600)
+    assert (await browser.get("/dashboard/keys")).status == 303
+    assert (await control("GET", "/admin/v1/me", token=secret)).status == 200
+
+
 def test_a_session_has_an_end_and_one_master() -> None:
     now = [1_795_000_000_000_000]
     sessions = Sessions("master", lambda: now[0])
-    cookie = sessions.begin("tka_x")
+    begun = sessions.begin("tka_x", 3)
+    cookie = sessions.cookie(begun)
     now[0] += SESSION_S * 1_000_000 - 1
-    session = sessions.read(cookie)
-    assert session is not None and session.token == "tka_x"
+    assert sessions.read(cookie) == begun and begun.token == "tka_x"
     assert Sessions("another", lambda: now[0]).read(cookie) is None
     for broken in ("", "x", "é", cookie[:-4], cookie[:-4] + "AAAA", cookie * 40):
         assert sessions.read(broken) is None
@@ -227,7 +271,7 @@ async def test_every_page_asks_who_it_is_and_for_which_role(control: Control) ->
         _, secret = await token_of(control, role, *([key["id"]] if role is Role.OWNER else []))
         await browsers[role].sign_in(secret)
         await browsers[role].get("/dashboard")
-    for path, method in routes:
+    for path, method in sorted(routes, key=lambda each: each[0] == "/session/end-all"):
         if path in OPEN:
             continue
         wanted = "/dashboard" + re.sub(r"\{\w+\}", key["id"], path)
@@ -241,7 +285,7 @@ async def test_every_page_asks_who_it_is_and_for_which_role(control: Control) ->
             assert (answer.status == 403) == (role not in roles), (path, method, role, answer.status)
             assert answer.status != 500
             if method == "POST":
-                assert roles == (Role.ADMIN,), path
+                assert roles == ((Role.ADMIN,) if path != "/session/end-all" else tuple(Role)), path
 
 
 async def test_an_owner_sees_its_own_alone(control: Control) -> None:
@@ -327,6 +371,12 @@ async def test_the_database_is_away(control: Control) -> None:
     assert (await browser.post("/dashboard/login", {"token": TOKEN})).status == 303
     answer = await browser.get("/dashboard/keys")
     assert answer.status == 503 and "verysecret" not in browser.page
+    assert (await browser.get("/dashboard/session")).status == 200
+    copy = dict(browser.cookies)
+    half_out = await browser.post("/dashboard/logout", {})
+    assert half_out.status == 503 and "Sign out everywhere" in browser.page and "Max-Age=0" in str(half_out.headers)
+    browser.cookies = copy
+    assert (await browser.get("/dashboard/session")).status == 503, "this gateway knows, though it could not tell"
     await away.close()
 
 

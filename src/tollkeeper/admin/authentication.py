@@ -2,7 +2,7 @@
 
 Every try of a token counts against the address that it comes from, but for tokens that were right from there lately:
 so an operator is not locked out by somebody who guesses behind the same proxy. An address is a slot of a fixed
-number, so memory is bounded however many addresses try; IPv6 counts by /64. Nothing here knows HTTP.
+number, so what is kept is bounded however many addresses try; IPv6 counts by /64. Nothing here knows HTTP.
 """
 
 import hmac
@@ -22,7 +22,8 @@ from tollkeeper.observability.metrics import Metrics
 KNOWN_MAX: Final = 1024
 """Tokens that were right lately, each with its address."""
 SLOTS: Final = 16_384
-"""Addresses that are told apart. Which share a slot is drawn at start, so nobody can choose to share another's."""
+"""Addresses that are told apart. Which share a slot depends on the token of the environment, so that gateways which
+share that count alike, and nobody can choose to share another's."""
 SECRET_CHARACTERS_MAX: Final = 512
 
 
@@ -39,6 +40,7 @@ class Authenticator:
         self._bootstrap = bootstrap.encode()
         self._tokens, self._limiter = tokens, limiter
         self._salt = secrets.token_bytes(16)
+        self._slots_key = hmac.digest(self._bootstrap, b"login slots", "sha256")
         self._known: OrderedDict[bytes, None] = OrderedDict()
         self._log = logger("admin")
         tries = metrics.counter("tollkeeper_admin_logins_total", "Tries of admin tokens, by result.", "result")
@@ -65,7 +67,7 @@ class Authenticator:
         return found
 
     def _slot(self, network: str) -> str:
-        digest = blake2b(network.encode("utf-8", "replace"), key=self._salt, digest_size=8).digest()
+        digest = blake2b(network.encode("utf-8", "replace"), key=self._slots_key, digest_size=8).digest()
         return str(int.from_bytes(digest) % SLOTS)
 
     async def _look_up(self, secret: str) -> Actor | None:

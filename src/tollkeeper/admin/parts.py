@@ -19,6 +19,7 @@ from tollkeeper.domain.ports import (
     LogAccounts,
     LoginLimiter,
     LogReader,
+    SessionEnds,
     SpendLedger,
     UsageReports,
 )
@@ -48,6 +49,7 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     log_accounts: LogAccounts
     reports: UsageReports
     logins: LoginLimiter
+    session_ends: SessionEnds
     sync: Sync
     readiness: Readiness
     metrics: Metrics

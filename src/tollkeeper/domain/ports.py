@@ -174,7 +174,8 @@ class Accounts(Protocol):
         ...
 
     async def rotate_key(self, key: str, *, overlap_s: float = 0.0) -> tuple[Key, str]:
-        """A new secret; the old one works for `overlap_s` more. One that was still working from before ends now."""
+        """A new secret; the old one works for `overlap_s` more, but sessions of the dashboard that it began end now.
+        One that was still working from before ends now."""
         ...
 
     async def update_key(self, key: str, change: KeyChange) -> Key: ...
@@ -291,6 +292,26 @@ class IdempotencyBook(Protocol):
 
     async def lost(self, turn: Fresh) -> None:
         """It may have run: whoever comes next looks into the audit log."""
+        ...
+
+
+class SessionEnds(Protocol):
+    """Sessions of the dashboard that ended before their time. Raises `DatabaseUnavailable`."""
+
+    async def era(self, actor_id: str) -> int:
+        """How often all sessions of the actor were ended: a session begun now is of this era."""
+        ...
+
+    async def has_ended(self, session_id: str, actor_id: str, era: int) -> bool:
+        """Whether a session of that era was ended, by itself or with all of its actor."""
+        ...
+
+    async def end(self, session_id: str, until_us: int) -> None:
+        """End one, on every gateway. It is remembered until `until_us`, when it has ended anyway."""
+        ...
+
+    async def end_all(self, actor_id: str) -> None:
+        """End all that the actor has now."""
         ...
 
 

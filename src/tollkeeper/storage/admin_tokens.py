@@ -26,6 +26,7 @@ from tollkeeper.storage.accounts import HINT_CHARACTERS, TIME_MAX_US, candidates
 from tollkeeper.storage.changes import Change, Changes
 from tollkeeper.storage.names import new_id, validate_name
 from tollkeeper.storage.pages import after_cursor
+from tollkeeper.storage.sessions import begin_era
 from tollkeeper.storage.tables import admin_tokens
 from tollkeeper.storage.transactions import Transaction
 
@@ -109,6 +110,7 @@ class StoredAdminTokens:
                 "previous_digest": admin_tokens.c.digest if overlap_s else None,
                 "previous_until_us": until_us,
             }
+            await begin_era(change.transaction, before.id)
             return await _written(change, "admin_token.rotate", before, values), secret
 
     async def revoke(self, token: str) -> AdminToken:
@@ -116,6 +118,7 @@ class StoredAdminTokens:
             before = await _find(change.transaction, token)
             if before.revoked_us is not None:
                 return before
+            await begin_era(change.transaction, before.id)
             return await _written(change, "admin_token.revoke", before, {"revoked_us": change.now_us})
 
     async def get(self, token: str) -> AdminToken:

@@ -14,6 +14,7 @@ from tollkeeper.domain.ports import (
     BudgetReader,
     IdempotencyBook,
     KeyDirectory,
+    SessionEnds,
     SpendLedger,
 )
 from tollkeeper.storage.accounts import StoredAccounts
@@ -28,6 +29,7 @@ from tollkeeper.storage.engine import make_engine
 from tollkeeper.storage.idempotency import StoredIdempotency
 from tollkeeper.storage.migrate import is_current, migrate
 from tollkeeper.storage.objects import StoredObjects
+from tollkeeper.storage.sessions import StoredSessionEnds
 from tollkeeper.storage.spend import StoredSpend
 from tollkeeper.storage.transactions import Transactions
 
@@ -68,6 +70,10 @@ class Database:
     def idempotency(self, digest_key: bytes, now_us: Callable[[], int]) -> IdempotencyBook:
         """Idempotency keys of the admin API."""
         return StoredIdempotency(self._transactions, digest_key, now_us)
+
+    def session_ends(self, now_us: Callable[[], int]) -> SessionEnds:
+        """Sessions of the dashboard that were ended."""
+        return StoredSessionEnds(self._transactions, now_us)
 
     def _changes(self, now_us: Callable[[], int]) -> Changes:
         return Changes(self._transactions, LIBRARY, now_us)

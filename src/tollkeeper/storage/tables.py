@@ -325,6 +325,16 @@ stored_objects: Final = Table(
 )
 """Answers, files and batches kept at providers, by the organisation that made them (domain/objects.py)."""
 
+session_ends: Final = Table(
+    "session_ends",
+    METADATA,
+    _text("subject"),
+    _int("era"),
+    _int("forget_us", nullable=True),
+    PrimaryKeyConstraint("subject"),
+)
+"""Ended sessions of the dashboard until they would have ended anyway, and by actor how often all of it were ended."""
+
 monthly_usage_summary: Final = Table(
     "monthly_usage_summary",
     METADATA,

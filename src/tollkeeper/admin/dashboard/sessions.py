@@ -1,9 +1,10 @@
 """Sessions of the dashboard: a cookie that holds the admin token, sealed, until it ends.
 
 Whoever has a session is looked up by its token at every request, as in the API: a token that is revoked, rotated or
-expired ends its sessions at once, on every gateway, and the token of the environment works while the database is
-away. The key is made of that token, so gateways that share it share sessions, and replacing it ends all of them.
-A CSRF token is a digest of the cookie, which other sites can neither read nor guess. Pure but for random bytes.
+expired ends its sessions at once, on every gateway. Sessions that were ended before are in the database, by their id
+(door.py asks). The key is made of the environment's token, so gateways that share it share sessions, and replacing it
+ends all of them. A CSRF token is a digest of the cookie, which other sites can neither read nor guess. Pure but for
+random bytes.
 """
 
 import hmac
@@ -28,10 +29,12 @@ PATH: Final = "/dashboard"
 
 
 class Session(msgspec.Struct, frozen=True):
-    """What the cookie holds."""
+    """What the cookie holds. `era`: of the actor, when it began (`ports.SessionEnds`)."""
 
+    id: str
     token: str
     ends_us: int
+    era: int
 
 
 class Sessions:
@@ -43,9 +46,12 @@ class Sessions:
         )
         self._now_us = now_us
 
-    def begin(self, token: str) -> str:
-        """The cookie of a new session."""
-        session = Session(token, self._now_us() + SESSION_S * US_PER_S)
+    def begin(self, token: str, era: int) -> Session:
+        """A new session."""
+        return Session(f"ses_{secrets.token_hex(16)}", token, self._now_us() + SESSION_S * US_PER_S, era)
+
+    def cookie(self, session: Session) -> str:
+        """What the browser keeps."""
         sealed = seal(self._sealing, secrets.token_bytes(NONCE_BYTES), msgspec.json.encode(session))
         return urlsafe_b64encode(sealed).decode()
 
@@ -59,7 +65,10 @@ class Sessions:
             return None
         if text is None:
             return None
-        session = msgspec.json.decode(text, type=Session)
+        try:
+            session = msgspec.json.decode(text, type=Session)
+        except msgspec.ValidationError:
+            return None  # an earlier release's
         return session if session.ends_us > self._now_us() else None
 
     def form_token(self, cookie: str) -> str:

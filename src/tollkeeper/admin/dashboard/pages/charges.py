@@ -4,7 +4,8 @@ from typing import Final
 
 from starlette.responses import Response
 
-from tollkeeper.admin.dashboard.site import ADMINS, READERS, Site, Visit, see
+from tollkeeper.admin.dashboard.http import see
+from tollkeeper.admin.dashboard.site import ADMINS, READERS, Site, Visit
 from tollkeeper.admin.services import Services
 from tollkeeper.domain.audit import AuditFilters
 from tollkeeper.domain.corrections import STATUSES

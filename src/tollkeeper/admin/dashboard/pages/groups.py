@@ -12,8 +12,9 @@ import msgspec
 from starlette.responses import Response
 
 from tollkeeper.admin.access import Caller
+from tollkeeper.admin.dashboard.http import see
 from tollkeeper.admin.dashboard.pages.policies import EMPTY, limits_change, policy_fields
-from tollkeeper.admin.dashboard.site import ADMINS, ANYONE, Site, Visit, see
+from tollkeeper.admin.dashboard.site import ADMINS, ANYONE, Site, Visit
 from tollkeeper.admin.services import Services
 from tollkeeper.admin.services.groups import OrganisationService, TeamService
 from tollkeeper.domain.accounts import GroupFilters, KeyFilters

@@ -9,8 +9,9 @@ from starlette.responses import Response
 from tollkeeper.admin.access import Caller
 from tollkeeper.admin.dashboard.charts import Series, columns
 from tollkeeper.admin.dashboard.formats import axis_dollars
+from tollkeeper.admin.dashboard.http import see
 from tollkeeper.admin.dashboard.pages.policies import EMPTY, is_changed, limits_change, policy_fields
-from tollkeeper.admin.dashboard.site import ADMINS, ANYONE, Site, Visit, see
+from tollkeeper.admin.dashboard.site import ADMINS, ANYONE, Site, Visit
 from tollkeeper.admin.services import Services
 from tollkeeper.domain.accounts import UNCHANGED, GroupFilters, KeyChange, KeyFilters, NewKey
 from tollkeeper.domain.errors import InvalidInput, Unavailable

@@ -4,7 +4,8 @@ from typing import Any, Final
 
 from starlette.responses import Response
 
-from tollkeeper.admin.dashboard.site import ADMINS, ANYONE, READERS, Site, Visit, see
+from tollkeeper.admin.dashboard.http import see
+from tollkeeper.admin.dashboard.site import ADMINS, ANYONE, READERS, Site, Visit
 from tollkeeper.admin.services import Services
 from tollkeeper.domain.errors import InvalidInput, NotFound
 from tollkeeper.domain.log_search import LogFilters

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from tollkeeper.admin.dashboard.site import Form
+from tollkeeper.admin.dashboard.http import Form
 from tollkeeper.admin.models import LimitsChange
 from tollkeeper.domain.errors import InvalidInput
 from tollkeeper.domain.periods import Period
