@@ -276,6 +276,9 @@ class ProviderSettings(Group, frozen=True):
     output_limit_field: Literal["max_tokens", "max_completion_tokens"] | None = None
     """The field injected into chat requests without a limit. Default: `max_completion_tokens` at OpenAI itself,
     `max_tokens` elsewhere."""
+    asks_stream_usage: bool | None = None
+    """Whether streams are asked to report their usage (`stream_options.include_usage`), so that they can be charged.
+    Default: yes, but not at Mistral, which reports it unasked and refuses the field."""
     connect_timeout_s: float = 5.0
     """Longest time to connect, TLS included."""
     first_byte_timeout_s: float = 300.0

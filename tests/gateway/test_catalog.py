@@ -12,6 +12,7 @@ import pytest
 from genai_prices.data import providers as price_data
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from tollkeeper.domain.bound import Content
 from tollkeeper.domain.errors import ConfigurationError
@@ -20,9 +21,10 @@ from tollkeeper.domain.usage import Usage
 from tollkeeper.gateway.catalog import (
     MODELS_MAX,
     Catalog,
+    asks_stream_usage,
     output_limit_field,
 )
-from tollkeeper.settings import ProviderSettings, convert
+from tollkeeper.settings import ProviderSettings, Settings, convert
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -247,3 +249,33 @@ def test_output_limits_are_stated_in_the_field_that_the_provider_heeds() -> None
     assert EVERY.info("openai", "gpt-4o-mini", "gpt-4o-mini", us(NOW)).output_default == 16_384
     assert EVERY.info("openai", "gpt-6-sol", "gpt-6-sol", us(NOW)).output_default == 128_000
     assert EVERY.info("openai", "unheard-of", "unheard-of", us(NOW)).output_default == 4096
+
+
+def test_who_is_asked_for_the_usage_of_a_stream() -> None:
+    """Everybody but Mistral, unless the settings say otherwise."""
+    for base_url, asked in (
+        ("https://api.openai.com/v1", True),
+        ("https://api.mistral.ai/v1", False),
+        ("https://api.eu.mistral.ai/v1", False),
+        ("https://api.mistral.ai.example.com/v1", True),
+    ):
+        provider = ProviderSettings(base_url=base_url, dialect="openai")
+        assert asks_stream_usage(provider) is asked
+        assert asks_stream_usage(structs.replace(provider, asks_stream_usage=not asked)) is not asked
+
+
+def test_inference_in_one_place_is_bounded_by_its_price() -> None:
+    """Anthropic's tenth on every token, also in fast mode; searches cost the same."""
+    catalog = Catalog(
+        Settings(providers={"a": ProviderSettings(base_url="https://api.anthropic.com/v1", dialect="anthropic")})
+    )
+    info = catalog.info("a", "claude-opus-4-6", "claude-opus-4-6", us(NOW))
+    assert info.price is not None
+    usage = Usage(1000, 100, 200, 300, 100, web_searches=2)
+    plain, kept = (cost_nano(info.price, structs.replace(usage, service_tier=tier)) for tier in ("", "us"))
+    searches = 2 * 10_000_000
+    assert kept - searches == (plain - searches) * 11 // 10
+    content = Content(text_bytes=1000, service_tiers=("us",))
+    tokens = info.bound(content, max_output=100, choices=1)
+    assert tokens.unbounded is None
+    assert info.hold_nano(content, tokens) == (1000 * 5000 + 100 * 25_000) * 11 // 10

@@ -157,7 +157,11 @@ async def told() -> AsyncIterator[tuple[str, list[str]]]:
         text = f'{{"usage":{usage},{costs.pop()}}}'
         return web.Response(text=text, content_type="application/json")
 
+    async def message(_: web.Request) -> web.Response:
+        return web.Response(text=f'{{"type":"message","usage":{{{costs.pop()}}}}}', content_type="application/json")
+
     app = web.Application()
+    app.router.add_post("/v1/messages", message)
     app.router.add_post("/v1/chat/completions", answer)
     app.router.add_post("/v1/responses", respond)
     runner = web.AppRunner(app)
@@ -229,3 +233,24 @@ async def test_a_service_tier_and_searches_are_charged_and_recorded(
     assert fast.price_version == f"{standard.price_version} priority"
     assert searched.web_searches == 2
     assert searched.cost_source == "price"
+
+
+async def test_an_advisor_is_charged_and_counted(
+    tmp_path: Path, simulator: Simulator, told: tuple[str, list[str]]
+) -> None:
+    """Its tokens are in no total of the answer; the charge and the record have them, at its own model's price."""
+    base_url, words = told
+    anthropic = ProviderSettings(base_url=base_url, dialect="anthropic", prices="anthropic")
+    stand = Stand(tmp_path, Settings(providers={"anthropic": anthropic}), simulator)
+    stand.key()
+    advice = '{"type":"advisor_message","model":"claude-opus-4-7","input_tokens":800,"output_tokens":1000}'
+    words += [f'"input_tokens":100,"output_tokens":10,"iterations":[{advice}]']
+    body = {"model": "claude-haiku-4-5", "max_tokens": 64, "messages": [{"role": "user", "content": "hi"}]}
+    async with stand.running():
+        assert (
+            await stand.post(body | {"tools": [{"type": "advisor_20260301", "name": "a"}]}, "/messages")
+        ).status == 200
+        end, record = await stand.one_end()
+    # claude-haiku-4-5: 1 in, 5 out; claude-opus-4-7: 5 in, 25 out
+    assert end.cost_nano == 100 * 1000 + 10 * 5000 + 800 * 5000 + 1000 * 25_000
+    assert (record.tokens_input, record.tokens_output) == (900, 1010)

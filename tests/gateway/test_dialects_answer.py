@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tollkeeper.domain.usage import Usage
 from tollkeeper.gateway.dialects import ENDPOINTS, read_answer, read_usage
-from tollkeeper.gateway.dialects.answer import TOKENS_MAX
+from tollkeeper.gateway.dialects.base import TOKENS_MAX
 
 CHAT = ENDPOINTS["/v1/chat/completions"]
 EMBEDDINGS = ENDPOINTS["/v1/embeddings"]

@@ -251,7 +251,13 @@ COSTLY = [
     (MESSAGES, messages(tools=[{"type": "web_search_20250305", "name": "web_search"}]), "web_search_20250305"),
     (MESSAGES, messages(mcp_servers=[{}]), "mcp_servers"),
     (MESSAGES, messages(speed="fast"), "service tier: fast"),
-    (MESSAGES, messages(inference_geo="us"), "inference_geo"),
+    (MESSAGES, messages(inference_geo="us"), "service tier: us"),
+    (
+        MESSAGES,
+        messages(inference_geo="us", speed="fast"),
+        "service tier: fast, service tier: us, service tier: fast us",
+    ),
+    (MESSAGES, messages(inference_geo=["us"]), "inference_geo"),
     (MESSAGES, messages(container="c"), "container"),
     (MESSAGES, messages(context_management={"edits": [{"type": "compact_20260112"}]}), "context_management"),
     (EMBEDDINGS, {"model": "m", "input": [{"image": "x"}]}, "input"),
@@ -402,6 +408,16 @@ def test_usage_is_asked_for_in_streams() -> None:
         (MESSAGES, messages(stream=True), None),
     ):
         assert decoded(upstream_body(read(path, body), model="m")).get("stream_options") == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [(None, None), ({"include_usage": True}, None), ({"include_usage": True, "x": 1}, {"x": 1})],
+)
+def test_usage_is_not_asked_for_where_that_is_refused(options: Any, expected: Any) -> None:
+    """Mistral reports it unasked and answers 422 to `include_usage`, whoever sent it."""
+    call = read(CHAT, chat(stream=True, stream_options=options))
+    assert decoded(upstream_body(call, model="m", asks_usage=False)).get("stream_options") == expected
 
 
 @pytest.mark.parametrize("stated", [{}, {"max_tokens": None}])

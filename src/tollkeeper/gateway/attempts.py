@@ -20,6 +20,7 @@ from tollkeeper.domain.ports import Governor
 from tollkeeper.gateway.admit import admit, attempt_ids
 from tollkeeper.gateway.asgi import HttpError
 from tollkeeper.gateway.bound import Bounder
+from tollkeeper.gateway.catalog import asks_stream_usage
 from tollkeeper.gateway.dialects import Endpoint, upstream_body
 from tollkeeper.gateway.dispatch import upstream_headers, upstream_path
 from tollkeeper.gateway.fleet import Fleet, Turn
@@ -274,7 +275,9 @@ class _Walk:
         elif call.path:
             body = b""
         else:
-            body = upstream_body(call, model=model, output_limit=its.bounder.output_limit(plan))
+            limit = its.bounder.output_limit(plan)
+            asks_usage = not call.stream or asks_stream_usage(settings)
+            body = upstream_body(call, model=model, output_limit=limit, asks_usage=asks_usage)
         headers = upstream_headers(
             exchange.client,
             endpoint,

@@ -32,10 +32,14 @@ OUTPUT_MIN: Final = 16
 class Plan:
     """A request with its bounds. `injected` is the output limit we set, None if the client's stands."""
 
-    __slots__ = ("_estimator", "call", "hold_nano", "info", "injected", "must_hold", "route", "tokens")
+    __slots__ = (
+        *("_at_us", "_bounder", "_estimator"),
+        *("call", "hold_nano", "info", "injected", "must_hold", "route", "tokens"),
+    )
 
-    def __init__(self, call: Call, route: Route, info: ModelInfo, estimator: TokenEstimator) -> None:
-        self.call, self.route, self.info, self._estimator = call, route, info, estimator
+    def __init__(self, call: Call, route: Route, info: ModelInfo, bounder: "Bounder", at_us: int) -> None:
+        self.call, self.route, self.info, self._estimator = call, route, info, bounder.estimator
+        self._bounder, self._at_us = bounder, at_us
         self.injected: int | None = None
         self.must_hold = False  # a budget, cost cap or token limit relies on the output limit
         self.tokens, self.hold_nano = 1, 0
@@ -79,6 +83,10 @@ class Plan:
             output_tokens=usage.output_tokens,
         )
 
+    def price_of(self, model: str) -> Price | None:
+        """The price of another model of the same provider, that had a part in the answer."""
+        return self._bounder.price_now(Route(model, self.route.provider, model), self._at_us)
+
     @property
     def _learned_as(self) -> str:
         return f"{self.route.provider}/{self.route.upstream_model}"
@@ -97,7 +105,7 @@ class Bounder:
 
     def __init__(self, settings: Settings, catalog: Catalog) -> None:
         self._catalog = catalog
-        self._estimator = TokenEstimator()
+        self.estimator = TokenEstimator()
         self._require_price = settings.billing.require_price
         self._providers = settings.providers
 
@@ -110,7 +118,7 @@ class Bounder:
         if call.sold is not None or (info.price is not None and "tokens" not in info.price.kinds):
             info = priced(info, call.endpoint)
         self._check_price(info, route, principal, call.endpoint)
-        plan = Plan(call, route, info, self._estimator)
+        plan = Plan(call, route, info, self, now_us)
         output = info.output_default if call.max_output is None else call.max_output
         if principal.has_budget and (reason := plan.bound_at(output).unbounded) is not None:
             raise RequestError(
@@ -131,7 +139,7 @@ class Bounder:
             info = priced(info, call.endpoint)
         if info.price is None:
             return Line(0, UNPRICED, f"the price of '{route.model}' is not known ({info.unpriced})")
-        plan = Plan(call, route, info, self._estimator)
+        plan = Plan(call, route, info, self, now_us)
         output, reason = call.max_output, None
         if output is None:
             output = info.max_output_tokens or info.output_default

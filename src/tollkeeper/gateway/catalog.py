@@ -245,6 +245,13 @@ def output_limit_field(endpoint: str, provider: ProviderSettings) -> str | None:
     return "max_tokens"
 
 
+def asks_stream_usage(provider: ProviderSettings) -> bool:
+    """Whether streams of chat are asked to report usage. Mistral refuses to be (422, `extra_forbidden`)."""
+    if provider.asks_stream_usage is not None:
+        return provider.asks_stream_usage
+    return re.match(r"https://api(?:\.\w+)?\.mistral\.ai(?:[:/]|$)", provider.base_url) is None
+
+
 def _output_default(model: str) -> int:
     name = model.rpartition("/")[2]
     return next((limit for pattern, limit in OUTPUT_LIMITS if re.match(pattern, name)), OUTPUT_DEFAULT)

@@ -100,7 +100,7 @@ class Instruments:
         ).labels()
         self.unpriced_tiers = plain(
             "tollkeeper_unpriced_service_tiers_total",
-            "Requests served as a service tier without a known price, and charged as the standard.",
+            "Requests served as a service tier, or by a model in part, without a known price.",
         ).labels()
         self.hangups = plain("tollkeeper_client_hangups_total", "Clients that hung up early.").labels()
         self.drains = plain("tollkeeper_drains_total", "Answers read on after the client hung up.").labels()

@@ -26,7 +26,7 @@ from genai_prices.types import (
     TimeOfDateConstraint,
 )
 
-from tollkeeper.domain.tariff import Tariff
+from tollkeeper.domain.tariff import Tariff, scaled
 
 SOURCE: Final = f"genai-prices {genai_prices.__version__}"
 FOREVER_US: Final = 2**62
@@ -62,6 +62,9 @@ NOT_TOKENS: Final = ("_kcount", "_hours", "_kpages", "_mchars", "_gpixels")
 CONTEXTS: Final = ("service_tier", "processing", "speed")
 """What a request can be served as, as genai-prices' variants call it; the value is the service tier's name here."""
 STANDARD: Final = ("default", "standard")
+RESIDENT: Final = ("anthropic", "us", Decimal("1.1"))
+"""Anthropic, documented ("Pricing", data residency): all tokens of a request whose `inference_geo` is `us` cost 1.1
+times as much; models that do not offer it never report it. The data do not have it."""
 
 Known = Mapping[str, Decimal | TieredPrices]
 
@@ -154,7 +157,21 @@ def _tariff(provider: Provider, model: ModelInfo, now: datetime) -> tuple[Tariff
         its = _known(model.get_prices(now, dict.fromkeys(CONTEXTS, name)))
         if its != known and _dearer_unmeasured(its) is None:
             served[name] = _tariff_of(its, f"{version} {name}")
-    return msgspec.structs.replace(_tariff_of(known, version), served=served), None
+    tariff = _tariff_of(known, version)
+    if provider.id == RESIDENT[0]:
+        served |= _resident({"": tariff, **served})
+    return msgspec.structs.replace(tariff, served=served), None
+
+
+def _resident(tariffs: Mapping[str, Tariff]) -> dict[str, Tariff]:
+    """The same service tiers for requests that stay in one place: `us`, `fast us`."""
+    _, place, factor = RESIDENT
+    return {
+        f"{name} {place}".lstrip(): msgspec.structs.replace(
+            scaled(its, factor), fees=its.fees, version=f"{its.version} {place}", source=its.source
+        )
+        for name, its in tariffs.items()
+    }
 
 
 def _without_tokens(provider: Provider, model: ModelInfo, known: Known) -> tuple[Tariff | None, str | None]:

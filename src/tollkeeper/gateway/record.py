@@ -16,7 +16,7 @@ from tollkeeper.domain.usage import NO_USAGE
 from tollkeeper.gateway.asgi import Client, Header
 from tollkeeper.gateway.bound import Plan
 from tollkeeper.gateway.capture import Capture
-from tollkeeper.gateway.charge import NOTHING, charge_of
+from tollkeeper.gateway.charge import NOTHING, charge_of, with_parts, with_tokens
 from tollkeeper.gateway.dialects import (
     AZURE_PREFIX,
     ENDPOINTS,
@@ -225,8 +225,12 @@ class Exchange:
         if usage is None:
             attempt.presume()
         elif not attempt.ended:
-            attempt.settle(usage, charge_of(plan.info, usage, answer.cost, heard=plan.call.content.audio))
+            charge = charge_of(plan.info, usage, answer.cost, heard=plan.call.content.audio)
             plan.learn(usage)
+            if answer.parts:
+                charge = with_parts(charge, plan.info, answer.parts, plan.price_of)
+                usage = with_tokens(usage, answer.parts)
+            attempt.settle(usage, charge)
 
     def charge_nothing(self) -> None:
         """The provider did nothing that it bills, not even its price per request."""

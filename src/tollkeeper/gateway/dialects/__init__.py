@@ -14,6 +14,7 @@ from tollkeeper.gateway.dialects.fault import (
 from tollkeeper.gateway.dialects.headers import limit_headers, money_headers, refusal_headers
 from tollkeeper.gateway.dialects.kept import Kept, Named, find_route, kept_call, off_route, pairs_of
 from tollkeeper.gateway.dialects.kept_answer import Produced, produced_by
+from tollkeeper.gateway.dialects.parts import Part
 from tollkeeper.gateway.dialects.reassemble import reassemble
 from tollkeeper.gateway.dialects.references import Reference, references
 from tollkeeper.gateway.dialects.request import parse, parse_upload, upstream_body
@@ -28,6 +29,7 @@ __all__ = [
     "Endpoint",
     "Kept",
     "Named",
+    "Part",
     "Produced",
     "Reference",
     "Sold",

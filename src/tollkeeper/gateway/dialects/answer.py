@@ -4,88 +4,105 @@ Conventions are those of domain/usage.py: totals include their parts, also where
 that contradicts itself, or has numbers no request can have, is no report: the caller then charges what it held.
 """
 
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
 import msgspec
 
 from tollkeeper.domain.usage import Usage
-from tollkeeper.gateway.dialects.base import ABSENT, TIER_CHARS_MAX, Endpoint
-from tollkeeper.gateway.dialects.sold_answer import read_sold
-
-TOKENS_MAX: Final = 2**40
-"""A larger number is garbage."""
-
-_Tokens = Annotated[int, msgspec.Meta(ge=0, le=TOKENS_MAX)]
+from tollkeeper.gateway.dialects.base import ABSENT, HOME, TIER_CHARS_MAX, Endpoint, Tokens
+from tollkeeper.gateway.dialects.parts import Part, Svg, authored, drawn_by, rounds_beside, svg_part, tool_usage_of
+from tollkeeper.gateway.dialects.sold_answer import milliseconds, read_sold
+from tollkeeper.gateway.dialects.stated import stated_cost
 
 
 class _Cached(msgspec.Struct):
     """Parts of the cached tokens."""
 
-    audio_tokens: _Tokens | None = None
-    image_tokens: _Tokens | None = None
-
-
-class _Details(msgspec.Struct):
-    """Parts of an OpenAI total, on either side."""
-
-    cached_tokens: _Tokens | None = None
-    cached_tokens_details: _Cached | None = None
-    cache_write_tokens: _Tokens | None = None
-    audio_tokens: _Tokens | None = None
-    image_tokens: _Tokens | None = None
-    reasoning_tokens: _Tokens | None = None
-    thinking_tokens: _Tokens | None = None
+    audio_tokens: Tokens | None = None
+    image_tokens: Tokens | None = None
 
 
 class _Creation(msgspec.Struct):
     """Anthropic's cache writes by lifetime."""
 
-    ephemeral_5m_input_tokens: _Tokens | None = None
-    ephemeral_1h_input_tokens: _Tokens | None = None
+    ephemeral_5m_input_tokens: Tokens | None = None
+    ephemeral_1h_input_tokens: Tokens | None = None
+
+
+class _Details(msgspec.Struct):
+    """Parts of an OpenAI total, on either side. Cache writes: as OpenAI, as Qwen and as LiteLLM spell them."""
+
+    cached_tokens: Tokens | None = None
+    cached_tokens_details: _Cached | None = None
+    cache_write_tokens: Tokens | None = None
+    cache_creation_input_tokens: Tokens | None = None
+    cache_creation: _Creation | None = None
+    cache_creation_tokens: Tokens | None = None
+    cache_creation_token_details: _Creation | None = None
+    audio_tokens: Tokens | None = None
+    image_tokens: Tokens | None = None
+    reasoning_tokens: Tokens | None = None
+    thinking_tokens: Tokens | None = None
 
 
 class _ServerTools(msgspec.Struct):
     """Uses of tools that the provider runs, as Anthropic and OpenRouter count them."""
 
-    web_search_requests: _Tokens | None = None
+    web_search_requests: Tokens | None = None
+
+
+class _Searches(msgspec.Struct):
+    """xAI's `server_side_tool_usage_details`."""
+
+    web_search_calls: Tokens | None = None
+    x_search_calls: Tokens | None = None
 
 
 class ReportedUsage(msgspec.Struct):
-    """The `usage` object of any of the formats, as it is spelled. `cost`: JSON text that only some providers send."""
+    """The `usage` object of any of the formats, as it is spelled. `cost…`: JSON that only some providers send."""
 
-    prompt_tokens: _Tokens | None = None
-    completion_tokens: _Tokens | None = None
-    total_tokens: _Tokens | None = None
+    prompt_tokens: Tokens | None = None
+    completion_tokens: Tokens | None = None
+    total_tokens: Tokens | None = None
     prompt_tokens_details: _Details | None = None
     completion_tokens_details: _Details | None = None
-    prompt_cache_hit_tokens: _Tokens | None = None
-    cached_tokens: _Tokens | None = None
-    input_tokens: _Tokens | None = None
-    output_tokens: _Tokens | None = None
+    prompt_cache_hit_tokens: Tokens | None = None
+    cached_tokens: Tokens | None = None
+    input_tokens: Tokens | None = None
+    output_tokens: Tokens | None = None
     input_tokens_details: _Details | None = None
     input_token_details: _Details | None = None
     output_tokens_details: _Details | None = None
-    cache_creation_input_tokens: _Tokens | None = None
-    cache_read_input_tokens: _Tokens | None = None
+    cache_creation_input_tokens: Tokens | None = None
+    cache_read_input_tokens: Tokens | None = None
     cache_creation: _Creation | None = None
-    citation_tokens: _Tokens | None = None
-    reasoning_tokens: _Tokens | None = None
-    num_search_queries: _Tokens | None = None
+    citation_tokens: Tokens | None = None
+    reasoning_tokens: Tokens | None = None
+    num_search_queries: Tokens | None = None
     server_tool_use: _ServerTools | None = None
+    server_side_tool_usage_details: _Searches | None = None
+    prompt_audio_seconds: msgspec.Raw = ABSENT
+    iterations: msgspec.Raw = ABSENT
     service_tier: msgspec.Raw = ABSENT
     speed: msgspec.Raw = ABSENT
+    inference_geo: msgspec.Raw = ABSENT
     cost: msgspec.Raw = ABSENT
+    cost_details: msgspec.Raw = ABSENT
+    is_byok: msgspec.Raw = ABSENT
+    cost_in_usd_ticks: msgspec.Raw = ABSENT
 
 
 class Answer(msgspec.Struct, frozen=True):
     """What an answer reports. `model` is the provider's name for what answered.
 
-    `cost` is the JSON text of the amount in USD that the provider says it charges, empty if it says none.
+    `cost` is the JSON text of the amount in USD that the provider says it charges, empty if it says none. `parts`:
+    what other rounds of the request used, which `usage` leaves out.
     """
 
     usage: Usage | None = None
     model: str | None = None
     cost: bytes = b""
+    parts: tuple[Part, ...] = ()
 
 
 class Served(msgspec.Struct, frozen=True):
@@ -94,6 +111,7 @@ class Served(msgspec.Struct, frozen=True):
     service_tier: str = ""
     web_searches: int = 0
     file_searches: int = 0
+    parts: tuple[Part, ...] = ()
 
 
 class _Envelope(msgspec.Struct):
@@ -101,6 +119,9 @@ class _Envelope(msgspec.Struct):
     model: msgspec.Raw = ABSENT
     service_tier: msgspec.Raw = ABSENT
     output: msgspec.Raw = ABSENT
+    tool_usage: msgspec.Raw = ABSENT
+    tools: msgspec.Raw = ABSENT
+    svg_usage: msgspec.Raw = ABSENT
 
 
 class _Action(msgspec.Struct):
@@ -112,12 +133,7 @@ class _Item(msgspec.Struct):
 
     type: str | None = None
     action: _Action | None = None
-
-
-class _Cost(msgspec.Struct):
-    """Perplexity's `cost`."""
-
-    total_cost: msgspec.Raw = ABSENT
+    svg_usage: Svg | None = None
 
 
 _decode_envelope = msgspec.json.Decoder(_Envelope).decode
@@ -125,7 +141,6 @@ _decode_usage = msgspec.json.Decoder(ReportedUsage | None).decode
 _decode_string = msgspec.json.Decoder(str | None).decode
 
 _decode_items = msgspec.json.Decoder(list[_Item]).decode
-_decode_cost = msgspec.json.Decoder(_Cost).decode
 
 _NO_DETAILS: Final = _Details()
 _NO_CACHED: Final = _Cached()
@@ -145,11 +160,13 @@ def read_answer(endpoint: Endpoint, body: bytes) -> Answer:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return Answer()
     reported = parse_usage(envelope.usage)
-    served = parse_served(envelope.service_tier, envelope.output)
+    served = parse_served(envelope.service_tier, envelope.output, envelope.tool_usage, envelope.tools)
     usage = usage_of(endpoint, reported, served)
+    parts = parts_of(endpoint, reported, served)
     if endpoint.sells_media:
         usage = read_sold(endpoint, body, usage, envelope.usage)
-    return Answer(usage, parse_string(envelope.model), cost_of(reported))
+        parts += svg_part(envelope.svg_usage)
+    return Answer(usage, parse_string(envelope.model), cost_of(reported), parts)
 
 
 def read_usage(endpoint: Endpoint, body: bytes) -> Usage | None:
@@ -175,11 +192,17 @@ def parse_string(raw: msgspec.Raw) -> str | None:
     return value
 
 
-def parse_served(service_tier: msgspec.Raw, output: msgspec.Raw = ABSENT) -> Served:
-    """From the fields beside `usage`: OpenAI's service tier, the Responses format's output items. Never raises."""
+def parse_served(
+    service_tier: msgspec.Raw,
+    output: msgspec.Raw = ABSENT,
+    tool_usage: msgspec.Raw = ABSENT,
+    tools: msgspec.Raw = ABSENT,
+) -> Served:
+    """From the fields beside `usage`: OpenAI's service tier, the Responses format's items and tools. Never raises."""
     tier = _parse_tier(service_tier)
     web = files = 0
-    if len(output) and b"_search_call" in bytes(output):
+    parts: tuple[Part, ...] = ()
+    if len(output) and _has_fees(bytes(output)):
         try:
             items = _decode_items(output)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -189,7 +212,26 @@ def parse_served(service_tier: msgspec.Raw, output: msgspec.Raw = ABSENT) -> Ser
                 files += 1
             elif item.type == "web_search_call":
                 web += item.action is None or item.action.type not in _FREE_ACTIONS
-    return Served(tier, web, files) if tier or web or files else _NOT_SERVED
+            if item.svg_usage is not None:
+                parts += (authored(item.svg_usage),)
+    used = tool_usage_of(tool_usage) if len(tool_usage) else None
+    if used is not None:
+        parts += drawn_by(used, tools)
+        if used.web_search is not None and used.web_search.num_requests is not None:
+            # The provider's own count of those it bills.
+            web = used.web_search.num_requests
+    return Served(tier, web, files, parts) if tier or web or files or parts else _NOT_SERVED
+
+
+def _has_fees(output: bytes) -> bool:
+    return b"_search_call" in output or b'"svg_usage"' in output
+
+
+def parts_of(endpoint: Endpoint, reported: ReportedUsage | None, served: Served) -> tuple[Part, ...]:
+    """What other rounds of the request used."""
+    if endpoint.dialect == "anthropic" and reported is not None:
+        return rounds_beside(reported.iterations)
+    return served.parts
 
 
 def _parse_tier(raw: msgspec.Raw) -> str:
@@ -201,16 +243,10 @@ def _parse_tier(raw: msgspec.Raw) -> str:
 
 
 def cost_of(reported: ReportedUsage | None) -> bytes:
-    """The JSON text of the cost that a report states: OpenRouter's `cost`, Perplexity's `cost.total_cost`."""
-    if reported is None or not len(reported.cost):
+    """The JSON text of the cost that a report states."""
+    if reported is None:
         return b""
-    text = bytes(reported.cost)
-    if not text.startswith(b"{"):
-        return text
-    try:
-        return bytes(_decode_cost(text).total_cost)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return b""
+    return stated_cost(reported.cost, reported.cost_in_usd_ticks, reported.is_byok, reported.cost_details)
 
 
 def merged(earlier: ReportedUsage | None, later: ReportedUsage | None) -> ReportedUsage | None:
@@ -241,7 +277,8 @@ def usage_of(endpoint: Endpoint, reported: ReportedUsage | None, served: Served 
         prompt, output = reported.prompt_tokens, reported.completion_tokens
         if output is None and endpoint.name in ("embeddings", "rerank"):
             output = 0
-        if prompt is None and endpoint.name == "rerank":
+        if prompt is None and endpoint.name in ("embeddings", "rerank"):
+            # Voyage and Jina.
             prompt = reported.total_tokens
         usage = _of_openai(
             *(reported, served, prompt, output),
@@ -276,16 +313,13 @@ def _of_openai(
         # Perplexity counts both outside of completion and total.
         citation, reasoning = reported.citation_tokens, reported.reasoning_tokens or 0
         completion += citation + reasoning
-    creation = reported.cache_creation or _NO_CREATION
-    tools = reported.server_tool_use
-    searches = reported.num_search_queries if tools is None else tools.web_search_requests
+    written, for_1h = _written(reported, inputs)
     return Usage(
         input_tokens=prompt,
         output_tokens=completion,
         cached_tokens=cached or 0,
-        # LiteLLM passes Anthropic's own fields on beside its totals.
-        cache_write_tokens=inputs.cache_write_tokens or reported.cache_creation_input_tokens or 0,
-        cache_write_1h_tokens=creation.ephemeral_1h_input_tokens or 0,
+        cache_write_tokens=written,
+        cache_write_1h_tokens=for_1h,
         reasoning_tokens=reasoning,
         input_audio_tokens=inputs.audio_tokens or 0,
         output_audio_tokens=outputs.audio_tokens or 0,
@@ -294,10 +328,35 @@ def _of_openai(
         cached_image_tokens=of_cached.image_tokens or 0,
         output_image_tokens=outputs.image_tokens,
         citation_tokens=citation,
-        web_searches=max(searches or 0, served.web_searches),
+        web_searches=max(_searches(reported), served.web_searches),
         file_searches=served.file_searches,
+        audio_ms=milliseconds(reported.prompt_audio_seconds) or 0 if len(reported.prompt_audio_seconds) else 0,
         service_tier=served.service_tier,
     )
+
+
+def _written(reported: ReportedUsage, inputs: _Details) -> tuple[int, int]:
+    """Tokens written to a cache, and those of them that are kept for an hour."""
+    creation = inputs.cache_creation or inputs.cache_creation_token_details or reported.cache_creation or _NO_CREATION
+    written = (
+        inputs.cache_write_tokens
+        or inputs.cache_creation_input_tokens
+        or inputs.cache_creation_tokens
+        # LiteLLM passes Anthropic's own fields on beside its totals.
+        or reported.cache_creation_input_tokens
+        or 0
+    )
+    return written, creation.ephemeral_1h_input_tokens or 0
+
+
+def _searches(reported: ReportedUsage) -> int:
+    """Web searches that the provider ran, as Perplexity, OpenRouter and xAI count them."""
+    if reported.server_tool_use is not None:
+        return reported.server_tool_use.web_search_requests or 0
+    its = reported.server_side_tool_usage_details
+    if its is not None:
+        return (its.web_search_calls or 0) + (its.x_search_calls or 0)
+    return reported.num_search_queries or 0
 
 
 def _of_anthropic(reported: ReportedUsage) -> Usage | None:
@@ -321,8 +380,15 @@ def _of_anthropic(reported: ReportedUsage) -> Usage | None:
         cache_write_1h_tokens=for_1h,
         reasoning_tokens=outputs.thinking_tokens or 0,
         web_searches=0 if tools is None else tools.web_search_requests or 0,
-        service_tier=_parse_tier(reported.speed) or _parse_tier(reported.service_tier),
+        service_tier=_served_as(reported),
     )
+
+
+def _served_as(reported: ReportedUsage) -> str:
+    """Anthropic's service tier, speed and place, each if it is not the standard: `us`, `fast us`."""
+    tier = _parse_tier(reported.speed) or _parse_tier(reported.service_tier)
+    geo = _parse_tier(reported.inference_geo)
+    return tier if not geo or geo in HOME else f"{tier} {geo}".lstrip()
 
 
 def _consistent(usage: Usage) -> bool:

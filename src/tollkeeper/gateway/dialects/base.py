@@ -6,7 +6,7 @@ re-exports all of them.
 """
 
 from collections.abc import Mapping
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 
@@ -142,7 +142,13 @@ class Call(msgspec.Struct, frozen=True):
     path: str = ""
 
 
+TOKENS_MAX: Final = 2**40
+"""A larger number is garbage."""
+Tokens = Annotated[int, msgspec.Meta(ge=0, le=TOKENS_MAX)]
+"""A count in a report."""
 ABSENT: Final = msgspec.Raw(b"")
 """Default of raw fields: `Raw | None` would take nothing but null."""
+HOME: Final = ("global", "not_available")
+"""Anthropic's `inference_geo` at standard prices; any other is a service tier here."""
 TIER_CHARS_MAX: Final = 32
 """Of a service tier's name."""

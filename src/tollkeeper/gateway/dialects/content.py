@@ -18,7 +18,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from tollkeeper.domain.bound import Content
-from tollkeeper.gateway.dialects.base import ABSENT, TIER_CHARS_MAX, Endpoint, Name
+from tollkeeper.gateway.dialects.base import ABSENT, HOME, TIER_CHARS_MAX, Endpoint, Name
 
 PREAMBLE_TOKENS: Final = 1024
 """Added once for tools, once for each tool of Anthropic's that the client runs, and once for a schema of the answer.
@@ -346,7 +346,7 @@ def _document(source: object, walk: _Walk, depth: int) -> None:
 class _Reader:
     """Reads one request's fields in turn, keeping the first reason."""
 
-    __slots__ = ("extra_input", "extra_output", "one_context", "prompts", "reason", "tiers", "walk")
+    __slots__ = ("extra_input", "extra_output", "geo", "one_context", "prompts", "reason", "tiers", "walk")
 
     def __init__(self) -> None:
         self.walk = _Walk()
@@ -356,6 +356,11 @@ class _Reader:
         self.one_context = True
         self.prompts = 1
         self.tiers: tuple[str, ...] = ()
+        self.geo = ""
+
+    def served(self) -> tuple[str, ...]:
+        """Every service tier that the request may be served as."""
+        return (*self.tiers, self.geo, *(f"{tier} {self.geo}" for tier in self.tiers)) if self.geo else self.tiers
 
     def because(self, reason: str) -> None:
         if self.reason is None:
@@ -435,6 +440,17 @@ def _service_tier(raw: msgspec.Raw, reader: _Reader) -> None:
         return
     if tier is not None and tier not in FREE_TIERS:
         reader.tiers += (tier[:TIER_CHARS_MAX],)
+
+
+def _residency(raw: msgspec.Raw, reader: _Reader) -> None:
+    """Anthropic's place of inference is priced as a service tier, also together with another."""
+    try:
+        geo = _tier(raw)
+    except msgspec.ValidationError:
+        reader.because("an inference_geo that is no text cannot be priced")
+        return
+    if geo is not None and geo not in HOME:
+        reader.geo = geo[:TIER_CHARS_MAX]
 
 
 def _cache_retention(raw: msgspec.Raw, reader: _Reader) -> None:
@@ -573,6 +589,7 @@ _READ: Final[Mapping[Name, Mapping[str, Callable[[msgspec.Raw, _Reader], None]]]
         "output_format": _schema,
         "service_tier": _service_tier,
         "speed": _service_tier,
+        "inference_geo": _residency,
         "context_management": _context_edits,
     },
 }
@@ -609,6 +626,6 @@ def read_content(endpoint: Endpoint, body: bytes, fields: Mapping[str, msgspec.R
         cache_write_1h=cache_write and _mentions(body, b'"1h"'),
         one_context=reader.one_context,
         stored_context=reader.walk.stored,
-        service_tiers=reader.tiers,
+        service_tiers=reader.served(),
         unbounded=reader.reason,
     ), reader.prompts

@@ -270,12 +270,14 @@ NULL: Final = msgspec.Raw(b"null")
 _TRUE: Final = msgspec.Raw(b"true")
 
 
-def upstream_body(call: Call, *, model: str, output_limit: tuple[str, int] | None = None) -> bytes:
+def upstream_body(
+    call: Call, *, model: str, output_limit: tuple[str, int] | None = None, asks_usage: bool = True
+) -> bytes:
     """The body to send: the same fields with the provider's name of the model.
 
     `output_limit` (field, tokens) takes the place of whatever limits the client stated. A stream in a format that
-    reports usage only when asked is asked to. The default limit of /v1/completions is written out, for not all who
-    follow OpenAI keep to it.
+    reports usage only when asked is asked to; without `asks_usage` not even if the client did. The default limit of
+    /v1/completions is written out, for not all who follow OpenAI keep to it.
     """
     fields = dict(call.fields)
     fields["model"] = msgspec.Raw(_encode(model))
@@ -289,9 +291,13 @@ def upstream_body(call: Call, *, model: str, output_limit: tuple[str, int] | Non
     options = fields.get("stream_options")
     if options is not None and options != NULL:
         read = _decode_fields(options)
-        if asks:
+        if not asks_usage:
+            read.pop("include_usage", None)
+        elif asks:
             read["include_usage"] = _TRUE
         fields["stream_options"] = msgspec.Raw(_encode(read))
-    elif asks:
+        if not read:
+            del fields["stream_options"]
+    elif asks and asks_usage:
         fields["stream_options"] = msgspec.Raw(b'{"include_usage":true}')
     return _encode(fields)

@@ -4,12 +4,13 @@ Lengths are decimals on their way to milliseconds, never floats. What cannot be 
 """
 
 from decimal import ROUND_CEILING, Decimal, InvalidOperation
+from math import ceil
 from typing import Final
 
 import msgspec
 
 from tollkeeper.domain.usage import NO_USAGE, Usage
-from tollkeeper.gateway.dialects.base import ABSENT, Endpoint
+from tollkeeper.gateway.dialects.base import ABSENT, TOKENS_MAX, Endpoint
 
 AUDIO_MS_MAX: Final = 10**10
 """A longer recording (115 days) is garbage."""
@@ -18,7 +19,7 @@ AUDIO_MS_MAX: Final = 10**10
 class _Billed(msgspec.Struct):
     """Cohere's `meta.billed_units`."""
 
-    search_units: int | None = None
+    search_units: int | float | None = None
 
 
 class _Meta(msgspec.Struct):
@@ -57,11 +58,16 @@ def read_sold(endpoint: Endpoint, body: bytes, told: Usage | None, usage: msgspe
     if endpoint.name in ("images", "image_edits", "image_variations") and read.data is not None:
         found = msgspec.structs.replace(found, images=len(read.data))
     elif endpoint.name == "rerank" and read.meta is not None and read.meta.billed_units is not None:
-        found = msgspec.structs.replace(found, searches=max(0, read.meta.billed_units.search_units or 0))
+        found = msgspec.structs.replace(found, searches=_units(read.meta.billed_units.search_units))
     elif endpoint.name in ("transcriptions", "translations"):
-        audio_ms = duration_ms(usage) or _milliseconds(read.duration)
-        found = msgspec.structs.replace(found, audio_ms=audio_ms or 0)
+        audio_ms = duration_ms(usage) or milliseconds(read.duration)
+        found = msgspec.structs.replace(found, audio_ms=audio_ms or found.audio_ms)
     return None if told is None and found == NO_USAGE else found
+
+
+def _units(told: float | None) -> int:
+    """Whole searches: Cohere's format has them as a number of any kind."""
+    return 0 if told is None or not 0 <= told <= TOKENS_MAX else ceil(told)
 
 
 def duration_ms(usage: msgspec.Raw) -> int | None:
@@ -70,10 +76,10 @@ def duration_ms(usage: msgspec.Raw) -> int | None:
         read = _decode_duration(usage) if len(usage) else _Duration()
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
-    return _milliseconds(read.seconds) if read.type == "duration" else None
+    return milliseconds(read.seconds) if read.type == "duration" else None
 
 
-def _milliseconds(raw: msgspec.Raw) -> int | None:
+def milliseconds(raw: msgspec.Raw) -> int | None:
     """Seconds as JSON has them, as a number or in quotes."""
     text = bytes(raw).strip(b'"')
     try:

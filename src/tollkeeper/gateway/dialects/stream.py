@@ -24,6 +24,7 @@ from tollkeeper.gateway.dialects.answer import (
     parse_served,
     parse_string,
     parse_usage,
+    parts_of,
     usage_of,
 )
 from tollkeeper.gateway.dialects.base import ABSENT, Endpoint
@@ -45,6 +46,7 @@ _FINAL_TYPES: Final = frozenset(
     (
         *("response.completed", "response.incomplete", "response.failed", "message_stop"),
         *("transcript.text.done", "speech.audio.done", "image_generation.completed", "image_edit.completed"),
+        "transcription.done",  # Mistral
     )
 )
 _WORDS: Final = {
@@ -59,7 +61,7 @@ _WORDS: Final = {
         b'"error"',
     ),
     "messages": (b'"message_stop"', b'"error"'),
-    "transcriptions": (b'"transcript.text.done"', b'"error"'),
+    "transcriptions": (b'"transcript.text.done"', b'"transcription.done"', b'"error"'),
     "speech": (b'"speech.audio.done"', b'"error"'),
     "images": (b'"image_generation.completed"', b'"error"'),
     "image_edits": (b'"image_edit.completed"', b'"error"'),
@@ -75,6 +77,8 @@ class _Inner(msgspec.Struct):
     error: msgspec.Raw = ABSENT
     service_tier: msgspec.Raw = ABSENT
     output: msgspec.Raw = ABSENT
+    tool_usage: msgspec.Raw = ABSENT
+    tools: msgspec.Raw = ABSENT
     id: msgspec.Raw = ABSENT
 
 
@@ -163,7 +167,8 @@ class StreamMeter:
     @property
     def answer(self) -> Answer:
         """Usage, model and stated cost as of now."""
-        return Answer(self.usage, self.model, cost_of(self._reported))
+        parts = parts_of(self._endpoint, self._reported, self._served)
+        return Answer(self.usage, self.model, cost_of(self._reported), parts)
 
     def feed(self, chunk: bytes) -> bytes:
         """Take bytes as they come; the bytes to forward now."""
@@ -264,7 +269,9 @@ class StreamMeter:
         elif usage_of(self._endpoint, reported) is not None:
             self._reported = reported
             self._served = (
-                parse_served(event.service_tier) if inner is None else parse_served(inner.service_tier, inner.output)
+                parse_served(event.service_tier)
+                if inner is None
+                else parse_served(inner.service_tier, inner.output, inner.tool_usage, inner.tools)
             )
             self._whole = True
         return self._strip and _is_empty_list(event.choices)
