@@ -152,11 +152,11 @@ async def _hold_again(lua: LuaRedis, store: LuaStore, whole: dict[bytes, Any]) -
         lua.redis.values = copy.deepcopy(whole) | {counter_key(ROOT, name).encode(): value}
         damaged = copy.deepcopy(lua.redis.values)
         try:
-            await store.reassert(ROOT, "p_1", [again])
+            await store.reassert(ROOT, "p_1", 9, [again])
         except StoreDamaged:
             assert lua.redis.values == damaged
         else:
             raise AssertionError(value)
     lua.redis.values = copy.deepcopy(whole) | {counter_key(ROOT, name).encode(): struct.pack("<6d", 1, 2, 3, 4, 5, 6)}
-    await store.reassert(ROOT, "p_1", [again])
+    await store.reassert(ROOT, "p_1", 9, [again])
     assert lua.redis.values[counter_key(ROOT, name).encode()] == struct.pack("<6d", 1, 52, 3, 4, 5, 6)

@@ -209,8 +209,11 @@ class CheckedLua(LuaRedis):
 
     after_restore = after_reset
 
-    def before_reassert(self, keys: list[bytes], arguments: Sequence[Any]) -> bool:
-        return self.there(keys[0]) and self.redis.execute(b"HGET", keys[1], word(arguments[0])) is None
+    def before_reassert(self, keys: list[bytes], arguments: Sequence[Any]) -> int:
+        mark = self.redis.execute(b"HGET", keys[0], word(arguments[3]))
+        if not self.there(keys[0]) or int(mark or 0) > int(arguments[4]):
+            return -1
+        return int(self.redis.execute(b"HGET", keys[1], word(arguments[0])) is None)
 
     after_reassert = after_reset
 

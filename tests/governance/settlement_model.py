@@ -30,6 +30,10 @@ run: what it may have gone back to is not what was saved under its number.
 A key stands for one amount. After a loss another may come first, so callers hear nothing while the memory waits for
 producers, and who told its caller before the loss (it says so in its outbox) then replaces who did not.
 
+To hold again what is in flight after a loss is asked for by a message, which says at which number of its producer
+it was true. It may come twice and late; a memory that has entries beyond that number, or in which the producer is
+buried, does not heed it, for the attempt's end may be among them. So it makes no hold whose end the memory has.
+
 What is no counter any more is refused by every script that would touch it, whole; it is removed together with the
 marks, so that the memory counts as lost. An entry that is refused all the same is set aside in the end: its number is
 taken, its hold released, its amount listed. Its producer keeps it as it was: after a loss it has another chance.
@@ -53,7 +57,7 @@ CORRECTED = 10  # plus the time of the correction
 BUDGETS = {"org:total": 400, "org:month": 110, "org:day": 60, "key1:day": 40, "teamA:month": 70}
 DAY, MONTH = 30, 90
 DROP_AFTER = 25
-TOGETHER = 1.074
+TOGETHER = 1.104
 """Of the shares of what may happen in a step."""
 REFUSALS = 3
 """So often an entry is refused before it is set aside."""
@@ -102,6 +106,7 @@ class World:
         self.closed, self.forgotten, self.quarantine = {}, set(), 0
         self.keys = {}  # idempotency key: first asked when, its counters, the amounts it was asked for with
         self.told = {}  # idempotency key: the amounts that callers were told it stands for
+        self.holding = []  # messages that ask to hold again, and may come once more
         self.poison, self.aside = set(), set()  # entries the store refuses in a run; attempts that were set aside
         self.apart, self.maybe = set(), set()  # keys that were charged again later; whose entry may be lost
         self.backups, self.writes = [], []
@@ -404,6 +409,7 @@ class World:
         if p in self.closed and self.now > self.closed[p] + DROP_AFTER and not named:
             self.forgotten.add(p)
             self.database["marks"].pop(p, None)
+            self.holding = [message for message in self.holding if message[0] != p]  # no message is that late
         if p in self.forgotten and self.redis is not None:
             self.redis["marks"].pop(p, None)
 
@@ -683,9 +689,21 @@ class World:
         if self.redis is None or not producer.alive:
             return
         for attempt, (hold, counters) in producer.live.items():
-            self.redis["holds"][attempt] = (p, hold, counters)
+            self.hold_again(p, producer.number, attempt, hold, counters)
+            if self.rng.random() < 0.1:
+                self.holding.append((p, producer.number, attempt, hold, counters))
         if not producer.outbox or self.redis["marks"].get(p, 0) >= producer.outbox[-1][0]:
             producer.ready_for = self.run
+
+    def hold_again(self, p, number, attempt, hold, counters):
+        if self.redis is not None and (
+            self.redis["marks"].get(p, 0) <= number or self.broken == "holds are taken whenever they come"
+        ):
+            self.redis["holds"][attempt] = (p, hold, counters)
+
+    def late_hold(self):
+        if self.holding:
+            self.hold_again(*self.holding.pop(self.rng.randrange(len(self.holding))))
 
     # the sync worker: partial snapshots
 
@@ -814,6 +832,7 @@ class World:
             (0.01, self.late_number),
             (0.004, self.damage),
             (0.01, self.poisoned),
+            (0.03, self.late_hold),
         ):
             if r < share:
                 action()
@@ -893,6 +912,7 @@ BROKEN = (
     "no mark check",
     "seeding adds",
     "seeding keeps holds",
+    "holds are taken whenever they come",
     "no guard",
     "forgets what only Redis has",
     "changed flags cleared when read",

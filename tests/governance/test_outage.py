@@ -3,7 +3,7 @@ knows of it afterwards."""
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -442,17 +442,18 @@ async def test_a_way_back_that_fails_leaves_nothing_on_its_way(
             told.append("failed")
             raise StoreUnavailable("gone again", sent=True)
 
-        async def slow(root: str, producer: str, dispatches: Iterable[Dispatch]) -> None:
+        async def slow(root: str, producer: str, number: int, dispatches: Sequence[Dispatch]) -> bool:
             while "failed" not in told:
                 await asyncio.sleep(0)
             await asyncio.sleep(0.05)
-            await reassert(root, producer, dispatches)
+            held = await reassert(root, producer, number, dispatches)
             told.append("held")
+            return held
 
         monkeypatch.setattr(store, "claim", failing)
         monkeypatch.setattr(store, "reassert", slow)
         with pytest.raises(StoreUnavailable):
-            await outage._reassert("org_a", (grant,))
+            await outage._reassert("org_a", 0, (grant,))
         assert told == ["failed", "held"]
         parts.ledger.settle(grant, 5, USAGE)
         assert await parts.ledger.flush(10)

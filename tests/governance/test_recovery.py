@@ -1,8 +1,9 @@
 """Promise 3 through the loss of Redis: budgets are admitted under only when every producer has told what it knows."""
 
 import asyncio
+import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from tests.governance.parts import Clock, Parts, budget, one_key
 from tests.servers.proxy import Proxy
 from tests.servers.redis import RedisServer, wait_until
 from tollkeeper.domain.admission import Denial, Grant, LimitKind
+from tollkeeper.domain.entries import Dispatch
 from tollkeeper.domain.errors import Recovering, StoreUnavailable, Unavailable
 from tollkeeper.domain.policy import Policy
 from tollkeeper.domain.recovery import Ready
@@ -271,6 +273,52 @@ async def test_what_is_settled_when_a_recovery_ends_is_sent(
     await told.wait()
     assert await parts.ledger.flush(5)
     await parts.stop()
+
+
+async def test_what_is_to_be_held_again_and_comes_late_holds_nothing(
+    tmp_path: Path, own_redis: RedisServer, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a loss a gateway tells what it has in flight. The connection is cut before Redis has that, so it is told
+    again; the attempt is settled, and then the first message arrives."""
+
+    def scripts_run() -> int:
+        (calls,) = re.findall(rb"cmdstat_evalsha:calls=(\d+)", own_redis.command("INFO", "commandstats"))
+        return int(calls)
+
+    who = one_key("org_a", budget(1000))
+    async with Proxy(own_redis.socket) as proxy:
+        parts = await Parts.start(tmp_path, proxy.url, clock)
+        flying = await parts.admit(who, "flying.1", hold=600)
+        assert isinstance(flying, Grant)
+        parts.ledger.dispatched(flying)
+        reassert, told = parts.store.reassert, asyncio.Event()
+
+        async def cut_off(root: str, producer: str, number: int, dispatches: Sequence[Dispatch]) -> bool:
+            if told.is_set():
+                return await reassert(root, producer, number, dispatches)
+            told.set()
+            proxy.hold_back()
+            telling = asyncio.create_task(reassert(root, producer, number, dispatches))
+            while not proxy.kept:
+                await asyncio.sleep(0.01)
+            proxy.cut()
+            return await telling
+
+        monkeypatch.setattr(parts.store, "reassert", cut_off)
+        own_redis.command("FLUSHALL")
+        parts.ledger.recover("org_a")
+        await told.wait()
+        await parts.ledger.warm("org_a")
+        assert own_redis.command("HLEN", "hold:{org_a}") == b":1\r\n"
+        parts.ledger.settle(flying, 50, Usage())
+        assert await parts.ledger.flush(60)
+        before = scripts_run()
+        proxy.release()
+        await asyncio.to_thread(wait_until, lambda: scripts_run() > before, "the late message", 60)
+        (state,) = [s for s in await parts.ledger.limits(who) if s.kind is LimitKind.BUDGET]
+        assert (state.used, state.held) == (50, 0)
+        assert own_redis.command("HLEN", "hold:{org_a}") == b":0\r\n"
+        await parts.stop()
 
 
 @pytest.mark.parametrize("then", ["recovering", "away"])

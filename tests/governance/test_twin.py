@@ -118,6 +118,8 @@ moves = st.one_of(
     st.tuples(st.just("reset")),
     st.tuples(st.just("seed"), st.integers(0, 3), st.integers(0, 50)),
     st.tuples(st.just("reassert")),
+    st.tuples(st.just("reassert"), st.integers(-2, 1)),
+    st.tuples(st.just("reassert"), st.integers(0, 3), st.sampled_from([2, 9])),
     st.tuples(st.just("gate"), st.integers(0, 7), st.sampled_from([0, 1, 700_000]), st.booleans()),
     st.tuples(st.just("gate"), st.integers(0, 7), st.sampled_from([0, 1, 700_000]), st.booleans()),
     st.tuples(st.just("ready"), st.integers(1, 3), st.sampled_from([True, True, False])),
@@ -337,9 +339,10 @@ class Pair:
             node = client._only or client._node_of(marks_key(self.root))
             node.lead.life = self.memory.life
 
-    async def on_reassert(self) -> None:
-        dispatches = [dispatch for _, dispatch in self.grants]
-        await self.both(lambda store: store.reassert(self.root, "p_1", dispatches))
+    async def on_reassert(self, skew: int = 0, producer: int = 1) -> None:
+        """As of the producer's last number; or late, when the store is beyond it or has buried it."""
+        number, dispatches = self.number * (producer == 1) + skew, [dispatch for _, dispatch in self.grants]
+        await self.both(lambda store: store.reassert(self.root, f"p_{producer}", number, dispatches))
 
     async def on_renew(self) -> None:
         leases = {self.root: {dispatch.attempt: dispatch.slots for _, dispatch in self.grants}}

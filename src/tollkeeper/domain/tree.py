@@ -8,7 +8,7 @@ not know where it lives, what time it is, or how an answer travels.
 - seed, snapshot, clear: the way from and to the database
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -632,10 +632,14 @@ class Tree:
         if self.run is not None and name not in self.counters:
             self.counters[name] = Counter(expires_us, totals)
 
-    def reassert(self, producer: str, dispatches: Iterable[Dispatch]) -> None:
-        """Hold again what a producer still has in flight, after a loss or under a new name."""
-        if self.run is None:
-            return
+    def reassert(self, producer: str, number: int, dispatches: Sequence[Dispatch]) -> bool:
+        """Hold again what a producer still has in flight, after a loss or under a new name.
+
+        `number` is the last that it had given when it had these in flight. False, and nothing is changed, if the tree
+        is cold or has gone beyond that: the end of one of them may be here already, and would never release it.
+        """
+        if self.run is None or self.marks.get(producer, 0) > number:
+            return not dispatches
         for dispatch in dispatches:
             if dispatch.attempt not in self.holds:
                 for ref in dispatch.counters:
@@ -644,6 +648,7 @@ class Tree:
             names = tuple([ref.name for ref in dispatch.counters])
             taken = tuple([(b.generation, b.last_us, b.level, b.returned) for b in dispatch.buckets])
             self.holds[dispatch.attempt] = Hold(dispatch.hold_nano, producer, names, dispatch.slots, runs, taken)
+        return True
 
     def sweep(self, now_us: int) -> None:
         """Drop what has no more effect: the memory store's counterpart of key expiry."""

@@ -946,11 +946,25 @@ class Ledger:
             # The store has lost it and the outbox has forgotten it meanwhile: so by now the database has it.
             state.suspect = True
             return False
-        in_flight = [d for r, d in self._outbox.in_flight.values() if r == root]
+        return await self._hold_again(root) and not state.unacknowledged
+
+    async def _hold_again(self, root: str) -> bool:
+        """Have the store hold what is in flight. False: it must be loaded first, or knows us as buried."""
+        # As of one instant: the store takes no hold of which it may have the end.
+        producer, number, in_flight = self.producer, self._last_number(root), self._in_flight(root)
         await self._restore_ended(root, in_flight)
-        await self._store.reassert(root, self.producer, in_flight)
-        await self.outage.hand_over(root, self._live_of)
-        return not state.unacknowledged
+        if not await self._store.reassert(root, producer, number, in_flight):
+            return False
+        return await self.outage.hand_over(root, self._live_of, self._last_number)
+
+    def _last_number(self, root: str) -> int:
+        return self._outbox.next_number(root) - 1
+
+    def _in_flight(self, root: str) -> list[Dispatch]:
+        """What was dispatched, and what was admitted and is about to be."""
+        dispatched = [d for r, d in self._outbox.in_flight.values() if r == root]
+        begun = [g for g in self._live_of(root) if g.demand.attempt not in self._outbox.in_flight]
+        return dispatched + [dispatch_of(grant) for grant in begun]
 
     # A store that has something else than ours under our keys
 

@@ -3,7 +3,7 @@
 It knows no more than where the trees are kept and what time it is: the rules are in domain/tree.py.
 """
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Final
 
 from tollkeeper.domain.admission import Checks, Demand, Reply
@@ -96,8 +96,8 @@ class MemoryStore:
     async def restore(self, root: str, name: str, seed: SeedTotals) -> None:
         self.tree(root).restore(name, seed.expires_us, seed.totals)
 
-    async def reassert(self, root: str, producer: str, dispatches: Iterable[Dispatch]) -> None:
-        self.tree(root).reassert(producer, dispatches)
+    async def reassert(self, root: str, producer: str, number: int, dispatches: Sequence[Dispatch]) -> bool:
+        return self.tree(root).reassert(producer, number, dispatches)
 
     async def renew(self, leases: Mapping[str, Mapping[str, tuple[str, ...]]]) -> None:
         now_us = self.now_us()

@@ -268,15 +268,18 @@ class Outage:
 
     # The way back
 
-    async def hand_over(self, root: str, live: Callable[[str], Iterable[Grant]]) -> None:
+    async def hand_over(
+        self, root: str, live: Callable[[str], Iterable[Grant]], last_number: Callable[[str], int]
+    ) -> bool:
         """Tell the store what was admitted alone, and what it may have lost of the windows; then ask it again.
 
         The ledger calls this when the store has all entries and holds of the root; nothing is settled meanwhile, and
-        the root's requests wait for it. `live` gives the root's attempts in flight. Raises StoreUnavailable; then the
-        root is decided alone as before, and also, without an error, while the breaker is open.
+        the root's requests wait for it. `live` gives the root's attempts in flight, `last_number` the last
+        number given by then. Raises StoreUnavailable; then the root is decided alone as before, and also, without an
+        error, while the breaker is open. False: the store has lost it meanwhile, or knows us by another name.
         """
         if self.is_away(root):
-            return
+            return True
         fallback = self._kept.get(root) or Fallback()
         fallback.learn(self._seen.get(root, {}).values())
         alone = root in self._alone
@@ -287,10 +290,11 @@ class Outage:
             while told != fallback.admitted:  # again only if a request has waited too long, and was decided alone
                 told = fallback.admitted
                 await self._push(root, fallback)
-                if alone:
-                    await self._reassert(root, tuple(live(root)))
+                if alone and not await self._reassert(root, last_number(root), tuple(live(root))):
+                    return False
             if alone:
                 del self._alone[root]
+            return True
         except StoreUnavailable as error:
             self.failed(root, error)
             raise
@@ -312,18 +316,18 @@ class Outage:
             self._pushed.inc()
         del self._pending[root]
 
-    async def _reassert(self, root: str, live: tuple[Grant, ...]) -> None:
+    async def _reassert(self, root: str, number: int, live: tuple[Grant, ...]) -> bool:
         """Holds and slots of what is in flight, those admitted alone among them; whoever has them keeps them."""
         slots: dict[str, list[str]] = {}
         for grant in live:
             for slot in grant.checks.slots:
                 slots.setdefault(slot.name, []).append(grant.demand.attempt)
-        holds = [self._store.reassert(root, self._producer, [dispatch_of(grant)]) for grant in live]
+        holds = [self._store.reassert(root, self._producer, number, [dispatch_of(grant)]) for grant in live]
         told = await asyncio.gather(self._store.claim(root, slots), *holds, return_exceptions=True)
-        # All have come to their end: one that is still repeated would hold again what has been settled meanwhile.
-        for outcome in told:
+        for outcome in told:  # all have come to their end
             if isinstance(outcome, BaseException):
                 raise outcome
+        return all(outcome is not False for outcome in told)
 
 
 def _now_s() -> float:

@@ -7,7 +7,7 @@ certainly did not run. What the scripts decide is specified by their twin, domai
 import asyncio
 import re
 import struct
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import lru_cache
 from time import monotonic
 from typing import Any, Final
@@ -471,7 +471,7 @@ class RedisStore:
         keys = [marks_key(root), counter_key(root, name)]
         await self._run("restore", keys, live_ms, _packed(seed.totals))
 
-    async def reassert(self, root: str, producer: str, dispatches: Iterable[Dispatch]) -> None:
+    async def reassert(self, root: str, producer: str, number: int, dispatches: Sequence[Dispatch]) -> bool:
         for dispatch in dispatches:
             keys = [marks_key(root), hold_key(root), *(counter_key(root, c.name) for c in dispatch.counters)]
             counters = ",".join([c.name for c in dispatch.counters])
@@ -482,7 +482,10 @@ class RedisStore:
             runs = _doubles(taken)
             hold = f"{dispatch.hold_nano}\n{producer}\n{counters}\n{slots}\n".encode() + runs
             expiries = [c.expires_us for c in dispatch.counters]
-            await self._run("reassert", keys, dispatch.attempt, dispatch.hold_nano, hold, *expiries)
+            told = (dispatch.attempt, dispatch.hold_nano, hold, producer, number)
+            if await self._run("reassert", keys, *told, *expiries) < 0:
+                return False
+        return True
 
     async def used(self, root: str, digest: str) -> Used | None:
         raw = await self._call("GET", used_key(root, digest))

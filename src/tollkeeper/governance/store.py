@@ -3,7 +3,7 @@
 One contract suite runs on both (tests/governance/test_store_contract.py).
 """
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Final, Protocol
 
 import msgspec
@@ -178,8 +178,9 @@ class Store(Protocol):
         """Bring back a counter of an ended period."""
         ...
 
-    async def reassert(self, root: str, producer: str, dispatches: Iterable[Dispatch]) -> None:
-        """Hold again what is in flight."""
+    async def reassert(self, root: str, producer: str, number: int, dispatches: Sequence[Dispatch]) -> bool:
+        """Hold again what was in flight when the producer had given its numbers up to `number`. False: the tree is
+        cold, or beyond that number, and holds no more of them than before."""
         ...
 
     async def renew(self, leases: Mapping[str, Mapping[str, tuple[str, ...]]]) -> None:
