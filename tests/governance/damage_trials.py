@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from tests.governance.lua_redis import LuaRedis
-from tests.governance.script_trials import LuaStore
+from tests.governance.script_trials import Log, LuaStore
 from tests.governance.test_twin import START_US
 from tollkeeper.domain.admission import Demand, Grant, checks_for
 from tollkeeper.domain.charges import UNCHARGED
@@ -35,8 +35,19 @@ from tollkeeper.domain.entries import (
 )
 from tollkeeper.domain.errors import StoreDamaged, StoreUnavailable
 from tollkeeper.domain.policy import Policy, Principal, Scope, ScopeKind, TokenBucket, Unit, Window
+from tollkeeper.domain.ports import SpendTotals
 from tollkeeper.domain.usage import Usage
-from tollkeeper.governance.redis_store import changed_key, charges_key, counter_key, hold_key, marks_key, unsaved_key
+from tollkeeper.domain.windows import LogPush
+from tollkeeper.governance.redis_store import (
+    changed_key,
+    charges_key,
+    counter_key,
+    hold_key,
+    log_key,
+    marks_key,
+    unsaved_key,
+)
+from tollkeeper.governance.store import SeedTotals
 
 ROOT: Final = "org_1"
 POLICY: Final = Policy(
@@ -77,6 +88,8 @@ async def play_damage(lua: LuaRedis) -> None:
                 assert _others(lua.redis.values, but=key) == _others(right, but=key), (entry.kind, key, value)
                 assert lua.redis.values[key] == value or key in HASHES or len(value) >= 48, (entry.kind, key)
     await _hold_again(lua, store, whole)
+    await _seed(lua, store, whole)
+    await _push(lua, store, whole)
 
 
 async def _tree(lua: LuaRedis, store: LuaStore) -> list[Entry]:
@@ -160,3 +173,43 @@ async def _hold_again(lua: LuaRedis, store: LuaStore, whole: dict[bytes, Any]) -
     lua.redis.values = copy.deepcopy(whole) | {counter_key(ROOT, name).encode(): struct.pack("<6d", 1, 2, 3, 4, 5, 6)}
     await store.reassert(ROOT, "p_1", 9, [again])
     assert lua.redis.values[counter_key(ROOT, name).encode()] == struct.pack("<6d", 1, 52, 3, 4, 5, 6)
+
+
+async def _seed(lua: LuaRedis, store: LuaStore, whole: dict[bytes, Any]) -> None:
+    """A tree that must be loaded keeps all that it has, or is loaded whole: one without its counters, but with its
+    marks, would pass for one that has spent nothing."""
+    hold, marks = hold_key(ROOT).encode(), marks_key(ROOT).encode()
+    totals = {"total": SeedTotals(0, SpendTotals(7, 1, 2, 3, 4))}
+    loaded = []
+    strange = (hold, whole[hold] | {b"strange.1": b"no hold"})
+    for key, value in [(hold, whole[hold]), strange, *[(k, v) for k, v in _damages(whole) if k in HASHES]]:
+        lua.redis.values = copy.deepcopy(whole) | {key: copy.deepcopy(value)}
+        damaged = copy.deepcopy(lua.redis.values)
+        try:
+            assert await store.seed(ROOT, "another", {"z": 1}, totals, lost=True)
+        except StoreDamaged:
+            assert lua.redis.values == damaged, key
+            assert key in HASHES and not isinstance(value, dict)
+        else:
+            assert lua.redis.values[marks] == {b"run": b"another", b"sync": b"another:1", b"z": b"1"}
+            loaded.append({k: v for k, v in lua.redis.values.items() if k.startswith(MONEY) and k not in HASHES})
+            assert loaded[-1] == loaded[0] and counter_key(ROOT, "total").encode() in loaded[0]
+            assert len([k for k in loaded[0] if k.startswith(b"cost:")]) == 1, "what the holds name is gone"
+    assert len(loaded) == 4, "as it was, with a strange hold, and with records that are none, in two ways"
+
+
+async def _push(lua: LuaRedis, store: LuaStore, whole: dict[bytes, Any]) -> None:
+    """A log that is none of ours stays as it is; the others get what is theirs, once."""
+    names = ("60000000", "key_1:60000000", "6000000")
+    runs = ((START_US - 5, 1, 2), (START_US - 4, 1, 2))
+    pushes = [LogPush(name, int(name.split(":")[-1]), 10_000, 0, 0, 0, 0, runs) for name in names]
+    keys = [log_key(ROOT, name).encode() for name in names]
+    for key in keys:
+        for value in (b"x", [b"x"]):
+            lua.redis.values = copy.deepcopy(whole) | {key: copy.deepcopy(value)}
+            for first in (True, False):
+                assert await store.push(ROOT, "away", pushes) is first
+                assert lua.redis.values[key] == value
+                for other in {*keys} - {key}:
+                    had = Log(whole[other]).header["requests"] if other in whole else 0
+                    assert Log(lua.redis.values[other]).header["requests"] == had + 2

@@ -65,6 +65,8 @@ _DAMAGED: Final = 5
 _DAMAGE: Final = re.compile(r"WRONGTYPE|(?<!@)user_script:\d+: (?!not enough memory)")
 """What only one root's content can cause: a key of another type, or an error of the script's own language on what it
 read. Errors of commands (OOM, READONLY, a command that is not allowed …) come without the second."""
+_HOLD: Final = re.compile(rb"(\d+)\n([^\n]*)\n([^\n]*)\n([^\n]*)\n")
+"""As scripts/holds.lua reads it: amount, producer, counters, slots."""
 COUNTER_BYTES: Final = 48
 LOG_BYTES, RUN_BYTES, BUCKET_BYTES = 96, 17, 48
 MEND_KEYS_MAX: Final = 200
@@ -570,7 +572,8 @@ class RedisStore:
 
     async def held(self, root: str) -> list[Held]:
         flat = await self._call("HGETALL", hold_key(root))
-        return [_held(flat[i].decode(), flat[i + 1]) for i in range(0, len(flat), 2)]
+        holds = [_held(flat[i].decode(), flat[i + 1]) for i in range(0, len(flat), 2)]
+        return [hold for hold in holds if hold is not None]
 
     async def drop_marks(self, root: str, producers: Sequence[str]) -> None:
         marks = await self.marks(root) or {}
@@ -690,8 +693,12 @@ def _totals(packed: bytes) -> SpendTotals:
     return SpendTotals(cost, *counts)
 
 
-def _held(attempt: str, raw: bytes) -> Held:
-    amount, producer, counters, slots, _ = raw.split(b"\n", 4)
+def _held(attempt: str, raw: bytes) -> Held | None:
+    """None: it is no hold, and the scripts do not take it for one."""
+    found = _HOLD.match(raw)
+    if found is None:
+        return None
+    amount, producer, counters, slots = found.groups()
     names = [tuple(n.decode() for n in names.split(b",") if n) for names in (counters, slots)]
     freed = tuple("" if name == ROOT_SLOT else name for name in names[1])
     return Held(attempt, producer.decode(), int(amount), names[0], freed)

@@ -28,6 +28,7 @@ if not whole then
 end
 
 -- Nothing below can fail: validate first, write last.
+-- include: full.lua
 local reached = tonumber(call('HGET', KEYS[1], dead) or 0)
 if reached < BURIED then
   call('HSET', KEYS[1], dead, string.format('%.0f', BURIED + reached))

@@ -10,6 +10,7 @@ if tree[1] ~= ARGV[1] or ARGV[2] ~= ARGV[4] then
   return 0
 end
 local life, number = string.match(tree[2] or '', '^(.*) (%d+)$')
+-- include: full.lua
 if life ~= ARGV[4] or tonumber(number) < tonumber(ARGV[3]) then
   redis.call('HSET', KEYS[1], '.fence', ARGV[4] .. ' ' .. ARGV[3])
 end

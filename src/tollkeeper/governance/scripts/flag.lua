@@ -13,9 +13,10 @@ for i = 3, #KEYS do
   local key = KEYS[i]
   local raw = call('GET', key)
   if raw and #raw >= COUNTER_BYTES then
-    call('SET', key, string.sub(raw, 1, COUNTER_BYTES) .. sync, 'KEEPTTL')
     flagged = flagged + call('HSETNX', KEYS[2], string.sub(key, ARGV[1] + 1), sync)
     call('HSET', KEYS[2], string.sub(key, ARGV[1] + 1), sync)
+    -- Last: a counter that says so is flagged.
+    call('SET', key, string.sub(raw, 1, COUNTER_BYTES) .. sync, 'KEEPTTL')
   end
 end
 return flagged

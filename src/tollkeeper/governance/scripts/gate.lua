@@ -12,6 +12,7 @@ local tree = call('HMGET', KEYS[1], 'run', '.server', '.gate', '.waits')
 if not tree[1] then
   return {}
 end
+-- include: full.lua
 local run, until_us, waits = tree[1], tree[3] or '0', {}
 if tree[2] ~= server then
   run, until_us = fresh, string.format('%.0f', clock(given) + grace)

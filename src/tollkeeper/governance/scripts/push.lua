@@ -11,6 +11,7 @@
 -- include: clock.lua
 -- include: window.lua
 -- include: sliding.lua
+local PUSHED_BYTES = 24
 local numbers = ARGV[1]
 local given, at = read('<d', numbers)
 local now = clock(given)
@@ -34,16 +35,21 @@ end
 for i = 2, #KEYS do
   local window, tick, generation, stamp, requests, tokens, runs
   window, tick, generation, stamp, requests, tokens, runs, at = read('<ddddddd', numbers, at)
-  local log = log_open(KEYS[i], window, tick, now)
-  if log[GENERATION] ~= generation then
-    force(log, tick, stamp, math.max(0, requests - log[REQUESTS]), math.max(0, tokens - log[TOKENS]))
-  end
-  for _ = 1, runs do
-    stamp, requests, tokens, at = read('<ddd', numbers, at)
-    force(log, tick, stamp, requests, tokens)
-  end
-  if log[WRITES] > NOTHING then
-    log_write(log, now, '')
-  end
+  local from = at
+  at = at + runs * PUSHED_BYTES
+  -- A log that is none of ours stays as it is, and holds up no other: the next admission tells.
+  pcall(function()
+    local log = log_open(KEYS[i], window, tick, now)
+    if log[GENERATION] ~= generation then
+      force(log, tick, stamp, math.max(0, requests - log[REQUESTS]), math.max(0, tokens - log[TOKENS]))
+    end
+    for _ = 1, runs do
+      stamp, requests, tokens, from = read('<ddd', numbers, from)
+      force(log, tick, stamp, requests, tokens)
+    end
+    if log[WRITES] > NOTHING then
+      log_write(log, now, '')
+    end
+  end)
 end
 return 1

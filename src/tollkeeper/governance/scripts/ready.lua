@@ -20,6 +20,7 @@ end
 if not waited then
   return 1
 end
+-- include: full.lua
 if #others == 0 then
   call('HDEL', KEYS[1], '.gate', '.waits')
 else

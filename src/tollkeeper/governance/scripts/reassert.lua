@@ -21,6 +21,7 @@ for i = 3, #KEYS do
     read(COUNTER, counters[i])
   end
 end
+-- include: full.lua
 if call('HSET', KEYS[2], ARGV[1], ARGV[3]) == 0 then
   return 0
 end

@@ -16,5 +16,6 @@ for i = 5, #ARGV, 2 do
     return -1
   end
 end
+-- include: full.lua
 call('HSETNX', KEYS[2], ARGV[3], ARGV[4])
 return 1

@@ -6,5 +6,6 @@
 if redis.call('EXISTS', KEYS[1]) == 0 or redis.call('EXISTS', KEYS[2]) == 1 then
   return 0
 end
+-- include: full.lua
 redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[1])
 return 1

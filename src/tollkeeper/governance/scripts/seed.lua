@@ -22,15 +22,18 @@ end
 if dominates then
   return 0
 end
-for _, name in ipairs(redis.call('HKEYS', KEYS[3])) do
-  redis.call('DEL', prefix .. name)
-end
+local unsure, unsaved = redis.call('HKEYS', KEYS[3]), redis.call('HKEYS', KEYS[4])
 each_hold(KEYS[2], function(_, _, _, counters)
-  each_name(counters, function(name)
-    redis.call('DEL', prefix .. name)
+  each_name(counters or '', function(name)
+    unsure[#unsure + 1] = name
   end)
 end)
-for _, digest in ipairs(redis.call('HKEYS', KEYS[4])) do
+
+-- Nothing below can fail: validate first, write last. Without its counters a tree that is not cold would pass for unspent.
+for _, name in ipairs(unsure) do
+  redis.call('DEL', prefix .. name)
+end
+for _, digest in ipairs(unsaved) do
   redis.call('DEL', used_prefix .. digest)
 end
 redis.call('DEL', KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5])

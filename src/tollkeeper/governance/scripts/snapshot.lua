@@ -21,6 +21,7 @@ for i = 1, #changed, 2 do
   local value = attempt and redis.call('HGET', KEYS[4], attempt) or not attempt and redis.call('GET', ARGV[1] .. name)
   answer[#answer + 1] = {name, changed[i + 1], value or ''}
 end
+-- include: full.lua
 if #changed > 0 then
   local run, number = string.match(redis.call('HGET', KEYS[1], 'sync'), '^(.*):(%d+)$')
   redis.call('HSET', KEYS[1], 'sync', run .. ':' .. string.format('%.0f', number + 1))
