@@ -304,7 +304,7 @@ def test_everybody_can_use_it(served: Served, opened: Open) -> None:
     check(page, axe, "/login")
     page = opened(viewport=DESKTOP)
     record = served.gateway.admin("GET", "/logs")["data"][0]  # type: ignore[index]
-    charge = served.gateway.admin("GET", "/corrections")["charges"][0]["attempt"]  # type: ignore[index]
+    charge = served.gateway.admin("GET", "/corrections")["data"][0]["attempt"]  # type: ignore[index]
     found = (f"/logs/{record['request_id']}?at={record['time_us']}", f"/charges/{charge}")
     for path in (*PAGES, *found):
         page.goto(served.url + path)

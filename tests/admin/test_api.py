@@ -71,7 +71,7 @@ async def test_soft_budgets_warnings_and_raises(control: Control) -> None:
     changed = await control("PATCH", "/admin/v1/keys/k", {"limits": {"soft_budgets": None}})
     assert changed.json["limits"]["soft_budgets"] == {} and changed.json["limits"]["budgets"] == {"month": "25.00"}
     refused = await control("PATCH", "/admin/v1/keys/k", {"limits": {"raises": {"day": more["month"]}}})
-    assert (refused.status, refused.json["error"]["param"]) == (400, "raise")
+    assert (refused.status, refused.json["error"]["param"]) == (400, "limits.raises")
 
 
 async def test_teams_and_organisations(control: Control) -> None:
@@ -135,7 +135,7 @@ async def test_limits_and_usage_follow_a_request(control: Control) -> None:
         ("POST keys", {"name": 5}, 400, "invalid_request", "name"),
         ("POST keys", {"name": "k", "x": 1}, 400, "invalid_request", "x"),
         ("POST keys", {"name": "k", "limits": {"rpm": "5"}}, 400, "invalid_request", "limits.rpm"),
-        ("POST keys", {"name": "k", "limits": {"rpm": 0}}, 400, "invalid_request", "rpm"),
+        ("POST keys", {"name": "k", "limits": {"rpm": 0}}, 400, "invalid_request", "limits.rpm"),
         ("POST keys", {"name": "k", "limits": {"budgets": {"year": "1"}}}, 400, "invalid_request", "limits.budgets"),
         (
             "POST keys",
@@ -144,7 +144,7 @@ async def test_limits_and_usage_follow_a_request(control: Control) -> None:
             "invalid_request",
             "limits.budgets.day",
         ),
-        ("POST keys", {"name": "k", "limits": {"cost_cap_usd": "x"}}, 400, "invalid_request", "cost_cap_usd"),
+        ("POST keys", {"name": "k", "limits": {"cost_cap_usd": "x"}}, 400, "invalid_request", "limits.cost_cap_usd"),
         ("POST keys", {"name": "k", "expires_at": "soon"}, 400, "invalid_request", "expires_at"),
         ("POST keys", {"name": "k", "expires_at": "2099-01-01T00:00:00"}, 400, "invalid_request", "expires_at"),
         ("GET keys?temas=red", None, 400, "invalid_request", "temas"),

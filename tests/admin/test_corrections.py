@@ -25,7 +25,7 @@ async def spent(control: Control, key: str = "agent") -> str:
 
 async def test_a_presumed_charge_is_listed_explained_and_corrected(control: Control) -> None:
     await presumed(control, "req_1.1", 500_000_000)
-    (charge,) = (await control("GET", "/admin/v1/corrections?status=presumed&key=agent")).json["charges"]
+    (charge,) = (await control("GET", "/admin/v1/corrections?status=presumed&key=agent")).json["data"]
     assert (charge["attempt"], charge["status"], charge["cost_usd"]) == ("req_1.1", "presumed", "0.50")
     assert "true cost is not known" in charge["why"]
     answer = await control(
@@ -33,12 +33,12 @@ async def test_a_presumed_charge_is_listed_explained_and_corrected(control: Cont
     )
     assert answer.json == {"attempt": "req_1.1", "cost_usd": "0.125", "applied": True}
     assert await spent(control) == "0.125"
-    (charge,) = (await control("GET", "/admin/v1/corrections/req_1.1")).json["charges"]
+    (charge,) = (await control("GET", "/admin/v1/corrections/req_1.1")).json["data"]
     assert (charge["status"], charge["presumed_usd"], charge["note"]) == ("corrected", "0.50", "the bill")
     assert (charge["input_tokens"], charge["requests"]) == (7, 1)
     await control("POST", "/admin/v1/corrections/req_1.1", {"cost_usd": "0.20", "note": "the bill, read again"})
     assert await spent(control) == "0.20"
-    assert (await control("GET", "/admin/v1/corrections?status=presumed")).json["charges"] == []
+    assert (await control("GET", "/admin/v1/corrections?status=presumed")).json["data"] == []
 
 
 async def test_spend_is_adjusted_and_reset(control: Control) -> None:
@@ -50,7 +50,7 @@ async def test_spend_is_adjusted_and_reset(control: Control) -> None:
     assert first == again and first["cost_usd"] == "-0.10"
     assert await spent(control) == "0.40"
     (listed,) = [
-        c for c in (await control("GET", "/admin/v1/corrections")).json["charges"] if c["attempt"] == first["attempt"]
+        c for c in (await control("GET", "/admin/v1/corrections")).json["data"] if c["attempt"] == first["attempt"]
     ]
     assert (listed["status"], listed["requests"]) == ("adjusted", 0)
     await control("POST", f"/admin/v1/corrections/{first['attempt']}", {"cost_usd": "-0.20", "note": "more"})
@@ -74,3 +74,25 @@ async def test_bad_corrections_are_refused(control: Control) -> None:
     ):
         answer = await control("POST", f"/admin/v1/corrections{path}", body)
         assert (answer.status, message in answer.json["error"]["message"]) == (status, True), answer.json
+
+
+async def test_charges_come_in_pages_that_miss_none(control: Control) -> None:
+    """Also when one of a page that was read changes meanwhile, and moves to the top."""
+    await control("POST", "/admin/v1/keys", {"name": "agent"})
+    made = []
+    for number in range(5):
+        body = {"scope": "key", "name": "agent", "amount_usd": f"0.0{number + 1}", "note": "n", "id": str(number)}
+        made.append((await control("POST", "/admin/v1/corrections", body)).json["attempt"])
+    first = (await control("GET", "/admin/v1/corrections?limit=2")).json
+    assert [c["attempt"] for c in first["data"]] == made[:2:-1] and first["has_more"]
+    await control("POST", f"/admin/v1/corrections/{made[3]}", {"cost_usd": "1.00", "note": "changed"})
+    seen, cursor = [], first["next_cursor"]
+    while cursor is not None:
+        page = (await control("GET", f"/admin/v1/corrections?limit=2&key=agent&starting_after={cursor}")).json
+        assert page["has_more"] == (page["next_cursor"] is not None)
+        seen += [charge["attempt"] for charge in page["data"]]
+        cursor = page["next_cursor"]
+    assert seen == made[2::-1]
+    for wrong in ("x", "1", "%C2%B2-a", "1" * 30 + "-a", "1-%00"):
+        refused = await control("GET", f"/admin/v1/corrections?starting_after={wrong}")
+        assert refused.status == 400 and refused.json["error"]["param"] == "starting_after"

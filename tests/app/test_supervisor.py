@@ -168,7 +168,7 @@ async def test_a_dead_worker_is_replaced_and_its_outbox_closed(crew: Crew) -> No
     assert after["requests"] == before["requests"] + 2
     charge = nano_from_usd(after["cost_usd"]) - nano_from_usd(before["cost_usd"])
     listed: Any = crew.gateway.admin("GET", "/corrections")
-    (presumed,) = listed["charges"]
+    (presumed,) = listed["data"]
     assert presumed["status"] == "presumed"
     assert charge > nano_from_usd(presumed["cost_usd"]) > 0
 

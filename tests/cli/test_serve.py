@@ -333,7 +333,7 @@ def test_reconciliation_and_corrections(start: Start, process: Command) -> None:
     assert issued.json["applied"], issued.err
     shown = process("usage", "corrections", "show", issued.json["attempt"])
     assert "a bill" in shown.out and "adjusted" in shown.out
-    (charge,) = process("usage", "corrections", "list", "--key", "demo", "--json").json["charges"]
+    (charge,) = process("usage", "corrections", "list", "--key", "demo", "--json").json["data"]
     assert (charge["attempt"], charge["cost_usd"]) == (issued.json["attempt"], "0.01")
     differing = process("reconcile")
     assert differing.code == 1 and "adjusted by an operator" in differing.out and "explained" in differing.out

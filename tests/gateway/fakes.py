@@ -12,7 +12,15 @@ from tollkeeper.domain.entries import Used
 from tollkeeper.domain.errors import DatabaseUnavailable, OutboxUnavailable, StoreUnavailable
 from tollkeeper.domain.objects import ObjectKind, StoredObject
 from tollkeeper.domain.policy import UNLIMITED, Policy, Principal, Scope, ScopeKind
-from tollkeeper.domain.ports import ActiveKey, Governor, KeyChanges, ListedCharge, RootSnapshot, SpendTotals
+from tollkeeper.domain.ports import (
+    ActiveKey,
+    ChargePlace,
+    Governor,
+    KeyChanges,
+    ListedCharge,
+    RootSnapshot,
+    SpendTotals,
+)
 from tollkeeper.domain.record import RequestRecord
 from tollkeeper.domain.usage import NO_USAGE, Usage
 
@@ -135,7 +143,13 @@ class NothingDurable:
         return None, {}
 
     async def listed(
-        self, *, attempt: str | None = None, status: str | None = None, key: str | None = None, limit: int = 100
+        self,
+        *,
+        attempt: str | None = None,
+        status: str | None = None,
+        key: str | None = None,
+        limit: int = 100,
+        after: ChargePlace | None = None,
     ) -> Sequence[ListedCharge]:
         return []
 

@@ -1,5 +1,7 @@
 """The control plane as one ASGI application: probes, dashboard, the page `/docs`, the admin API behind its guard."""
 
+import re
+from collections.abc import Callable
 from functools import cache
 from typing import Any, Final
 
@@ -93,12 +95,17 @@ def _api(services: Services, parts: Parts) -> FastAPI:
     ):
         describe_roles(router.routes)
         api.include_router(router, prefix=PREFIX, responses=responses, dependencies=[Security(DECLARED)])
-    _handle_errors(api)
-    _serve_docs(api)
+
+    @cache
+    def described() -> Document:
+        return document(api)
+
+    _handle_errors(api, described)
+    _serve_docs(api, described)
     return api
 
 
-def _handle_errors(api: FastAPI) -> None:
+def _handle_errors(api: FastAPI, described: Callable[[], Document]) -> None:
     def answers(code: str) -> Any:
         async def handler(_: Request, error: Exception) -> Response:
             return _error(code, str(error))
@@ -108,10 +115,11 @@ def _handle_errors(api: FastAPI) -> None:
     async def invalid(_: Request, error: Exception) -> Response:
         return _error("invalid_request", str(error), _param(str(error)))
 
-    async def http(_: Request, error: Exception) -> Response:
+    async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
-        return JSONResponse(error_body(code, f"{error.detail}. See /docs."), error.status_code, error.headers)
+        headers = {"allow": _allowed(described(), request.url.path)} if error.status_code == 405 else error.headers
+        return JSONResponse(error_body(code, f"{error.detail}. See /docs."), error.status_code, headers)
 
     async def malformed(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
@@ -136,20 +144,27 @@ def _handle_errors(api: FastAPI) -> None:
     api.add_exception_handler(Exception, broken)
 
 
+def _allowed(described: Document, path: str) -> str:
+    """All methods that the document has for a path; the framework tells those of one route."""
+    for template, operations in described["paths"].items():
+        if re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", template), path):
+            return ", ".join(sorted(method.upper() for method in operations))
+    return ""
+
+
 def _error(code: str, message: str, param: str | None = None) -> Response:
     return JSONResponse(error_body(code, message, param), ERRORS[code].status)
 
 
+_IN_NAMES: Final = str.maketrans("", "", "_.[]")
+
+
 def _param(message: str) -> str | None:
     name, colon, _ = message.partition(": ")
-    return name if colon and name.replace("_", "").replace(".", "").isalnum() else None
+    return name if colon and name.translate(_IN_NAMES).isalnum() else None
 
 
-def _serve_docs(api: FastAPI) -> None:
-    @cache
-    def described() -> Document:
-        return document(api)
-
+def _serve_docs(api: FastAPI, described: Callable[[], Document]) -> None:
     @cache
     def html() -> str:
         return page(described())

@@ -4,7 +4,7 @@ A field that a request leaves out stays as it is; null removes.
 """
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field
@@ -90,7 +90,13 @@ class LimitsChange(Request):
     )
 
     def applied(self, policy: Policy) -> Policy:
-        """The policy with this change made. Raises InvalidInput."""
+        """The policy with this change made. Raises InvalidInput, which names the field."""
+        try:
+            return self._applied(policy)
+        except InvalidInput as error:
+            raise InvalidInput(_placed(str(error))) from None
+
+    def _applied(self, policy: Policy) -> Policy:
         models, windows, shadow = map(self.given, ("models", "windows", "max_parallel_shadow"))
         bodies, buckets = self.given("log_bodies"), self.given("buckets")
         policy = changed(
@@ -140,6 +146,24 @@ class LimitsChange(Request):
         return policy
 
 
+def _placed(message: str) -> str:
+    """The rules of limits name them by themselves; here they are fields of `limits`."""
+    name, colon, text = message.partition(": ")
+    if not colon or " " in name or name.startswith("limits."):
+        return message
+    return f"limits.{_CALLED.get(name, name)}: {text}"
+
+
+_CALLED: Final = {
+    "limit": "windows",
+    "bucket": "buckets",
+    "raise": "raises",
+    "budget": "budgets",
+    "soft_budget": "soft_budgets",
+}
+"""As the command line calls them, and what they are called here."""
+
+
 def _by_period(given: dict[str, Any] | Unchanged | None, field: str) -> Iterator[tuple[Period, Any]]:
     for name, value in given.items() if isinstance(given, dict) else ():
         if name not in tuple(Period):
@@ -186,7 +210,7 @@ class NewKeyRequest(WithLimits):
 class KeyUpdateRequest(WithLimits):
     """Only what is named changes; null takes the key out of its team, or removes its expiry."""
 
-    name: str | None = None
+    name: str = Field(default_factory=str, description="A key always has one.")
     team: str | None = Field(None, description="Name or id of a team of the same organisation.")
     expires_at: Time | None = None
 
@@ -231,8 +255,8 @@ class NewAdminTokenRequest(Request):
 class AdminTokenUpdateRequest(Request):
     """Only what is named changes; null removes its expiry."""
 
-    name: str | None = None
-    owns: list[str] | None = None
+    name: str = Field(default_factory=str)
+    owns: list[str] = Field(default_factory=list)
     expires_at: Time | None = None
 
     def expires_us(self) -> int | None | Unchanged:

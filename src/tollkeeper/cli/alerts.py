@@ -17,9 +17,7 @@ def list_alerts(
     delivery: Annotated[str | None, typer.Option(metavar="|".join(DELIVERIES), help="Only those.")] = None,
     since: Annotated[str | None, typer.Option(metavar="WHEN", help="RFC 3339 or a date; reached since.")] = None,
     limit: options.PageLimit = PAGE_DEFAULT,
-    starting_after: Annotated[
-        str | None, typer.Option("--starting-after", metavar="CURSOR", help="As the page before told.")
-    ] = None,
+    starting_after: options.Cursor = None,
     config: ConfigOption = None,
     json: JsonOption = False,
 ) -> None:

@@ -9,8 +9,10 @@ from urllib.parse import quote, urlencode
 
 import typer
 
+from tollkeeper.cli import options
 from tollkeeper.cli.common import ConfigOption, JsonOption, note, print_facts, print_json, print_table
 from tollkeeper.cli.remote import RemoteGateway
+from tollkeeper.domain.paging import PAGE_DEFAULT
 from tollkeeper.settings import load
 
 app = typer.Typer(
@@ -57,25 +59,28 @@ MonthOption = Annotated[str | None, typer.Option(metavar="YYYY-MM", help="Anothe
 def list_charges(
     status: Annotated[Status | None, typer.Option(help="Only those.")] = None,
     key: Annotated[str | None, typer.Option(metavar="KEY", help="Only of this key, by name or id.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=1000)] = 100,
+    limit: options.PageLimit = PAGE_DEFAULT,
+    starting_after: options.Cursor = None,
     config: ConfigOption = None,
     json: JsonOption = False,
 ) -> None:
-    """List charges that were presumed, came late, were corrected or could not be placed, newest first."""
-    asked = {"status": status and status.value, "key": key, "limit": limit}
+    """List charges that were presumed, late, corrected or could not be placed; what changed last comes first."""
+    asked = {"status": status and status.value, "key": key, "limit": limit, "starting_after": starting_after}
     query = urlencode({name: value for name, value in asked.items() if value is not None})
     found = RemoteGateway(load(config)).call("GET", f"{PATH}?{query}")
     if json:
         print_json(found)
         return
-    if not found["charges"]:
+    if not found["data"]:
         note("nothing is presumed or corrected")
     rows = [
         (c["updated_at"], c["attempt"], c["status"], c["presumed_usd"], c["cost_usd"], c["note"])
-        for c in found["charges"]
+        for c in found["data"]
     ]
     head = ("CHANGED", "ATTEMPT", "STATUS", "PRESUMED USD", "CHARGED USD", "NOTE")
     print_table(head, rows, right=("PRESUMED USD", "CHARGED USD"))
+    if found["has_more"]:
+        note(f"there are more: --starting-after {found['next_cursor']}")
 
 
 @app.command()
@@ -85,7 +90,7 @@ def show(attempt: AttemptArgument, config: ConfigOption = None, json: JsonOption
     if json:
         print_json(found)
         return
-    for charge in found["charges"]:
+    for charge in found["data"]:
         print_facts({**charge, "counters": " ".join(charge["counters"])})
 
 

@@ -98,6 +98,7 @@ PageLimit = Annotated[int, typer.Option("--limit", min=1, max=PAGE_MAX, help="It
 StartingAfter = Annotated[
     str | None, typer.Option("--starting-after", metavar="ID", help="The last item of the page before.")
 ]
+Cursor = Annotated[str | None, typer.Option("--starting-after", metavar="CURSOR", help="As the page before told.")]
 
 Value = TypeVar("Value")
 

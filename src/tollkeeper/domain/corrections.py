@@ -14,12 +14,13 @@ from tollkeeper.domain.entries import CounterRef
 from tollkeeper.domain.errors import InvalidInput
 from tollkeeper.domain.money import usd
 from tollkeeper.domain.periods import Period, span_at
-from tollkeeper.domain.ports import ListedCharge
+from tollkeeper.domain.ports import ChargePlace, ListedCharge
 from tollkeeper.domain.words import Words, instant
 
 ADJUSTMENT: Final = "adj_"
 STATUSES: Final = ("presumed", "settled", "corrected", "quarantined")
 NOTE_CHARACTERS_MAX: Final = 500
+TIME_DIGITS_MAX: Final = 17
 WHY: Final = {
     "presumed": "it was sent to the provider and its true cost is not known: what was held for it is charged",
     "settled": "its true cost came late and is charged",
@@ -50,6 +51,20 @@ def charge_words(listed: ListedCharge) -> Words:
         "cached_tokens": charge.cached_tokens,
         "updated_at": instant(listed.updated_us),
     }
+
+
+def cursor_of(listed: ListedCharge) -> str:
+    """What a page that ends here names for the next one. A place and no id: a charge that changes meanwhile moves to
+    the top, and what follows its old place is still known."""
+    return f"{listed.updated_us}-{listed.attempt}"
+
+
+def place_of(cursor: str) -> ChargePlace:
+    """The place that a cursor names. Raises InvalidInput."""
+    at, dash, attempt = cursor.partition("-")
+    if not dash or not (at.isascii() and at.isdecimal()) or len(at) > TIME_DIGITS_MAX or "\0" in attempt:
+        raise InvalidInput("starting_after: give the next_cursor of the page before, unchanged")
+    return int(at), attempt
 
 
 def corrected(listed: ListedCharge, cost_nano: int, tokens: tuple[int | None, int | None, int | None]) -> Charge:

@@ -400,6 +400,10 @@ class RootSnapshot(msgspec.Struct, frozen=True):
     """The number of the memory that this is true of (`SpendLedger.fence`); none in what is loaded."""
 
 
+ChargePlace = tuple[int, str]
+"""Where a charge is in the list: when it changed last (µs), its attempt."""
+
+
 class ListedCharge(msgspec.Struct, frozen=True):
     """A charge that carries a rank, as the database lists it. `presumed_nano` is what was presumed, if it was."""
 
@@ -478,9 +482,16 @@ class SpendLedger(Protocol):
         ...
 
     async def listed(
-        self, *, attempt: str | None = None, status: str | None = None, key: str | None = None, limit: int = 100
+        self,
+        *,
+        attempt: str | None = None,
+        status: str | None = None,
+        key: str | None = None,
+        limit: int = 100,
+        after: ChargePlace | None = None,
     ) -> Sequence[ListedCharge]:
-        """Charges that carry a rank, newest first. `status` is one of `Charge.status`.
+        """Charges that carry a rank, those that changed last first: what follows the place `after`. `status` is one
+        of `Charge.status`.
 
         Raises `DatabaseUnavailable`.
         """

@@ -66,7 +66,7 @@ class StoredAccounts:
     # keys
 
     async def create_key(self, new: NewKey) -> tuple[Key, str]:
-        validate_name(new.name, what="key")
+        validate_name(new.name, what="name")
         validate_policy(new.policy)
         secret = _new_secret()
         digest = digest_secret(self._digest_key, secret.encode())
@@ -75,7 +75,7 @@ class StoredAccounts:
         return key, secret
 
     async def import_key(self, new: NewKey, secret_sha256: bytes, hint: str) -> Key | None:
-        validate_name(new.name, what="key")
+        validate_name(new.name, what="name")
         validate_policy(new.policy)
         digest = digest_imported(self._digest_key, secret_sha256)
         async with self._changes.open() as change:
@@ -114,7 +114,7 @@ class StoredAccounts:
         """See `ports.Accounts`. An expiry in the past ends the key now; a revoked key cannot be changed."""
         values: dict[str, Any] = {}
         if not isinstance(change.name, Unchanged):
-            validate_name(change.name, what="key")
+            validate_name(change.name, what="name")
             values["name"] = change.name
         if not isinstance(change.expires_us, Unchanged):
             if change.expires_us is not None:
@@ -175,7 +175,7 @@ class StoredAccounts:
     # teams
 
     async def create_team(self, name: str, organisation: str | None = None, policy: Policy = UNLIMITED) -> Team:
-        validate_name(name, what="team")
+        validate_name(name, what="name")
         validate_policy(policy)
         async with self._changes.open() as change:
             if organisation is None:
@@ -232,7 +232,7 @@ class StoredAccounts:
     # organisations
 
     async def create_organisation(self, name: str, policy: Policy = UNLIMITED) -> Organisation:
-        validate_name(name, what="organisation")
+        validate_name(name, what="name")
         validate_policy(policy)
         async with self._changes.open() as change:
             organisation_id = await _insert_organisation(change, name, policy)

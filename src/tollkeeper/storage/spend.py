@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from sqlalchemy import Executable, Table, bindparam, func, or_, select, text, union
+from sqlalchemy import Executable, Table, and_, bindparam, func, or_, select, text, union
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql.dml import Insert
 
@@ -19,7 +19,7 @@ from tollkeeper.domain.charges import QUARANTINED, Charge
 from tollkeeper.domain.entries import PRESUMED, SETTLED, Used, dominates, is_buried, used_from
 from tollkeeper.domain.errors import NotFound
 from tollkeeper.domain.periods import month_of_label
-from tollkeeper.domain.ports import ListedCharge, RootSnapshot, SpendTotals
+from tollkeeper.domain.ports import ChargePlace, ListedCharge, RootSnapshot, SpendTotals
 from tollkeeper.storage.address import Dialect
 from tollkeeper.storage.names import KEY, is_text
 from tollkeeper.storage.tables import (
@@ -202,7 +202,13 @@ class StoredSpend:
         return (None if row is None else _listed(row).charge), stored
 
     async def listed(
-        self, *, attempt: str | None = None, status: str | None = None, key: str | None = None, limit: int = 100
+        self,
+        *,
+        attempt: str | None = None,
+        status: str | None = None,
+        key: str | None = None,
+        limit: int = 100,
+        after: ChargePlace | None = None,
     ) -> Sequence[ListedCharge]:
         """See `ports.SpendLedger`."""
         query = select(charges).order_by(charges.c.updated_us.desc(), charges.c.attempt).limit(limit)
@@ -214,6 +220,9 @@ class StoredSpend:
             rank = charges.c.rank
             wanted = {"quarantined": rank == 0, "presumed": rank == PRESUMED, "settled": rank == SETTLED}
             query = query.where(wanted.get(status, rank > SETTLED))
+        if after is not None:
+            changed, attempts = charges.c.updated_us, charges.c.attempt
+            query = query.where(or_(changed < after[0], and_(changed == after[0], attempts > after[1])))
         async with self._transactions.read() as transaction:
             return [_listed(row) for row in await transaction.rows(query)]
 

@@ -7,9 +7,10 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 
 from tollkeeper.admin.access import Admin, Reader
+from tollkeeper.admin.models import Listed
 from tollkeeper.admin.parts import Parts
+from tollkeeper.admin.routes.paging import Paged
 from tollkeeper.admin.services import Services
-from tollkeeper.admin.services.corrections import LISTED_MAX
 from tollkeeper.domain.periods import Period
 from tollkeeper.domain.policy import ScopeKind
 from tollkeeper.domain.words import Words
@@ -59,10 +60,11 @@ class ListedCharge(BaseModel):
     updated_at: str
 
 
-class Charges(BaseModel):
-    """Newest first."""
+class Charges(Listed):
+    """A page; those that changed last first."""
 
-    charges: list[ListedCharge]
+    data: list[ListedCharge]
+    next_cursor: str | None
 
 
 class Issued(BaseModel):
@@ -78,14 +80,19 @@ def corrections(services: Services) -> APIRouter:
     router = APIRouter(tags=["Corrections"], prefix="/corrections")
     service = services.corrections
 
-    @router.get("", response_model=Charges, summary="Charges that are presumed, came late, were corrected")
+    @router.get(
+        "",
+        response_model=Charges,
+        summary="Charges that are presumed, came late, were corrected",
+        description="Those that changed last first; `starting_after` is the `next_cursor` of the page before.",
+    )
     async def list_charges(
         _: Reader,
+        paging: Paged,
         status: Annotated[Status | None, Query()] = None,
         key: str | None = Query(None, description="Name or id; default: all keys."),
-        limit: int = Query(100, ge=1, le=LISTED_MAX),
     ) -> Words:
-        return await service.find(status, key, limit)
+        return await service.find(status, key, paging)
 
     @router.get("/{attempt}", response_model=Charges, summary="One attempt, explained")
     async def show_charge(_: Reader, attempt: str) -> Words:

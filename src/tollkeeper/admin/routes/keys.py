@@ -9,7 +9,6 @@ from tollkeeper.admin.access import Admin, Anyone
 from tollkeeper.admin.routes.paging import Paged
 from tollkeeper.admin.services import Services
 from tollkeeper.domain.accounts import KeyChange, KeyFilters, NewKey
-from tollkeeper.domain.errors import InvalidInput
 from tollkeeper.domain.words import Words
 
 
@@ -50,8 +49,6 @@ def keys(services: Services) -> APIRouter:
 
     @router.patch("/{key}", response_model=models.Key, summary="Change what the request names")
     async def update_key(caller: Admin, key: str, request: models.KeyUpdateRequest) -> Words:
-        if request.name is None and "name" in request.model_fields_set:
-            raise InvalidInput("name: a key needs one")
         change = KeyChange(
             name=request.given("name"),
             team=request.given("team"),

@@ -9,7 +9,6 @@ from tollkeeper.admin.access import Admin, Anyone, Reader
 from tollkeeper.admin.routes.paging import Paged
 from tollkeeper.admin.services import Services
 from tollkeeper.domain.audit import AuditFilters
-from tollkeeper.domain.errors import InvalidInput
 from tollkeeper.domain.operators import AdminTokenChange, NewAdminToken, Role
 from tollkeeper.domain.words import Words, time_us_from
 
@@ -34,9 +33,6 @@ def tokens(services: Services) -> APIRouter:
 
     @router.patch("/{token}", response_model=models.AdminToken, summary="Change what the request names")
     async def update_admin_token(caller: Admin, token: str, request: models.AdminTokenUpdateRequest) -> Words:
-        for field in ("name", "owns"):
-            if field in request.model_fields_set and getattr(request, field) is None:
-                raise InvalidInput(f"{field}: cannot be removed")
         owns = request.given("owns")
         change = AdminTokenChange(
             name=request.given("name"),

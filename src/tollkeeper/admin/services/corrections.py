@@ -5,6 +5,7 @@ database has: a list brings it up to date first, and tells the last sync's if th
 """
 
 import secrets
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -19,17 +20,19 @@ from tollkeeper.domain.corrections import (
     checked_note,
     corrected,
     counter_of,
+    cursor_of,
+    place_of,
 )
 from tollkeeper.domain.entries import CounterRef
 from tollkeeper.domain.errors import InvalidInput, NotFound, Unavailable
 from tollkeeper.domain.money import nano_from_usd, usd
+from tollkeeper.domain.paging import Page, Paging
 from tollkeeper.domain.periods import Period, month_start_us
 from tollkeeper.domain.policy import ScopeKind
 from tollkeeper.domain.ports import ListedCharge
 from tollkeeper.domain.words import Words, month_from
 
 FLUSH_S: Final = 5.0
-LISTED_MAX: Final = 1000
 Tokens = tuple[int | None, int | None, int | None]
 """Input, output and cached ones; None: as they are counted."""
 
@@ -40,18 +43,21 @@ class CorrectionService:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
 
-    async def find(self, status: str | None, key: str | None, limit: int) -> Words:
-        """Charges that carry a rank, newest first."""
-        await self._synced()
+    async def find(self, status: str | None, key: str | None, paging: Paging) -> Words:
+        """Charges that carry a rank, those that changed last first."""
+        after = None if paging.starting_after is None else place_of(paging.starting_after)
+        if after is None:
+            await self._synced()
         key_id = None if key is None else (await self._parts.accounts.get_key(key)).id
-        rows = await self._parts.spend.listed(status=status, key=key_id, limit=limit)
-        return {"charges": [charge_words(row) for row in rows]}
+        rows = await self._parts.spend.listed(status=status, key=key_id, limit=paging.limit + 1, after=after)
+        page = Page.of(list(rows), paging.limit)
+        return _listed(page.items, cursor_of(page.items[-1]) if page.has_more else None)
 
     async def show(self, attempt: str) -> Words:
         """One attempt, explained. Raises NotFound."""
         await self._synced()
         await self._known(attempt)
-        return {"charges": [charge_words(row) for row in await self._parts.spend.listed(attempt=attempt)]}
+        return _listed(await self._parts.spend.listed(attempt=attempt), None)
 
     async def correct(self, caller: Caller, attempt: str, cost_usd: str, tokens: Tokens, note: str) -> Words:
         """Say what an attempt cost. Raises NotFound, InvalidInput."""
@@ -121,6 +127,10 @@ class CorrectionService:
             team = await accounts.get_team(name)
             return team.organisation_id, team.id
         return (await accounts.get_organisation(name)).id, ""
+
+
+def _listed(rows: Sequence[ListedCharge], following: str | None) -> Words:
+    return {"data": [charge_words(row) for row in rows], "has_more": following is not None, "next_cursor": following}
 
 
 def _nano(text: str, what: str, *, signed: bool) -> int:

@@ -13,7 +13,7 @@ from tollkeeper.domain.errors import InvalidInput
 from tollkeeper.domain.paging import Paging
 from tollkeeper.domain.policy import ScopeKind
 
-SHOWN: Final = 100
+SHOWN: Final = 50
 
 
 def register(site: Site, services: Services) -> None:
@@ -36,12 +36,15 @@ class ChargePages:
         status = visit.query.given("status")
         if status is not None and status not in STATUSES:
             raise InvalidInput(f"status: {status!r} is none; known are {', '.join(STATUSES)}")
-        found = await self._services.corrections.find(status, visit.query.given("key"), SHOWN)
+        found = await self._services.corrections.find(
+            status, visit.query.given("key"), Paging(SHOWN, visit.query.given("after"))
+        )
         return self._site.render(
             visit,
             "charges.html",
             title="Charges",
-            charges=found["charges"],
+            charges=found["data"],
+            next_cursor=found["next_cursor"],
             statuses=STATUSES,
             scopes=tuple(ScopeKind),
             done=visit.query.text("done"),
@@ -49,7 +52,7 @@ class ChargePages:
 
     async def show(self, visit: Visit) -> Response:
         found = await self._services.corrections.show(visit.named("attempt"))
-        return self._site.render(visit, "charge.html", title=visit.named("attempt"), charges=found["charges"])
+        return self._site.render(visit, "charge.html", title=visit.named("attempt"), charges=found["data"])
 
     async def correct(self, visit: Visit) -> Response:
         form = visit.form
