@@ -228,7 +228,7 @@ def settings_for(base_url: str) -> Settings:
 
 
 PATIENT = frozenset(
-    f"test_{name}.py" for name in ("azure", "batches", "choke_point", "hardening", "media", "objects")
+    f"test_{name}.py" for name in ("azure", "batches", "choke_point", "hardening", "media", "objects", "schemas")
 )
 """Whose tests wait for no deadline, and so must not meet one on a busy machine."""
 

@@ -44,7 +44,7 @@ def usage_of(path: str, answer: str, stream: bool) -> Usage:
     if path == "/messages":
         read, written = told["cache_read_input_tokens"], told["cache_creation_input_tokens"]
         total = told["input_tokens"] + read + written
-        thinking = told.get("output_tokens_details", {}).get("thinking_tokens", 0)
+        thinking = (told.get("output_tokens_details") or {}).get("thinking_tokens", 0)
         return Usage(total, told["output_tokens"], read, written, reasoning_tokens=thinking)
     if path == "/responses":
         inputs, outputs = told["input_tokens_details"], told["output_tokens_details"]

@@ -16,6 +16,11 @@ LISTED_MAX: Final = 10_000
 CREATED: Final = "1970-01-01T00:00:00Z"
 """When a model came to be is not known here, but clients want a date."""
 
+UNTOLD: Final = dict.fromkeys(
+    ("capabilities", "deprecated_at", "line", "max_input_tokens", "max_tokens", "retires_at"), None
+)
+"""What clients of Anthropic's dialect want to be there, if only as unknown."""
+
 
 class Listed(msgspec.Struct, frozen=True):
     """One name with the provider that serves it."""
@@ -75,5 +80,6 @@ def _listed(settings: Settings, catalog: Catalog, router: Router) -> Iterable[Li
 
 def _shown(name: str, provider: str, dialect: Dialect) -> dict[str, Any]:
     if dialect == "anthropic":
-        return {"type": "model", "id": name, "display_name": name, "created_at": CREATED}
+        shown = {"type": "model", "id": name, "display_name": name, "created_at": CREATED, "lifecycle": "active"}
+        return shown | UNTOLD
     return {"id": name, "object": "model", "created": 0, "owned_by": provider}

@@ -49,14 +49,13 @@ def usage_json(usage: Usage, output: int) -> str:
     return (
         f'{{{_tokens(usage, output)},"cache_creation":{{"ephemeral_5m_input_tokens":'
         f'{usage.cache_write_tokens - long_lived},"ephemeral_1h_input_tokens":{long_lived}}}{_thinking(usage)},'
-        '"service_tier":"standard"}'
+        '"service_tier":"standard","inference_geo":"not_available"}'
     )
 
 
 def _thinking(usage: Usage) -> str:
-    if not usage.reasoning_tokens:
-        return ""
-    return f',"output_tokens_details":{{"thinking_tokens":{usage.reasoning_tokens}}}'
+    details = f'{{"thinking_tokens":{usage.reasoning_tokens}}}' if usage.reasoning_tokens else "null"
+    return f',"output_tokens_details":{details},"server_tool_use":null'
 
 
 def _ending(choice: Choice) -> str:
@@ -68,13 +67,14 @@ def _ending(choice: Choice) -> str:
 def _message(name: Identity, content: str, ending: str, usage: str) -> str:
     return (
         f'{{"id":"msg_{name.number:024x}","type":"message","role":"assistant","model":{name.model},'
-        f'"content":[{content}],"stop_reason":{ending},"stop_sequence":null{usage}}}'
+        f'"content":[{content}],"stop_reason":{ending},"stop_sequence":null,"stop_details":null,'
+        f'"container":null{usage}}}'
     )
 
 
 def _block(choice: Choice, name: Identity, text: str, arguments: str) -> str:
     if choice.tool is None:
-        return f'{{"type":"text","text":"{text}"}}'
+        return f'{{"type":"text","text":"{text}","citations":null}}'
     return (
         f'{{"type":"tool_use","id":"toolu_{name.number:024x}","name":{quoted(choice.tool.name)},"input":{arguments}}}'
     )
@@ -111,7 +111,7 @@ def message_events(plan: Plan, name: Identity) -> Events:
 
     closing = (
         f'{_BLOCK_STOP}event: message_delta\ndata: {{"type":"message_delta","delta":{{"stop_reason":'
-        f'"{_ending(choice)}","stop_sequence":null}}{late}}}\n\n{_MESSAGE_STOP}'
+        f'"{_ending(choice)}","stop_sequence":null,"stop_details":null,"container":null}}{late}}}\n\n{_MESSAGE_STOP}'
     )
     return Events(opening.encode(), run, choice.tokens, closing.encode())
 

@@ -92,11 +92,23 @@ def _moderation(fields: Fields, directive: Directive) -> Media:
     model = fields.get("model", "omni-moderation-latest")
     given = fields["input"]
     results = [
-        {"flagged": False, "categories": {}, "category_scores": {}, "category_applied_input_types": {}}
+        {
+            "flagged": False,
+            "categories": dict.fromkeys(_CATEGORIES, False),
+            "category_scores": dict.fromkeys(_CATEGORIES, 0.0),
+            "category_applied_input_types": {name: ["text"] for name in _CATEGORIES},
+        }
         for _ in (given if isinstance(given, list) and all(isinstance(g, str) for g in given) else [given])
     ]
     body = _encode({"id": "modr-simulated", "model": model, "results": results})
     return Media(model=model, usage=Usage(), body=body, directive=directive)
+
+
+_CATEGORIES: Final = (
+    *("hate", "hate/threatening", "harassment", "harassment/threatening", "illicit", "illicit/violent"),
+    *("self-harm", "self-harm/intent", "self-harm/instructions", "sexual", "sexual/minors"),
+    *("violence", "violence/graphic"),
+)
 
 
 def _rerank(fields: Fields, directive: Directive) -> Media:

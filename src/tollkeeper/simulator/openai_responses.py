@@ -120,6 +120,7 @@ def _final(ask: Ask, plan: Plan, name: Identity) -> str:
 def _response(ask: Ask, name: Identity, status: str, items: str, usage: str) -> str:
     details = '{"reason":"max_output_tokens"}' if status == "incomplete" else "null"
     maximum = "null" if ask.output_max is None else ask.output_max
+    user = f',"user":{quoted(ask.user)}' if ask.user else ""
     return (
         f'{{"id":"resp_{name.number:024x}","object":"response","created_at":{name.created},"status":"{status}",'
         f'"background":false,"error":null,"incomplete_details":{details},"instructions":null,'
@@ -127,5 +128,5 @@ def _response(ask: Ask, name: Identity, status: str, items: str, usage: str) -> 
         '"parallel_tool_calls":true,"previous_response_id":null,"reasoning":{"effort":null,"summary":null},'
         '"service_tier":"default","store":true,"temperature":1.0,"text":{"format":{"type":"text"}},'
         '"tool_choice":"auto","tools":[],"top_p":1.0,"truncation":"disabled",'
-        f'"usage":{usage},"user":{quoted(ask.user) if ask.user else "null"}}}'
+        f'"usage":{usage}{user}}}'
     )

