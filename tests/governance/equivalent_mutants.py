@@ -134,11 +134,10 @@ ARGUMENTS: Final = (
     Argument("counter.lua", "if expires > 0 then", "0", _FIRST_US, new=("1",)),
     Argument(
         "gate.lua",
-        "local run, until_us, waits = tree[1], tree[3] or '0'",
+        "local run, until_us, waits, named = tree[1], tree[3] or '0'",
         "'0'",
         "A gate without an end waits for nobody, and then that is the reply.",
     ),
-    Argument("gate.lua", "for at = 4, #ARGV do", "4", "No producer is called like two packed doubles.", new=("(3)",)),
     Argument(
         "charge.lua",
         "local reached = included(tonumber(there or 0))",

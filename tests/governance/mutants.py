@@ -328,6 +328,15 @@ WAITING: Final = [
         [("ready", 2, True), ("wait", grace), ("ready", 1, True), ("admit", 1, 9), ("ready", 3, True)],
         [("ready", 3, True), ("gate", 2, 5, False), ("wait", 1), ("ready", 2, True), ("ready", 2, True)],
         [("gate", 5, 9, False), ("ready", 2, True), ("ready", 1, False), ("gate", 0, 9, False), ("admit", 1, 9)],
+        [("gate", 9, 9, False), ("ready", 1, True), ("gate", 2, 9, False), ("gate", 8, 9, False)],
+        [
+            ("gate", 9, 9, True),
+            ("ready", 1, True),
+            ("gate", 12, 9, False),
+            ("gate", 3, 9, False),
+            ("gate", 8, 9, True),
+        ],
+        [("gate", 8, 9, True), ("gate", 0, 9, False), ("gate", 8, 9, False), ("admit", 1, 9), ("gate", 3, 9, False)],
     )
 ]
 """Who is waited for after a loss, and when it is given up, to the µs."""

@@ -159,7 +159,10 @@ class World:
         return self.is_open()
 
     def is_open(self):
-        return all(q.ready_for == self.run or p in self.closed for p, q in self.producers.items())
+        listed = list(self.producers.items())
+        if self.broken == "the list of producers is from before the loss":
+            listed = listed[:-1]
+        return all(q.ready_for == self.run or p in self.closed for p, q in listed)
 
     def admit(self, p):
         producer, state = self.producers[p], self.redis
@@ -919,6 +922,7 @@ BROKEN = (
     "versions start again",
     "expired holds charge by themselves",
     "gate looks at itself only",
+    "the list of producers is from before the loss",
     "charged to the periods of the settlement",
     "late truths add",
     "any late entry replaces",

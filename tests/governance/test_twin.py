@@ -32,6 +32,7 @@ from tollkeeper.domain.errors import StoreUnavailable
 from tollkeeper.domain.periods import Period
 from tollkeeper.domain.policy import Budget, Policy, Principal, Scope, ScopeKind, TokenBucket, Unit, Window
 from tollkeeper.domain.ports import SpendTotals
+from tollkeeper.domain.recovery import UNKNOWN
 from tollkeeper.domain.usage import Usage
 from tollkeeper.governance.memory import MemoryStore
 from tollkeeper.governance.redis_store import RedisStore, marks_key
@@ -120,8 +121,8 @@ moves = st.one_of(
     st.tuples(st.just("reassert")),
     st.tuples(st.just("reassert"), st.integers(-2, 1)),
     st.tuples(st.just("reassert"), st.integers(0, 3), st.sampled_from([2, 9])),
-    st.tuples(st.just("gate"), st.integers(0, 7), st.sampled_from([0, 1, 700_000]), st.booleans()),
-    st.tuples(st.just("gate"), st.integers(0, 7), st.sampled_from([0, 1, 700_000]), st.booleans()),
+    st.tuples(st.just("gate"), st.integers(0, 15), st.sampled_from([0, 1, 700_000]), st.booleans()),
+    st.tuples(st.just("gate"), st.integers(0, 15), st.sampled_from([0, 1, 700_000]), st.booleans()),
     st.tuples(st.just("ready"), st.integers(1, 3), st.sampled_from([True, True, False])),
     st.tuples(st.just("ready"), st.integers(1, 3), st.sampled_from([True, True, False])),
     st.tuples(st.just("life")),
@@ -316,10 +317,11 @@ class Pair:
             self.grants.clear()
 
     async def on_gate(self, open_producers: int, grace_us: int, new_life: bool) -> None:
-        """Who is waited for: any of three producers."""
+        """Who is waited for: any of three producers, and others that there may be (8)."""
         if new_life:
             await self.on_life()
         named = [f"p_{n}" for n in range(1, 4) if open_producers & 2 ** (n - 1)]
+        named += [UNKNOWN] * (open_producers >= 8)
         self.gates += 1
         gate = await self.both(lambda store: store.gate(self.root, f"gate{self.gates}", grace_us, named))
         if gate is not None:

@@ -4,8 +4,12 @@ The decisions are `Tree.gate` and `Tree.ready`, and the scripts that are their t
 """
 
 from enum import IntEnum
+from typing import Final
 
 import msgspec
+
+UNKNOWN: Final = "?"
+"""Among producers: others that there may be, because the database could not be asked."""
 
 
 class Gate(msgspec.Struct, frozen=True):

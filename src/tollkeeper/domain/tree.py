@@ -48,7 +48,7 @@ from tollkeeper.domain.entries import (
 )
 from tollkeeper.domain.policy import Unit
 from tollkeeper.domain.ports import SpendTotals
-from tollkeeper.domain.recovery import Gate, Ready
+from tollkeeper.domain.recovery import UNKNOWN, Gate, Ready
 from tollkeeper.domain.windows import LogPush, RunLog
 
 NOTHING_SPENT: Final = SpendTotals()
@@ -601,16 +601,18 @@ class Tree:
     def gate(self, server: str, run: str, until_us: int, open_producers: Iterable[str]) -> Gate | None:
         """Who is waited for: in a new life of the server every open producer, else those of before that are open.
 
-        A new life is a new run, because its memory may have gone back to an earlier state. None: the tree is cold.
+        A new life is a new run, because its memory may have gone back to an earlier state. A list with `UNKNOWN` may
+        lack some: it takes nobody off those that are waited for, and when a whole one comes, all of it is waited for.
+        None: the tree is cold.
         """
         if self.run is None:
             return None
+        named = tuple(open_producers)
         if server != self.server:
             self.server, self.run, self.generation = server, run, 1
-            self.waits, self.gate_us = tuple(open_producers), until_us
-        else:
-            still = set(open_producers)
-            self.waits = tuple([p for p in self.waits if p in still])
+            self.waits, self.gate_us = named, until_us
+        elif UNKNOWN not in named:
+            self.waits = named if UNKNOWN in self.waits else tuple([p for p in self.waits if p in named])
         if not self.waits:
             self.gate_us = 0
         return Gate(self.run, self.gate_us, self.waits)

@@ -72,12 +72,13 @@ from tollkeeper.domain.outage import OutageMode, OutageModes
 from tollkeeper.domain.periods import Period, Span
 from tollkeeper.domain.policy import Principal, ScopeKind
 from tollkeeper.domain.ports import RootSnapshot, SpendLedger
-from tollkeeper.domain.recovery import Gate, Ready
+from tollkeeper.domain.recovery import UNKNOWN, Gate, Ready
 from tollkeeper.domain.tree import NOTHING_SPENT
 from tollkeeper.domain.usage import NO_USAGE, Usage
 from tollkeeper.governance.alerts import BudgetWatch
 from tollkeeper.governance.outage import Outage
 from tollkeeper.governance.outbox import Outbox, new_outbox, open_outbox
+from tollkeeper.governance.producers import OpenProducers
 from tollkeeper.governance.seeding import seeds_of
 from tollkeeper.governance.store import Names, SeedTotals, Store
 from tollkeeper.observability.logging import logger
@@ -102,8 +103,7 @@ ANNOUNCED_POLL_S: Final = 0.1
 """How often is looked for roots that wait for this producer."""
 ANNOUNCE_AGAIN_S: Final = 1.0
 """How often a root that waits says so again: the store may lose that, too, and nobody else would ever come."""
-OPEN_PRODUCERS_S: Final = 1.0
-"""How long the list of open producers is taken as it was read."""
+WHOEVER: Final = "producers that only the database knows"
 NAMED_MAX: Final = 10
 """Keys that a log line names."""
 COMPARED_MAX: Final = 1_000
@@ -172,7 +172,7 @@ class Ledger:
         self._store, self._spend, self._now_us = store, spend, now_us
         self._timeout_us = int(admission_timeout_s * 1e6)
         self._grace_us = int(recovery_grace_s * 1e6)
-        self._open: tuple[float, list[str]] = (-OPEN_PRODUCERS_S, [])  # when read, open producers
+        self._open = OpenProducers(spend)
         self._compared = 0  # roots that have had their turn
         self._outbox, self.dead = open_outbox(outbox_dir)
         self.producer = self._outbox.producer
@@ -764,7 +764,8 @@ class Ledger:
             state.opening = self._spawn(self._open_gate(root, state))
         await asyncio.wait({state.opening}, timeout=max(0, until_us - self._store.now_us()) / 1e6)
         if self._store.now_us() >= until_us:
-            waits = ", ".join(state.gate.waits) if state.gate else "its accounts"
+            names = [WHOEVER if name == UNKNOWN else name for name in state.gate.waits] if state.gate else []
+            waits = ", ".join(names) or "its accounts"
             raise Recovering(f"{root} recovers from a loss and waits for {waits}")
 
     async def _open_gate(self, root: str, state: _Root) -> None:
@@ -800,7 +801,7 @@ class Ledger:
         while True:
             try:
                 for root in await self._store.announced():
-                    gate = await self._store.gate(root, secrets.token_hex(8), self._grace_us, await self._producers())
+                    gate = await self._gate(root)
                     if gate is not None and self.producer in gate.waits:
                         self._recover_soon(root)
                 await asyncio.sleep(ANNOUNCED_POLL_S)
@@ -816,17 +817,10 @@ class Ledger:
         flying = {root for root, _ in self._outbox.in_flight.values()}
         return sorted(flying | {root for root in self._outbox.kept_roots() if self.has_uncovered(root)})
 
-    async def _producers(self) -> list[str]:
-        """Open producers as the database knows them; as last known while it is away."""
-        read_s, known = self._open
-        now_s = asyncio.get_running_loop().time()
-        if now_s - read_s >= OPEN_PRODUCERS_S:
-            try:
-                known = await self._spend.open_producers()
-                self._open = (now_s, known)
-            except DatabaseUnavailable as error:
-                self._log.warning("open_producers_unknown", why=str(error), known=len(known))
-        return known if self.producer in known else [*known, self.producer]
+    async def _gate(self, root: str) -> Gate | None:
+        """Who is waited for in a root, after the store was told who is open."""
+        producers = await self._open.named(self.producer)
+        return await self._store.gate(root, secrets.token_hex(8), self._grace_us, producers)
 
     def _recover_soon(self, root: str) -> "asyncio.Task[None]":
         state = self._state(root)
@@ -844,9 +838,7 @@ class Ledger:
                 try:
                     await self._load(root, state)
                     before = state.acknowledged
-                    state.gate = await self._store.gate(
-                        root, secrets.token_hex(8), self._grace_us, await self._producers()
-                    )
+                    state.gate = await self._gate(root)
                     if state.gate is None:
                         continue
                     if await self._is_behind(root, state.gate):
