@@ -281,6 +281,9 @@ class FakeRedis:
     def do_zcard(self, key: bytes) -> int:
         return len(self.get(key, SortedSet) or ())
 
+    def do_zcount(self, key: bytes, low: bytes, high: bytes) -> int:
+        return len(self.do_zrangebyscore(key, low, high))
+
     def do_zscore(self, key: bytes, member: bytes) -> bytes | None:
         score = (self.get(key, SortedSet) or {}).get(member)
         return None if score is None else b"%.17g" % score

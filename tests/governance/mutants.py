@@ -237,6 +237,7 @@ _ALL_SHADOW: Final = Policy(
     windows=_SHADOW.windows, buckets=(TokenBucket(Unit.REQUESTS, 6_000, 40),), concurrency=1, concurrency_shadow=True
 )
 _ROOMY: Final = Policy(windows=(Window(Unit.TOKENS, 1_000),))
+_BUDGET: Final = Policy(budgets=(Budget(10**6, Period.MONTH), Budget(10**6, Period.TOTAL)), concurrency=9)
 _GROWING: Final = [("admit", 9, 1), ("wait", 1_000_000)] * 3
 _FAR: Final = [("admit", 3, 1), ("wait", 10_000)] * 18
 CROWDED: Final = [
@@ -280,6 +281,8 @@ CROWDED: Final = [
     (_TOKENS, None, None, [("admit", 1, 9), ("admit", 2, 9), ("lose", 5), ("settle", 0, 4, 3), ("state",)], False),
     (_TOKENS, None, None, [("admit", 1, 9), ("rank", 0, 2, 4, True, (1, 9, True)), ("held",), ("state",)], False),
     (_TOKENS, None, None, [("ended", ends) for ends in (-1, 0, 1)], False),
+    (_BUDGET, None, None, [("admit", 1, 9), ("flag", True), ("state",)], False),
+    (_BUDGET, None, None, [("admit", 1, 9), *[("fence", number, False) for number in (3, 2, 5)]], False),
     *[(Policy(), None, None, [("use", 0, 1, 0), ("keep", us), ("use", 0, 2, 0)], False) for us in (-1, 0)],
     (
         Policy(),
@@ -302,8 +305,8 @@ CROWDED: Final = [
 just as large as the limit; refusals without a wait at once; corrections of runs that are not among the newest; a log
 that knows more of one unit and less of the other than was seen of it; a charge that was counted under the number it
 had, or is held by a producer that is taken for dead; corrections in a period that has just ended; slots of the
-root itself that a dead producer held; an idempotency key in the last µs of its day, and in the next."""
-_BUDGET: Final = Policy(budgets=(Budget(10**6, Period.MONTH), Budget(10**6, Period.TOTAL)), concurrency=9)
+root itself that a dead producer held; an idempotency key in the last µs of its day, and in the next; counters that
+are flagged though they have only been held against; numbers of one memory that come in any order."""
 _ORIGINS: Final = [None, *[(p, n, held) for p in (2, 9) for n in (0, 1, 2) for held in (False, True)]]
 SUCCESSION = [
     (_BUDGET, None, None, [("admit", 1, 9), *before, ("rank", 0, rank, 5, fresh, origin), *after], False)

@@ -27,6 +27,7 @@ POLICY = Policy(
     windows=(Window(Unit.TOKENS, 1_000),),
     buckets=(TokenBucket(Unit.TOKENS, 60, 1_000),),
     budgets=(Budget(10**6, Period.MONTH), Budget(10**6, Period.TOTAL)),
+    concurrency=50,
 )
 
 

@@ -64,6 +64,7 @@ commands = st.one_of(
     command("ZADD", st.just("XX"), small, fields, small, fields),
     command("ZREM", fields, fields),
     command("ZCARD"),
+    command("ZCOUNT", st.just("-inf"), small),
     command("ZSCORE", fields),
     command("ZREMRANGEBYSCORE", st.just("-inf"), small),
 )

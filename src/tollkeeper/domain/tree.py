@@ -52,6 +52,7 @@ from tollkeeper.domain.recovery import UNKNOWN, Gate, Ready
 from tollkeeper.domain.windows import LogPush, RunLog
 
 NOTHING_SPENT: Final = SpendTotals()
+_NO_LEASES: Final[Mapping[str, int]] = {}
 PUSH_REMEMBERED_US: Final = 86_400_000_000
 """A push that comes again within a day, after a lost reply, adds nothing."""
 
@@ -155,11 +156,9 @@ class Tree:
             log = self.logs.get(check.name)
             if log is not None:
                 self.clock_jumps += log.advance(now_us)
-        for slot in checks.slots:
-            leases = self.slots.get(slot.name)
-            if leases:
-                for attempt in [a for a, until in leases.items() if until <= now_us]:
-                    del leases[attempt]
+
+    def _in_flight(self, now_us: int, slot: str) -> int:
+        return sum(until_us > now_us for until_us in self.slots.get(slot, _NO_LEASES).values())
 
     def _refusals(self, now_us: int, checks: Checks, demand: Demand) -> list[Refusal]:
         """One from each limit that the demand does not fit. Most requests fit all: that is asked in line, and only
@@ -177,7 +176,7 @@ class Tree:
         for bucket in checks.buckets:
             refusals += self._bucket_refusal(now_us, bucket, demand)
         for slot in checks.slots:
-            in_flight = len(self.slots.get(slot.name, ()))
+            in_flight = 0 if slot.shadow else self._in_flight(now_us, slot.name)
             if in_flight >= slot.limit and not slot.shadow:
                 refusals.append(Refusal(LimitKind.CONCURRENCY, slot.scope, slot.limit, in_flight, 1, None))
         for counter in checks.counters:
@@ -219,7 +218,7 @@ class Tree:
             if bucket.shadow and _weight(bucket, demand) * PER_TOKEN > level:
                 yield Shadowed(LimitKind(bucket.unit.value), bucket.scope)
         for slot in checks.slots:
-            if slot.shadow and len(self.slots.get(slot.name, ())) >= slot.limit:
+            if slot.shadow and self._in_flight(now_us, slot.name) >= slot.limit:
                 yield Shadowed(LimitKind.CONCURRENCY, slot.scope)
 
     def _take(self, now_us: int, checks: Checks, demand: Demand) -> Hold:
@@ -231,7 +230,10 @@ class Tree:
             runs.append((log.generation, log.add(now_us, demand.requests, demand.tokens)))
         taken = [self._take_tokens(now_us, check, demand) for check in checks.buckets]
         for slot in checks.slots:
-            self.slots.setdefault(slot.name, {})[demand.attempt] = now_us + SLOT_LEASE_US
+            leases = self.slots.setdefault(slot.name, {})
+            for attempt in [a for a, until_us in leases.items() if until_us <= now_us]:
+                del leases[attempt]
+            leases[demand.attempt] = now_us + SLOT_LEASE_US
         for counter in checks.counters:
             money = self.counters.get(counter.name)
             if money is None:
@@ -262,7 +264,7 @@ class Tree:
             generation, index = (log.generation if log else 0, -1) if hold is None else hold.runs[position]
             logs.append(log.state(now_us, generation, index) if log else LogState(generation, index, 0, 0, 0))
         buckets = [self._bucket_state(now_us, c, hold, n) for n, c in enumerate(checks.buckets)]
-        slots = [len(self.slots.get(s.name, ())) for s in checks.slots]
+        slots = [self._in_flight(now_us, slot.name) for slot in checks.slots]
         counters = []
         for counter in checks.counters:
             state = self.counters.get(counter.name)

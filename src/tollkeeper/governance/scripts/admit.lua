@@ -53,6 +53,7 @@ local slot_base = bucket_base + bucket_count
 local counter_base = slot_base + slot_count
 local logs, buckets, in_flight, costs, helds = {}, {}, {}, {}, {}
 local expiries -- of counters that are not there
+local lapsed = false -- whether there are leases that have ended: a refusal leaves them
 local refusals, shadowed -- lists of {severity, wait, check, unit, used, asked} and of check, unit; nil: none
 
 for i = 1, log_count do
@@ -102,8 +103,9 @@ end
 for i = 1, slot_count do
   local limit, shadow
   limit, shadow, at = read('<dd', plan, at)
-  call('ZREMRANGEBYSCORE', KEYS[slot_base + i], '-inf', now)
-  local used = call('ZCARD', KEYS[slot_base + i])
+  local ended = call('ZCOUNT', KEYS[slot_base + i], '-inf', now)
+  local used = call('ZCARD', KEYS[slot_base + i]) - ended
+  lapsed = lapsed or ended > 0
   in_flight[i] = used
   if used >= limit then
     if shadow == 0 then
@@ -188,6 +190,9 @@ if admitted then
     end
   end
   for i = 1, slot_count do
+    if lapsed then
+      call('ZREMRANGEBYSCORE', KEYS[slot_base + i], '-inf', now)
+    end
     call('ZADD', KEYS[slot_base + i], now + lease, attempt)
     call('PEXPIRE', KEYS[slot_base + i], math.ceil(lease / 1000))
     in_flight[i] = in_flight[i] + 1
