@@ -65,8 +65,8 @@ async def listed(control: Control, query: str = "", **more: Any) -> list[tuple[s
     return [(found["scope_id"], found["delivery"]) for found in answer.json["data"]]
 
 
-async def test_alerts_tell_what_became_of_their_messages(control: Control) -> None:
-    """Waiting, tried again with the reason, delivered, given up, or never sent; newest first."""
+async def given(control: Control) -> None:
+    """An alert in every state: of four keys and their organisation."""
     book = control.database.alerts
     names = ("key_a", "key_b", "key_c", "key_d")
     alerts = [alert(f"{name}:2026:11", 50, 1_000_000 + number) for number, name in enumerate(names)]
@@ -76,6 +76,11 @@ async def test_alerts_tell_what_became_of_their_messages(control: Control) -> No
     await book.settle(alerts[1], due_us=7, failure="it answered 500")
     await book.settle(alerts[2], due_us=None, delivered_us=8_000_000)
     await book.settle(alerts[3], due_us=None, failure="x" * 1000)
+
+
+async def test_alerts_tell_what_became_of_their_messages(control: Control) -> None:
+    """Waiting, tried again with the reason, delivered, given up, or never sent; newest first."""
+    await given(control)
     assert await listed(control) == [
         ("org_a", "none"),
         ("key_d", "given_up"),

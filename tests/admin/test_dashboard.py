@@ -3,6 +3,8 @@
 What only a browser can tell (layout, keyboard, accessibility, the policy in force) is in tests/test_dashboard.py.
 """
 
+import csv
+import io
 import re
 import time
 
@@ -10,7 +12,9 @@ import pytest
 
 from tests.admin.browser import Browser
 from tests.admin.conftest import DIGEST_KEY, TOKEN, Control, now_us
+from tests.admin.test_budgets import given
 from tests.admin.test_logs import ship
+from tests.logs.conftest import make_pipeline, make_record
 from tollkeeper.admin.dashboard.sessions import SESSION_S, Sessions
 from tollkeeper.domain.accounts import NewKey
 from tollkeeper.domain.operators import NewAdminToken, Role
@@ -20,7 +24,8 @@ from tollkeeper.storage.database import Database
 OPEN = {"/login", "/logout", "/static/{name}"}
 PAGES = (
     *("", "/keys", "/keys/k", "/keys/new", "/keys/k/edit", "/teams", "/teams/new", "/organisations", "/usage"),
-    *("/logs", "/delivery", "/delivery/proof", "/charges", "/audit", "/nothing", "/keys/none"),
+    *("/logs", "/delivery", "/delivery/proof", "/charges", "/audit", "/nothing", "/keys/none", "/session"),
+    *("/alerts", "/tokens", "/tokens/new", "/tokens/none"),
 )
 INLINE = re.compile(r"<style|\sstyle=|\son\w+=|<script(?![^>]*\ssrc=)|javascript:|https?://", re.IGNORECASE)
 
@@ -235,6 +240,87 @@ async def test_rotating_and_revoking(control: Control) -> None:
     await browser.get(path)
     assert (await browser.post(f"{path}/revoke", {"confirm": "a"})).status == 303
     assert (await control("GET", f"/admin/v1/keys/{created['id']}")).json["state"] == "revoked"
+
+
+async def test_an_admin_token_from_its_form_to_its_end(control: Control) -> None:
+    """Its secret is shown once and signs in; another one ends its sessions; revoked, it is refused."""
+    key = (await control("POST", "/admin/v1/keys", {"name": "k"})).json
+    browser, other = Browser(control), Browser(control)
+    await browser.sign_in()
+    await browser.get("/dashboard/tokens/new")
+    once = browser.hidden("once")
+    refused = await browser.post("/dashboard/tokens", {"name": "ann", "role": "owner"}, once=once)
+    assert refused.status == 400 and "owns: give 1 to" in browser.page and 'value="ann"' in browser.page
+    fields = {"name": "ann", "role": "owner", "owns": f"{key['id']}\n", "expires_at": "2099-12-31"}
+    made = await browser.post("/dashboard/tokens", fields, once=once)
+    secret = browser.page.partition('readonly value="')[2].partition('"')[0]
+    assert made.status == 200 and secret.startswith("tka_")
+    (token,) = (await control("GET", "/admin/v1/admin-tokens")).json["data"]
+    assert (token["role"], token["owns"], token["expires_at"]) == ("owner", [key["id"]], "2099-12-31T00:00:00Z")
+    path = f"/dashboard/tokens/{token['id']}"
+    assert (await other.sign_in(secret)).status == 303
+    assert (await other.get(path)).status == 403
+    await browser.get(path)
+    assert secret not in browser.page and secret[-4:] in browser.page
+    await browser.post(f"{path}/rotate", {"overlap_s": "3600"}, once=browser.hidden("once"))
+    second = browser.page.partition('readonly value="')[2].partition('"')[0]
+    assert second not in ("", secret) and (await other.get("/dashboard")).status == 303
+    await browser.get(path)
+    assert (await browser.post(f"{path}/revoke", {"confirm": "bob"})).status == 400
+    await browser.get(path)
+    assert (await browser.post(f"{path}/revoke", {"confirm": "ann"})).status == 303
+    assert (await other.sign_in(second)).status == 401
+    await browser.get("/dashboard/tokens")
+    assert "ann" not in browser.page
+    await browser.get("/dashboard/tokens?revoked=1")
+    assert "ann" in browser.page
+    actions = [event["action"] for event in (await control("GET", "/admin/v1/audit")).json["data"]]
+    assert actions[:3] == ["admin_token.revoke", "admin_token.rotate", "admin_token.create"]
+
+
+async def test_alerts_tell_what_was_reached_and_what_the_webhook_knows(control: Control) -> None:
+    """To owners only what is theirs."""
+    await given(control)
+    browser = Browser(control)
+    await browser.sign_in()
+    await browser.get("/dashboard/alerts")
+    for shown in (">delivered<", ">retrying<", ">no webhook<", ">given up<", "key_c", "key_b", "it answered 500"):
+        assert shown in browser.page, shown
+    await browser.get("/dashboard/alerts?delivery=delivered")
+    assert "key_c" in browser.page and "key_b" not in browser.page
+    assert (await browser.get("/dashboard/alerts?delivery=lost")).status == 400
+    owner = Browser(control)
+    await owner.sign_in((await token_of(control, Role.OWNER, "key_b"))[1])
+    await owner.get("/dashboard/alerts")
+    assert "key_b" in owner.page and "key_c" not in owner.page
+
+
+async def test_files_hold_what_the_pages_show(control: Control) -> None:
+    """As CSV, harmless in a spreadsheet; an owner gets its own alone."""
+    await ship(control)
+    control.pipeline = make_pipeline(control.logs, "gw2")
+    control.pipeline.put(make_record(11, time_us=now_us(), model="m"))
+    await control.pipeline.start()
+    await control.pipeline.stop()
+    await control("POST", "/admin/v1/keys", {"name": "=1+1"})
+    body = {"scope": "key", "name": "=1+1", "amount_usd": "2.50", "note": "n"}
+    await control("POST", "/admin/v1/corrections", body)
+    browser, owner = Browser(control), Browser(control)
+    await browser.sign_in()
+    await owner.sign_in((await token_of(control, Role.OWNER, "key_none"))[1])
+    months = await browser.get("/dashboard/usage/months.csv")
+    assert months.headers["content-disposition"].startswith("attachment;")
+    (row,) = csv.DictReader(io.StringIO(months.body.decode()))
+    assert (row["key_name"], row["cost_usd"]) == ("'=1+1", "2.50")
+    logs = list(csv.DictReader(io.StringIO((await browser.get("/dashboard/logs.csv?key=demo")).body.decode())))
+    assert len(logs) == 11 and {line["key_name"] for line in logs} == {"demo"}
+    assert not {"request_body", "response_body"} & set(logs[0])
+    assert len((await browser.get("/dashboard/logs.csv?request_id=req_3")).body.splitlines()) == 2
+    sums = await browser.get("/dashboard/usage/report.csv?by=model&range=24h")
+    (line,) = csv.DictReader(io.StringIO(sums.body.decode()))
+    assert (line["model"], line["requests"]) == ("m", "1")
+    for path in ("/usage/months.csv", "/logs.csv", "/usage/report.csv"):
+        assert (await owner.get(f"/dashboard{path}")).body.strip() == b"", path
 
 
 async def test_teams_and_organisations(control: Control) -> None:

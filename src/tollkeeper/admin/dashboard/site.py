@@ -205,7 +205,7 @@ def _environment(version: str, program: str) -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= formats.FILTERS | {"limit_meter": _limit_meter, "with": _with}
+    environment.filters |= formats.FILTERS | {"limit_meter": _limit_meter, "with": _with, "asked": _asked}
     environment.globals |= {
         "base": PATH,
         "assets": version,
@@ -228,3 +228,8 @@ _LIMIT_FIELDS: Final = ("used", "held", "limit")
 def _with(query: Form, name: str, value: str) -> str:
     """The query with one field set."""
     return urlencode([*((key, old) for key, old in query.fields if key != name), (name, value)])
+
+
+def _asked(query: Form) -> str:
+    """The whole query, but the place in a list."""
+    return urlencode([(key, value) for key, value in query.fields if key != "after"])

@@ -1,16 +1,15 @@
 """`/admin/v1/usage`, `/admin/v1/reports/usage` and `/admin/v1/sync`."""
 
-from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query
 
 from tollkeeper.admin import models
 from tollkeeper.admin.access import Admin, Anyone
+from tollkeeper.admin.downloads import csv_file
 from tollkeeper.admin.parts import Parts
 from tollkeeper.admin.routes.paging import Paged
 from tollkeeper.admin.services import Services
-from tollkeeper.domain.csv_text import csv_text
 from tollkeeper.domain.periods import Period, span_at
 from tollkeeper.domain.policy import ScopeKind
 from tollkeeper.domain.reports import ROWS_MAX, ReportFilters, ReportQuery
@@ -50,7 +49,7 @@ def usage(services: Services, parts: Parts) -> APIRouter:
         kind = ScopeKind(by)
         scope = {ScopeKind.KEY: key, ScopeKind.TEAM: team, ScopeKind.ORGANISATION: organisation}[kind]
         if format == "csv":
-            return _csv(f"usage-by-{by}", await services.usage.export(caller, kind, scope, month))
+            return csv_file(f"usage-by-{by}", await services.usage.export(caller, kind, scope, month))
         return await services.usage.monthly(caller, kind, scope, month, paging)
 
     @router.get(
@@ -96,7 +95,7 @@ def usage(services: Services, parts: Parts) -> APIRouter:
             limit=limit,
         )
         report = await services.reports.usage(caller, query)
-        return _csv("usage-report", report["data"]) if format == "csv" else report
+        return csv_file("usage-report", report["data"]) if format == "csv" else report
 
     @router.post("/sync", response_model=models.Synced, summary="Write spend to the database now")
     async def sync_now(_: Admin) -> Words:
@@ -107,9 +106,3 @@ def usage(services: Services, parts: Parts) -> APIRouter:
 
 MINUTE_US: Final = 60_000_000
 """Reports until now end with the minute, so that those asked for within it are one."""
-
-
-def _csv(name: str, rows: Sequence[Words]) -> Response:
-    columns = list(rows[0]) if rows else []
-    headers = {"content-disposition": f'attachment; filename="{name}.csv"', "x-content-type-options": "nosniff"}
-    return Response(csv_text(columns, rows), media_type="text/csv; charset=utf-8", headers=headers)

@@ -4,8 +4,9 @@ from typing import Any, Final
 
 from starlette.responses import Response
 
-from tollkeeper.admin.dashboard.http import see
+from tollkeeper.admin.dashboard.http import Form, see
 from tollkeeper.admin.dashboard.site import ADMINS, ANYONE, READERS, Site, Visit
+from tollkeeper.admin.downloads import csv_file
 from tollkeeper.admin.services import Services
 from tollkeeper.domain.errors import InvalidInput, NotFound
 from tollkeeper.domain.log_search import LogFilters
@@ -19,6 +20,7 @@ def register(site: Site, services: Services) -> None:
     """The pages below `/dashboard/logs`, and `/dashboard/delivery`."""
     pages = LogPages(site, services)
     site.page("GET", "/logs", ANYONE, pages.search)
+    site.page("GET", "/logs.csv", ANYONE, pages.file)
     site.page("GET", "/logs/{request}", ANYONE, pages.show)
     site.page("GET", "/delivery", READERS, pages.delivery)
     site.page("GET", "/delivery/proof", READERS, pages.proof)
@@ -31,21 +33,12 @@ class LogPages:
     def __init__(self, site: Site, services: Services) -> None:
         self._site, self._services = site, services
 
+    async def file(self, visit: Visit) -> Response:
+        """The newest records that fit, without bodies, as CSV: `EXPORTED_MAX` at most."""
+        return csv_file("logs", await self._services.logs.export(visit.caller, _filters(visit.query)))
+
     async def search(self, visit: Visit) -> Response:
-        query = visit.query
-        since, until = query.given("since"), query.given("until")
-        filters = LogFilters(
-            since_us=None if since is None else time_us_from(since, what="since"),
-            until_us=None if until is None else time_us_from(until, what="until"),
-            errors=query.text("errors") == "1",
-            key=query.given("key"),
-            model=query.given("model"),
-            user=query.given("user"),
-            tag=query.given("tag"),
-            status=query.given("status"),
-            request_id=query.given("request_id"),
-        )
-        page = await self._services.logs.search(visit.caller, filters, PAGE, query.given("after"))
+        page = await self._services.logs.search(visit.caller, _filters(visit.query), PAGE, visit.query.given("after"))
         return self._site.render(
             visit, "logs.html", title="Logs", records=page["data"], next_cursor=page["next_cursor"], **_columns(page)
         )
@@ -85,6 +78,22 @@ class LogPages:
     async def sync(self, visit: Visit) -> Response:
         await self._services.usage.sync()
         return see("/delivery", {"done": "synced"})
+
+
+def _filters(query: Form) -> LogFilters:
+    """What the fields of the search say. Raises InvalidInput."""
+    since, until = query.given("since"), query.given("until")
+    return LogFilters(
+        since_us=None if since is None else time_us_from(since, what="since"),
+        until_us=None if until is None else time_us_from(until, what="until"),
+        errors=query.text("errors") == "1",
+        key=query.given("key"),
+        model=query.given("model"),
+        user=query.given("user"),
+        tag=query.given("tag"),
+        status=query.given("status"),
+        request_id=query.given("request_id"),
+    )
 
 
 def _columns(page: Words) -> dict[str, Any]:
