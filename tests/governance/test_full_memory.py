@@ -7,18 +7,21 @@ from pathlib import Path
 
 import pytest
 
+from tests.governance.log_trials import QueuePair
 from tests.governance.parts import Clock, Parts, budget, one_key
 from tests.governance.test_twin import START_US, Pair, principal
 from tests.servers.redis import RedisServer
 from tollkeeper.domain.admission import Demand, Grant, checks_for
 from tollkeeper.domain.entries import CounterRef, Used, presume_entry, quarantined, usage_entry
 from tollkeeper.domain.errors import StoreDamaged, StoreUnavailable
+from tollkeeper.domain.log_queue import Chunk
 from tollkeeper.domain.outage import OutageModes
 from tollkeeper.domain.periods import Period
 from tollkeeper.domain.policy import Budget, Policy, TokenBucket, Unit, Window
 from tollkeeper.domain.ports import SpendTotals
 from tollkeeper.domain.usage import Usage
 from tollkeeper.governance import RedisStore
+from tollkeeper.governance.redis_client import RedisClient
 from tollkeeper.governance.store import SeedTotals
 from tollkeeper.settings import StoreSettings
 
@@ -118,3 +121,22 @@ async def test_spend_reaches_the_database(tmp_path: Path, own_redis: RedisServer
     assert await parts.store.held("org_a") == []
     own_redis.command("CONFIG", "SET", "maxmemory", "0")
     await parts.stop()
+
+
+async def test_logs_are_shipped(own_redis: RedisServer) -> None:
+    """No record comes into a queue, but those that are there go out, also of a shipper that died, or are let go."""
+    async with RedisClient(url=own_redis.url) as client:
+        queue = QueuePair(client)
+        for move in [("put", "gw-a", [b"x" * 10] * 4, 0, True)] * 3 + [("lease", 2, 90, 5)]:
+            await queue.step(move)
+        own_redis.command("CONFIG", "SET", "maxmemory", "1")
+        with pytest.raises(StoreUnavailable, match="OOM"):
+            await queue.redis.put(Chunk("gw-a", 13, (b"one more",)))
+        await queue.step(("renew", 0, 5))
+        await queue.step(("wait", 5))
+        await queue.step(("lease", 9, 90, 1_000))
+        await queue.step(("ack", 0))
+        await queue.step(("lease", 3, 90, 1_000))
+        await queue.step(("take", 2))
+        await queue.step(("clear", 2))
+        assert (await queue.redis.stats()).delivered == 2

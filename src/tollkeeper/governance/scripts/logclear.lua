@@ -6,6 +6,7 @@
 -- include: logqueue.lua
 local q = queue_open()
 local before = q.count
+queue_write_on(q)
 queue_drop(q, tonumber(ARGV[1]), 0)
 queue_save(q)
 return before - q.count

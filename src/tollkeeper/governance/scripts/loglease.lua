@@ -21,6 +21,7 @@ local function answer(number, taken_over)
   return reply
 end
 
+queue_write_on(q)
 local expired = redis.call('ZRANGEBYSCORE', leases, '-inf', whole(now), 'LIMIT', 0, 1)
 if expired[1] then
   return answer(expired[1], 1)

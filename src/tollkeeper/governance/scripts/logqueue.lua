@@ -48,6 +48,12 @@ local function queue_save(q)
     q.leased, q.leased_bytes, q.delivered, q.taken, q.dropped, q.lost, q.repeated, q.shed, q.unlisted) .. q.run)
 end
 
+-- What takes records out goes on though Redis' memory is full, which is how memory comes back: a script that has written
+-- may write on, and to remove a field that nobody has is a write that needs no memory.
+local function queue_write_on(q)
+  redis.call('HDEL', q.prefix .. 'gaps', '')
+end
+
 local function entry_pack(e)
   return struct.pack(ENTRY, e.id, e.first, e.count, e.skip, e.parts, e.bodies, e.stamp) .. e.producer
 end

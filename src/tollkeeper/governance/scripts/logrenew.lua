@@ -11,5 +11,6 @@ local leases = q.prefix .. 'leases'
 if q.run ~= ARGV[2] or not redis.call('ZSCORE', leases, ARGV[3]) then
   return 0
 end
+queue_write_on(q)
 redis.call('ZADD', leases, whole(clock(given) + hold), ARGV[3])
 return 1

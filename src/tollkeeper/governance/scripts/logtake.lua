@@ -6,6 +6,9 @@
 -- include: logqueue.lua
 local q = queue_open()
 local left, remove, reply, index, keys = tonumber(ARGV[1]), ARGV[2] == '1', {}, 0, {}
+if remove then
+  queue_write_on(q)
+end
 while left > 0 do
   local e = queue_at(q, index)
   if not e then
