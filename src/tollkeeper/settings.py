@@ -220,6 +220,9 @@ class BillingSettings(Group, frozen=True):
     recovery_grace_s: float = 30.0
     """After the store lost its memory, longest wait for gateways that have not sent again what they know. Until they
     have, or this has passed, requests under a budget get a 503; what arrives later is counted and logged."""
+    follow_up_interval_s: float = 10.0
+    """How often a gateway asks providers for the end of batches and of answers in the background that are due: their
+    bound stays charged until then, or until their owners look."""
     require_price: bool = False
     """Refuse models without a known price for every key, not only for keys with a budget."""
 

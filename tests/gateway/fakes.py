@@ -195,6 +195,14 @@ class MemoryObjects:
         start = 0 if after is None else ids.index(after) + 1 if after in ids else len(ids)
         return found[start : start + limit]
 
+    async def take_due(self, now_us: int, *, lease_us: int, limit: int) -> list[StoredObject]:
+        self._check()
+        due = [its for its in self.all.values() if its.due_us is not None and its.due_us <= now_us]
+        due = sorted(due, key=lambda its: its.due_us or 0)[:limit]
+        leased = [msgspec.structs.replace(its, due_us=now_us + lease_us) for its in due]
+        self.all |= {(its.root, its.id): its for its in leased}
+        return leased
+
     async def forget(self, root: str, ids: Collection[str]) -> None:
         self._check()
         for its in ids:

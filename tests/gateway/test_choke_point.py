@@ -13,6 +13,7 @@ import pytest
 from tests.gateway.conftest import Reply, Stand, chat, message
 from tests.gateway.test_media import wav
 from tollkeeper.domain.policy import UNLIMITED, Policy, Unit, Window
+from tollkeeper.gateway import followup
 from tollkeeper.gateway.dialects.base import ENDPOINTS
 from tollkeeper.gateway.dialects.kept import ROUTES
 
@@ -144,9 +145,12 @@ async def test_other_methods_and_paths_reach_nobody(stand: Stand, method: str) -
 
 
 def test_one_file_sends() -> None:
-    """`attempts.py`, behind the dispatch line; nothing else has the HTTP clients in its hands."""
+    """`attempts.py`, behind the dispatch line; and `followup.py`, which only shows what was admitted before. Nothing
+    else has the HTTP clients in its hands."""
     users = {file.name for file in SOURCE.rglob("*.py") if re.search(r"\.upstreams\[", file.read_text())}
-    assert users == {"attempts.py"}
+    assert users == {"attempts.py", "followup.py"}
+    assert {(route.method, route.endpoint.free) for route in followup._ROUTES.values()} == {("GET", True)}
+    assert (SOURCE / "gateway" / "followup.py").read_text().count("].send(") == 1
     text = (SOURCE / "gateway" / "attempts.py").read_text()
     assert text.count("].send(") == 1
     assert text.index("attempt.dispatch()") < text.index("].send(")

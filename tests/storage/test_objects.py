@@ -1,5 +1,9 @@
 """Objects kept at providers: known to the organisation that made them, and to nobody else."""
 
+import asyncio
+
+from msgspec.structs import replace
+
 from tollkeeper.domain.objects import ObjectKind, StoredObject
 from tollkeeper.storage.database import Database
 
@@ -58,3 +62,29 @@ async def test_what_is_old_is_forgotten(database: Database) -> None:
     await objects.record([made(1, kind=ObjectKind.RESPONSE), made(5, kind=ObjectKind.RESPONSE), made(1)])
     assert await objects.expire([ObjectKind.RESPONSE, ObjectKind.ITEM], 5) == 1
     assert set(await objects.find("org_a", ["response-1", "response-5", "file-1"])) == {"response-5", "file-1"}
+
+
+async def test_what_is_due_is_taken_once(database: Database) -> None:
+    """By one gateway, until its lease is over; what is due longest comes first, and only what is due at all."""
+    objects = database.objects
+    due = {4: 40, 5: 30, 6: 10, 7: 20}
+    await objects.record([made(1), *(replace(made(n, root=f"org_{n}"), due_us=at) for n, at in due.items())])
+    assert [its.id for its in await objects.take_due(9, lease_us=50, limit=9)] == []
+    first = await objects.take_due(30, lease_us=50, limit=2)
+    assert sorted(its.id for its in first) == ["file-6", "file-7"]
+    assert {its.due_us for its in first} == {80}
+    assert [its.id for its in await objects.take_due(30, lease_us=50, limit=9)] == ["file-5"]
+    assert [its.id for its in await objects.take_due(79, lease_us=50, limit=9)] == ["file-4"]
+    assert len(await objects.take_due(200, lease_us=50, limit=9)) == 4
+    await objects.record([replace(its, due_us=None) for its in first])
+    assert len(await objects.take_due(10**9, lease_us=50, limit=9)) == 2
+
+
+async def test_two_gateways_never_take_the_same(database: Database) -> None:
+    objects = database.objects
+    await objects.record([replace(made(n), due_us=1) for n in range(40)])
+    takes = await asyncio.gather(*(objects.take_due(5, lease_us=50, limit=15) for _ in range(4)))
+    ids = [its.id for taken in takes for its in taken]
+    assert len(ids) == len(set(ids))
+    ids += [its.id for its in await objects.take_due(5, lease_us=50, limit=99)]
+    assert sorted(ids) == sorted(f"file-{n}" for n in range(40))

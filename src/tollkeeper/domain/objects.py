@@ -25,6 +25,7 @@ class StoredObject(msgspec.Struct, frozen=True, kw_only=True):
 
     `root`: the organisation. `model` and `upstream_model`: what made it, empty for what no model makes. `seen`: the
     provider's JSON of it as it was last seen, where lists are answered from it, else empty. `notes`: JSON of our own.
+    `due_us`: when a gateway looks at it, since what it cost is not known before it is over; None: never.
     """
 
     root: str
@@ -37,6 +38,7 @@ class StoredObject(msgspec.Struct, frozen=True, kw_only=True):
     upstream_model: str = ""
     seen: str = ""
     notes: str = ""
+    due_us: int | None = None
 
 
 class ObjectRegistry(Protocol):
@@ -54,6 +56,10 @@ class ObjectRegistry(Protocol):
         self, root: str, kind: ObjectKind, *, limit: int, after: str | None = None, oldest_first: bool = False
     ) -> list[StoredObject]:
         """The objects of one kind in the order of their creation, from the one after an id on."""
+        ...
+
+    async def take_due(self, now_us: int, *, lease_us: int, limit: int) -> list[StoredObject]:
+        """Those that are due, the longest first; they are due again when the lease is over. No other gets them."""
         ...
 
     async def forget(self, root: str, ids: Collection[str]) -> None:

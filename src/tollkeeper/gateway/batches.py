@@ -13,8 +13,6 @@ from typing import Final
 import msgspec
 
 from tollkeeper.domain.bound import Content
-from tollkeeper.domain.charges import Charge, Known
-from tollkeeper.domain.entries import dispatch_of
 from tollkeeper.domain.errors import Fault, RequestError
 from tollkeeper.domain.money import usd
 from tollkeeper.domain.objects import StoredObject
@@ -23,8 +21,8 @@ from tollkeeper.domain.pricing import Price, cost_nano
 from tollkeeper.domain.usage import Usage
 from tollkeeper.gateway.bound import Bounder
 from tollkeeper.gateway.dialects import ENDPOINTS, Call, Endpoint, Reference, Sold, parse, references
+from tollkeeper.gateway.late import ChargeNotes, Truth, truth
 from tollkeeper.gateway.routing import Router, check_allowed
-from tollkeeper.gateway.settle import Attempt
 
 LINES_MAX: Final = 50_000
 """OpenAI's own maximum."""
@@ -54,15 +52,6 @@ class FileNotes(msgspec.Struct, frozen=True):
     line_max_nano: int
     models: dict[str, str]
     reason: str | None = None
-
-
-class BatchNotes(msgspec.Struct, frozen=True):
-    """What a batch was charged with. `known`: the counters. `settled`: the truth has replaced it."""
-
-    attempt: str
-    known: str
-    models: tuple[str, ...]
-    settled: bool = False
 
 
 class _Create(msgspec.Struct):
@@ -102,7 +91,6 @@ _decode_create = msgspec.json.Decoder(_Create).decode
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_seen = msgspec.json.Decoder(Seen).decode
 _decode_file = msgspec.json.Decoder(FileNotes).decode
-_decode_batch = msgspec.json.Decoder(BatchNotes).decode
 
 
 async def bounded_file(
@@ -196,18 +184,6 @@ def models_of(file: StoredObject) -> tuple[str, ...]:
     return tuple(_decode_file(file.notes).models) if file.notes else ()
 
 
-def models_of_batch(notes: str) -> tuple[str, ...]:
-    """The models of a batch's lines."""
-    return _decode_batch(notes).models if notes else ()
-
-
-def notes_of(attempt: Attempt, models: tuple[str, ...]) -> str:
-    """What is remembered of a new batch."""
-    demand = attempt.grant.demand
-    known = msgspec.json.encode(Known(dispatch_of(attempt.grant).counters)).decode()
-    return msgspec.json.encode(BatchNotes(demand.attempt, known, models)).decode()
-
-
 def read_seen(seen: bytes) -> Seen | None:
     """A batch as the provider shows it."""
     try:
@@ -216,30 +192,26 @@ def read_seen(seen: bytes) -> Seen | None:
         return None
 
 
-def truth_of(batch: StoredObject, seen: Seen, price: Price | None) -> tuple[str, Charge, str] | None:
-    """What an ended batch truly cost: the attempt, the charge, and the batch's notes from then on.
+def truth_of(notes: ChargeNotes, seen: Seen, price: Price | None) -> Truth | None:
+    """What an ended batch truly cost.
 
     None if nothing is to be changed: it is not over, was settled, or the provider does not tell enough. Sums of
     tokens tell no line's price where that depends on its size, nor which of several models used them.
     """
-    notes = _decode_batch(batch.notes)
     completed = 0 if seen.request_counts is None else seen.request_counts.completed
     if seen.status not in ENDED or notes.settled:
         return None
     if completed == 0 and seen.output_file_id is None:
-        cost, usage = 0, Usage()
-    elif seen.usage is None or price is None or price.tiers or len(notes.models) != 1:
+        return truth(notes, 0, Usage())
+    if seen.usage is None or price is None or price.tiers or len(notes.models) != 1:
         return None
-    else:
-        given, made = seen.usage.input_tokens_details or _Details(), seen.usage.output_tokens_details or _Details()
-        usage = Usage(
-            seen.usage.input_tokens,
-            seen.usage.output_tokens,
-            given.cached_tokens or 0,
-            reasoning_tokens=made.reasoning_tokens or 0,
-            service_tier="batch",
-        )
-        fees = price.served.get("batch", price).per_request * max(0, completed - 1)
-        cost = cost_nano(price, usage) - (-fees // price.per_nano)
-    charge = Charge(0, cost, 1, usage.input_tokens, usage.output_tokens, usage.cached_tokens, notes.known)
-    return notes.attempt, charge, msgspec.json.encode(msgspec.structs.replace(notes, settled=True)).decode()
+    given, made = seen.usage.input_tokens_details or _Details(), seen.usage.output_tokens_details or _Details()
+    usage = Usage(
+        seen.usage.input_tokens,
+        seen.usage.output_tokens,
+        given.cached_tokens or 0,
+        reasoning_tokens=made.reasoning_tokens or 0,
+        service_tier="batch",
+    )
+    fees = price.served.get("batch", price).per_request * max(0, completed - 1)
+    return truth(notes, cost_nano(price, usage) - (-fees // price.per_nano), usage)

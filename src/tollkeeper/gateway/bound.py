@@ -146,10 +146,13 @@ class Bounder:
             reason = None if info.max_output_tokens else "it states no limit of output tokens"
         return Line(plan.hold_at(output), info.price.version, plan.bound_at(output).unbounded or reason)
 
+    def info_at(self, route: Route, at_us: int) -> ModelInfo:
+        """What was known of a model at a time."""
+        return self._catalog.info(route.provider, route.settings_of or route.model, route.upstream_model, at_us)
+
     def price_now(self, route: Route, now_us: int) -> Price | None:
         """The price of a model, if it is known."""
-        info = self._catalog.info(route.provider, route.settings_of or route.model, route.upstream_model, now_us)
-        return info.price
+        return self.info_at(route, now_us).price
 
     def output_limit(self, plan: Plan) -> tuple[str, int] | None:
         """Field and value to write into the body: the limit the gateway set, or the client's own where it stands in

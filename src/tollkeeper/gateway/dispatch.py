@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from tollkeeper.gateway.asgi import Client
-from tollkeeper.gateway.dialects import Call, Endpoint, provider_path
+from tollkeeper.gateway.dialects import Call, Dialect, Endpoint, provider_path
 from tollkeeper.settings import ProviderSettings
 
 PASSED_ON: Final[Mapping[str, tuple[bytes, ...]]] = {
@@ -24,21 +24,29 @@ def upstream_headers(
     client: Client, endpoint: Endpoint, *, key: str | None, request_id: str, call: Call, azure: bool
 ) -> dict[str, str]:
     """All headers of the upstream request, but Host and Content-Length."""
-    headers = {
-        "content-type": "application/json" if call.form is None else call.form.content_type,
-        "accept": "text/event-stream" if call.stream else "*/*" if endpoint.media else "application/json",
-        "accept-encoding": "identity",
-        "user-agent": USER_AGENT,
-        "x-request-id": request_id,
-    }
-    if endpoint.dialect == "anthropic":
-        headers["anthropic-version"] = ANTHROPIC_VERSION
+    headers = provider_headers(endpoint.dialect, key=key, request_id=request_id, azure=azure)
+    headers["content-type"] = "application/json" if call.form is None else call.form.content_type
+    headers["accept"] = "text/event-stream" if call.stream else "*/*" if endpoint.media else "application/json"
     for name in PASSED_ON[endpoint.dialect]:
         value = client.header(name)
         if value and len(value) <= HEADER_BYTES_MAX and value.isascii():
             headers[name.decode()] = value.decode()
+    return headers
+
+
+def provider_headers(dialect: Dialect, *, key: str | None, request_id: str, azure: bool) -> dict[str, str]:
+    """The headers that no client decides."""
+    headers = {
+        "content-type": "application/json",
+        "accept": "application/json",
+        "accept-encoding": "identity",
+        "user-agent": USER_AGENT,
+        "x-request-id": request_id,
+    }
+    if dialect == "anthropic":
+        headers["anthropic-version"] = ANTHROPIC_VERSION
     if key is not None:
-        if endpoint.dialect == "anthropic":
+        if dialect == "anthropic":
             headers["x-api-key"] = key
         elif azure:
             headers["api-key"] = key

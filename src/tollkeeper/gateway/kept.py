@@ -16,21 +16,22 @@ from tollkeeper.domain.objects import ObjectKind, StoredObject
 from tollkeeper.domain.policy import Principal
 from tollkeeper.domain.ports import Corrector
 from tollkeeper.domain.pricing import Price
+from tollkeeper.gateway import background
 from tollkeeper.gateway.asgi import HttpError
 from tollkeeper.gateway.attempts import Attempts
 from tollkeeper.gateway.batches import (
+    ENDED,
     NOTE,
     asked_of,
     batch_call,
     bounded_file,
     models_of,
-    models_of_batch,
-    notes_of,
     read_seen,
     truth_of,
 )
 from tollkeeper.gateway.bound import UNPRICED
 from tollkeeper.gateway.dialects import Call, Kept, Named, Produced, kept_call, pairs_of, parse_upload
+from tollkeeper.gateway.late import ChargeNotes, notes_of, read_notes
 from tollkeeper.gateway.objects import Objects
 from tollkeeper.gateway.record import Exchange
 from tollkeeper.gateway.routing import Pool, Route, Router, pool_at
@@ -45,10 +46,15 @@ SEEN_BYTES_MAX: Final = 16 * 2**10
 """Of an object's own JSON, kept for lists; a larger one is not listed."""
 ITEMS_MAX: Final = 256
 """Of one answer, that later requests may refer to."""
+FIRST_LOOK_US: Final = {ObjectKind.BATCH: 60 * 1_000_000, ObjectKind.RESPONSE: 10 * 1_000_000}
+"""Until the gateway itself asks for the end of what was charged before it was over."""
 
 LISTED: Final = frozenset(("limit", "after", "order", "purpose"))
 LISTED_ANTHROPIC: Final = frozenset(("limit", "after_id"))
 """Parameters of a list's query."""
+
+SHOW_ANSWERS: Final = ("response_get", "response_cancel")
+"""Routes that answer with a stored answer itself."""
 
 Refuse = Callable[[Exchange, Denial], Awaitable[None]]
 
@@ -58,7 +64,7 @@ _decode = msgspec.json.Decoder(dict[str, Any]).decode
 class ObjectKeeper:
     """Writes down what one exchange makes. `kind`: of the object itself; its parts are items."""
 
-    __slots__ = ("_exchange", "_kind", "_models", "_notes", "_now_us", "_objects")
+    __slots__ = ("_exchange", "_kind", "_made", "_models", "_notes", "_now_us", "_objects")
 
     def __init__(
         self,
@@ -72,6 +78,7 @@ class ObjectKeeper:
     ) -> None:
         self._objects, self._exchange, self._kind, self._now_us = objects, exchange, kind, now_us
         self._notes, self._models = notes, models
+        self._made: StoredObject | None = None
 
     def note(self, produced: Produced) -> None:
         """See `Keeper`."""
@@ -88,33 +95,50 @@ class ObjectKeeper:
             model=plan.route.model,
             upstream_model=plan.route.upstream_model,
             seen=seen.decode("utf-8", "replace"),
-            notes=self._noted(),
+            notes=self._notes,
         )
         items = [msgspec.structs.replace(made, id=item, kind=ObjectKind.ITEM) for item in produced.items[:ITEMS_MAX]]
+        self._made = made = self._followed(made)
         self._objects.put([made, *items])
 
-    def _noted(self) -> str:
+    def ended(self) -> None:
+        """See `Keeper`."""
+        if self._made is not None and not self._made.notes and self._made.kind is ObjectKind.RESPONSE:
+            followed = self._followed(self._made)
+            if followed is not self._made:
+                self._objects.put([followed])
+
+    def _followed(self, made: StoredObject) -> StoredObject:
+        """With what its correction needs, if it was charged before it is over.
+
+        Only what was *presumed* leaves a record that a correction replaces: anything else would be charged twice.
+        """
         attempt = self._exchange.attempt
-        if self._kind is not ObjectKind.BATCH or attempt is None:
-            return self._notes
-        return notes_of(attempt, self._models)
+        if made.kind not in FIRST_LOOK_US or attempt is None or not attempt.presumed:
+            return made
+        notes = notes_of(attempt, self._models or (made.upstream_model,))
+        return msgspec.structs.replace(made, notes=notes, due_us=self._now_us() + FIRST_LOOK_US[made.kind])
 
     async def wait(self) -> None:
         """See `Keeper`."""
         await self._objects.committed()
 
 
-class _BatchSeen:
-    """A batch as the provider shows it now."""
+class _Seen:
+    """An object that is charged late, as the provider shows it now."""
 
-    __slots__ = ("_batch", "_routes")
+    __slots__ = ("_its", "_routes")
 
-    def __init__(self, routes: "KeptRoutes", batch: StoredObject) -> None:
-        self._routes, self._batch = routes, batch
+    def __init__(self, routes: "KeptRoutes", its: StoredObject) -> None:
+        self._routes, self._its = routes, its
 
     def note(self, produced: Produced) -> None:
         """See `Keeper`."""
-        self._routes.batch_seen(self._batch, produced)
+        if produced.id == self._its.id:
+            self._routes.seen(self._its, produced)
+
+    def ended(self) -> None:
+        """See `Keeper`."""
 
     async def wait(self) -> None:
         """See `Keeper`."""
@@ -130,6 +154,9 @@ class _Forgetter:
         self._objects, self._root, self._id = objects, root, id_
 
     def note(self, produced: Produced) -> None:
+        """See `Keeper`."""
+
+    def ended(self) -> None:
         """See `Keeper`."""
 
     async def wait(self) -> None:
@@ -182,8 +209,8 @@ class KeptRoutes:
             )
         if endpoint.name.endswith("_delete"):
             exchange.keep = _Forgetter(self._objects, principal.root, named.id)
-        elif named.route.kind is ObjectKind.BATCH:
-            exchange.keep = _BatchSeen(self, found)
+        elif found.kind is ObjectKind.BATCH or (found.notes and endpoint.name in SHOW_ANSWERS):
+            exchange.keep = _Seen(self, found)
         exchange.call = msgspec.structs.replace(call, model=found.model)
         await self._attempt(exchange, pool_at(found.provider, found.model, found.upstream_model))
 
@@ -210,28 +237,53 @@ class KeptRoutes:
     def _price(self, provider: str, model: str, now_us: int) -> Price | None:
         return self._attempts.bounder.price_now(Route(model, provider, model), now_us)
 
-    def batch_seen(self, batch: StoredObject, produced: Produced) -> None:
-        """Its files belong to its owner, and once it has ended the truth takes the place of its bound."""
+    def seen(self, its: StoredObject, produced: Produced) -> StoredObject:
+        """What the provider shows of an object: once it is over, the truth takes the place of its bound.
+
+        The object as it is known from here on; it is due no more when it is over. Raises OutboxUnavailable.
+        """
+        notes = read_notes(its.notes)
+        if its.kind is ObjectKind.BATCH:
+            return self._batch_seen(its, notes, produced)
+        status = background.status_of(produced.seen)
+        if notes is None or not status or status in background.RUNNING:
+            return its
+        info = self._attempts.bounder.info_at(Route(its.model, its.provider, its.upstream_model), its.created_us)
+        found = background.truth_of(notes, produced.seen, info)
+        over = msgspec.structs.replace(its, due_us=None)
+        if found is not None:
+            self._corrector.correct(its.root, found.attempt, found.charge, f"{background.NOTE}: {its.id}")
+            over = msgspec.structs.replace(over, notes=found.notes)
+        self._objects.put([over])
+        return over
+
+    def _batch_seen(self, batch: StoredObject, notes: ChargeNotes | None, produced: Produced) -> StoredObject:
+        """The same of a batch, whose files belong to its owner."""
         seen = read_seen(produced.seen)
         if seen is None:
-            return
-        notes = batch.notes
-        models = models_of_batch(notes)
+            return batch
+        models = () if notes is None else notes.models
         price = self._price(batch.provider, models[0], self._now_us()) if models else None
-        truth = truth_of(batch, seen, price)
-        if truth is not None:
-            attempt, charge, notes = truth
-            self._corrector.correct(batch.root, attempt, charge, f"{NOTE}: {batch.id}")
+        found = None if notes is None else truth_of(notes, seen, price)
+        if found is not None:
+            self._corrector.correct(batch.root, found.attempt, found.charge, f"{NOTE}: {batch.id}")
         shown = produced.seen.decode("utf-8", "replace") if len(produced.seen) <= SEEN_BYTES_MAX else batch.seen
-        made = [msgspec.structs.replace(batch, seen=shown, notes=notes)]
+        now = msgspec.structs.replace(
+            batch,
+            seen=shown,
+            notes=batch.notes if found is None else found.notes,
+            due_us=None if seen.status in ENDED else batch.due_us,
+        )
+        made = [now]
         for id_ in (seen.output_file_id, seen.error_file_id):
             if id_:
                 made.append(
                     msgspec.structs.replace(
-                        batch, id=id_, kind=ObjectKind.FILE, seen="", notes="", created_us=self._now_us()
+                        now, id=id_, kind=ObjectKind.FILE, seen="", notes="", due_us=None, created_us=self._now_us()
                     )
                 )
         self._objects.put(made)
+        return now
 
     async def _upload(self, exchange: Exchange, route: Kept, principal: Principal) -> None:
         client, server = exchange.client, self._settings.server

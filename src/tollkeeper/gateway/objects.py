@@ -110,6 +110,11 @@ class Objects:
         """See `ObjectRegistry.page`."""
         return await self._registry.page(root, kind, limit=limit, after=after, oldest_first=oldest_first)
 
+    async def take_due(self, now_us: int, *, lease_us: int, limit: int) -> list[StoredObject]:
+        """See `ObjectRegistry.take_due`; as this process knows them."""
+        due = await self._registry.take_due(now_us, lease_us=lease_us, limit=limit)
+        return [self._waiting.get((its.root, its.id), its) for its in due]
+
     async def forget(self, root: str, id_: str) -> None:
         """It is gone at the provider. That the database is away changes nothing: the provider says 404 then."""
         self._waiting.pop((root, id_), None)

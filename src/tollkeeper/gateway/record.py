@@ -42,6 +42,10 @@ class Keeper(Protocol):
         """It is known to this process."""
         ...
 
+    def ended(self) -> None:
+        """The exchange is over and its attempt charged."""
+        ...
+
     async def wait(self) -> None:
         """It is known to all, or that takes too long."""
         ...

@@ -43,6 +43,7 @@ from tollkeeper.gateway.dialects import (
     refusal_message,
 )
 from tollkeeper.gateway.fleet import Fleet, breaker_rules
+from tollkeeper.gateway.followup import FollowUp
 from tollkeeper.gateway.http1_pool import Http1Upstream
 from tollkeeper.gateway.instruments import Instruments
 from tollkeeper.gateway.kept import KeptRoutes, ObjectKeeper
@@ -122,6 +123,7 @@ class DataPlane:
         self._kept = KeptRoutes(
             settings, self._objects, self._attempts, self._uploads, self._refuse, self._router, corrector, now_us
         )
+        self._follow_up = FollowUp(settings, self._objects, self._kept, self._attempts, metrics, now_us)
         self._capture = capturing(settings.logs, ByteBudget(CAPTURED_BYTES_MAX))
         self._ids = RequestIds()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -136,6 +138,7 @@ class DataPlane:
         self._attempts.upstreams = _open_upstreams(self._settings.providers)
         await self._objects.start()
         await self._keys.start()
+        self._follow_up.start()
 
     async def stop(self) -> None:
         """Let requests in flight and drains end by themselves up to `drain_timeout_s`, then end and charge them."""
@@ -147,6 +150,7 @@ class DataPlane:
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._follow_up.stop()
         await self._objects.stop()
         await self._keys.stop()
         for upstream in set(self._attempts.upstreams.values()):
@@ -357,6 +361,8 @@ class DataPlane:
         if attempt is not None:
             try:
                 attempt.finish()
+                if exchange.keep is not None:
+                    exchange.keep.ended()
             finally:
                 record = self._record(exchange)
         elif self._settings.logs.refusals and exchange.endpoint is not None and exchange.principal is not None:

@@ -111,6 +111,11 @@ def _item(choice: Choice, name: Identity, status: str, whole: bool) -> str:
     )
 
 
+def queued_body(ask: Ask, name: Identity) -> bytes:
+    """The first answer to a request with `background: true`: what it becomes is kept to be asked for."""
+    return _response(ask, name, "queued", "", "null").replace('"background":false', '"background":true', 1).encode()
+
+
 def _final(ask: Ask, plan: Plan, name: Identity) -> str:
     choice = plan.choices[0]
     usage = response_usage_json(plan.usage) if plan.tell_usage else "null"

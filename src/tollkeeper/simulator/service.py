@@ -51,6 +51,7 @@ _JSON: Final = msgspec.json.Encoder()
 
 class _Stores(msgspec.Struct):
     store: bool | None = None
+    background: bool | None = None
 
 
 class Received(msgspec.Struct, frozen=True, gc=False):
@@ -169,8 +170,12 @@ class Service:
             missing = self.shelf.missing(request.body)
             if missing is not None:
                 return self._error(missing, caller)
-            if msgspec.json.decode(request.body, type=_Stores).store is not False:
+            asked = msgspec.json.decode(request.body, type=_Stores)
+            if asked.store is not False:
                 self.shelf.keep_response(openai_responses.response_body(ask, plan, name), request.body)
+            if asked.background and not ask.stream:
+                early = openai_responses.queued_body(ask, name)
+                return self._reply(200, early, caller, ask.directive, usage=plan.usage, events=None)
         events = _render_events(ask, plan, name) if ask.stream else None
         body = b"" if events is not None else _render_body(ask, plan, name)
         if ask.directive.fault is Fault.BAD_JSON:

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from typing import Any, Final
 
-from sqlalchemy import delete, select, tuple_
+from sqlalchemy import delete, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from tollkeeper.domain.objects import ObjectKind, StoredObject
@@ -60,6 +60,18 @@ class StoredObjects:
         order = place if oldest_first else tuple(column.desc() for column in place)
         async with self._transactions.read() as transaction:
             return [_object(row) for row in await transaction.rows(query.order_by(*order).limit(limit))]
+
+    async def take_due(self, now_us: int, *, lease_us: int, limit: int) -> list[StoredObject]:
+        table = stored_objects
+        identity = (table.c.root, table.c.id)
+        due = select(*identity).where(table.c.due_us <= now_us).order_by(table.c.due_us).limit(limit)
+        async with self._transactions.write() as transaction:
+            found = await transaction.rows(due.with_for_update(skip_locked=True))
+            if not found:
+                return []
+            leased = update(table).where(tuple_(*identity).in_([tuple(row) for row in found]))
+            rows = (await transaction.execute(leased.values(due_us=now_us + lease_us).returning(table))).all()
+        return [_object(row) for row in rows]
 
     async def forget(self, root: str, ids: Collection[str]) -> None:
         table = stored_objects

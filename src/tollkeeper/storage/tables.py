@@ -319,8 +319,10 @@ stored_objects: Final = Table(
     _text("upstream_model"),
     _text("seen"),
     _text("notes"),
+    _int("due_us", nullable=True),
     PrimaryKeyConstraint("root", "id"),
     Index("ix_stored_objects_root_kind_created_us", "root", "kind", "created_us"),
+    Index("ix_stored_objects_due_us", "due_us"),
     Index("ix_stored_objects_kind_created_us", "kind", "created_us"),
 )
 """Answers, files and batches kept at providers, by the organisation that made them (domain/objects.py)."""

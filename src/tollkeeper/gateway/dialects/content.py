@@ -500,11 +500,6 @@ def _embedding_inputs(raw: msgspec.Raw, reader: _Reader) -> None:
         reader.because("'input' is not text or tokens")
 
 
-def _background(raw: msgspec.Raw, reader: _Reader) -> None:
-    if bytes(raw) != b"false":
-        reader.because("an answer in the background reports its usage too late")
-
-
 def _stored(name: str) -> Callable[[msgspec.Raw, _Reader], None]:
     def read(raw: msgspec.Raw, reader: _Reader) -> None:
         reader.walk.stored = name
@@ -541,7 +536,7 @@ _FREE: Final[Mapping[Name, frozenset[str]]] = {
     "embeddings": frozenset(("model", "user", "dimensions", "encoding_format", "input_type", "truncate")),
     "responses": _SAMPLING
     | {"max_output_tokens", "parallel_tool_calls", "tool_choice", "instructions", "reasoning", "include"}
-    | {"truncation", "max_tool_calls"},
+    | {"truncation", "max_tool_calls", "background"},
     "messages": frozenset(
         (
             *("model", "max_tokens", "metadata", "stop_sequences", "stream", "temperature", "thinking"),
@@ -576,7 +571,6 @@ _READ: Final[Mapping[Name, Mapping[str, Callable[[msgspec.Raw, _Reader], None]]]
         "text": _schema,
         "service_tier": _service_tier,
         "prompt_cache_retention": _cache_retention,
-        "background": _background,
         "previous_response_id": _stored("previous_response_id"),
         "conversation": _stored("conversation"),
         "prompt": _refused("a stored prompt can hold anything"),
