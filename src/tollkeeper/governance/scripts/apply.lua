@@ -16,7 +16,6 @@
 -- include: window.lua
 -- include: correct.lua
 -- include: counter.lua
--- include: refill.lua
 local plan, producer, attempt = ARGV[1], ARGV[2], ARGV[3]
 local given, entry, charges, hold, cost, requests, input, output, cached, counter_count, run_count, bucket_count,
   slot_count, prefix, at = read('<dddddddddddddd', plan)
@@ -80,12 +79,15 @@ for i = 1, run_count do
   generation, index, more_requests, more_tokens, at = read('<dddd', plan, at)
   pcall(log_correct, KEYS[3 + counter_count + i], generation, index, more_requests, more_tokens)
 end
-for i = 1, bucket_count do
-  local rate, burst, generation, last, level, returned, more
-  rate, burst, generation, last, level, returned, more, at = read('<ddddddd', plan, at)
-  pcall(function(key, now)
-    bucket_correct(bucket_open(key, rate, burst, now), generation, last, level, returned, more, now)
-  end, KEYS[3 + counter_count + run_count + i], clock(given))
+if bucket_count > 0 then -- what is made only where it is used costs the others nothing
+-- include: refill.lua
+  for i = 1, bucket_count do
+    local rate, burst, generation, last, level, returned, more
+    rate, burst, generation, last, level, returned, more, at = read('<ddddddd', plan, at)
+    pcall(function(key, now)
+      bucket_correct(bucket_open(key, rate, burst, now), generation, last, level, returned, more, now)
+    end, KEYS[3 + counter_count + run_count + i], clock(given))
+  end
 end
 for i = 1, slot_count do
   pcall(call, 'ZREM', KEYS[3 + counter_count + run_count + bucket_count + i], attempt)
