@@ -14,7 +14,8 @@ _MIGRATION: Final = '''
 import sqlalchemy as sa
 from alembic import op
 
-revision, down_revision, branch_labels, depends_on = "{revision}", "{before}", None, None
+revision = "{revision}"
+down_revision = "{before}"
 
 
 def upgrade() -> None:
