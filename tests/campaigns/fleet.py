@@ -156,6 +156,24 @@ class Judgement(NamedTuple):
     late: int = 0
 
 
+class Lines:
+    """A file of lines that others append to, read on from where it was left."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._read_to = path, 0
+
+    def new(self) -> list[bytes]:
+        """The whole lines that came since."""
+        if not self._path.exists():
+            return []
+        with self._path.open("rb") as file:
+            file.seek(self._read_to)
+            text = file.read()
+        whole = text[: text.rfind(b"\n") + 1]
+        self._read_to += len(whole)
+        return whole.splitlines()
+
+
 class Fleet:
     """`gateways` victims. Whoever uses it calls `start` and `close`; servers are the caller's."""
 
@@ -191,8 +209,9 @@ class Fleet:
         """Of keys whose budget must never be passed."""
         self.statuses: Counter[int] = Counter()
         self._judged = (0, 0, 0)
-        self._read_to = 0
+        self._journalled, self._tapped = Lines(self.journal), Lines(self.tap)
         self._served: list[ServedRequest] = []
+        self._decisions: list[Decision] = []
 
     async def start(self) -> None:
         """All on an empty Redis and an empty database, behind a proxy each."""
@@ -326,18 +345,13 @@ class Fleet:
 
     def served(self) -> list[ServedRequest]:
         """All that the provider has written down."""
-        with self.journal.open("rb") as file:
-            file.seek(self._read_to)
-            text = file.read()
-        whole = text[: text.rfind(b"\n") + 1]
-        self._read_to += len(whole)
-        self._served += [msgspec.json.decode(line, type=ServedRequest) for line in whole.splitlines()]
+        self._served += [msgspec.json.decode(line, type=ServedRequest) for line in self._journalled.new()]
         return self._served
 
     def decisions(self) -> list[Decision]:
         """What the store decided, as the gateways heard it; with `VICTIM_TAP` only."""
-        lines = self.tap.read_bytes().splitlines() if self.tap.exists() else []
-        return [msgspec.json.decode(line, type=Decision) for line in lines]
+        self._decisions += [msgspec.json.decode(line, type=Decision) for line in self._tapped.new()]
+        return self._decisions
 
     async def judge(self, patience_s: float = RECOVERY_S) -> Judgement:
         """Wait until nothing is under way, and compare. What differs may be late, so it is looked at again until

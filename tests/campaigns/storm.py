@@ -8,6 +8,7 @@ one token more is not.
 
 import asyncio
 import random
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -36,6 +37,8 @@ SCOPES: Final = ("organisation", "team", "key")
 UNFITTING_TOKENS: Final = 16_000
 """More than any budget here has room for, less than the model's cap."""
 PATIENCE_S: Final = 60.0
+PROBES: Final = 5
+"""How often a request is sent whose connection failed."""
 
 
 class Round(NamedTuple):
@@ -75,10 +78,8 @@ def hold_of(max_tokens: int, known: Decision, known_max_tokens: int) -> int:
 async def storm(fleet: Fleet, name: str, seed: int) -> Round:
     """One round on a tree of its own."""
     rng = random.Random(seed)
-    heard = len(fleet.decisions())
     await fleet.make_tree(f"probe-{name}")
-    await fleet.ask(Ask(f"probe-{name}", 10, 1, 10), 0)
-    probe = fleet.decisions()[heard]
+    probe, _, _ = await decide(fleet, Ask(f"probe-{name}", 10, 1, 10), 0)
     narrow = rng.randint(*FITTING) * hold_of(MAX_TOKENS[1], probe, 10) + rng.randrange(STEP_NANO)
     narrowest = rng.choice(SCOPES)
     budgets = {s: narrow if s == narrowest else int(narrow * rng.uniform(*ROOMIER)) for s in SCOPES}
@@ -104,11 +105,23 @@ async def storm(fleet: Fleet, name: str, seed: int) -> Round:
     return Round(narrowest, asked, len(decisions) - refused, refused, left, tuple(wrong + more))
 
 
+async def decide(fleet: Fleet, ask: Ask, gateway: int) -> tuple[Decision, int, str]:
+    """One request while nothing else is under way; the store's decision, status, body. Asked again if the connection
+    failed before it was decided: the gateway may close one that was idle just when it is used again."""
+    heard = len(fleet.decisions())
+    for _ in range(PROBES):
+        status, text = await fleet.ask(ask, gateway)
+        if new := fleet.decisions()[heard:]:
+            return new[0], status, text
+        if status != 0:
+            break
+    raise RuntimeError(f"{ask} was answered {status} without a decision of the store: {text[:500]}")
+
+
 async def what_fits(fleet: Fleet, name: str, rng: random.Random) -> tuple[int, list[str]]:
     """All is quiet: one token too many is refused, and one less is admitted. What was left, and what was wrong."""
     gateway, heard = rng.randrange(fleet.count), len(fleet.decisions())
-    await fleet.ask(Ask(name, 10, 1, UNFITTING_TOKENS), gateway)
-    first = fleet.decisions()[heard]
+    first, _, _ = await decide(fleet, Ask(name, 10, 1, UNFITTING_TOKENS), gateway)
     left = min(budget - used for _, budget, used in first.budgets)
     if first.refused is None:
         return left, [f"{UNFITTING_TOKENS} tokens were admitted"]
@@ -116,7 +129,7 @@ async def what_fits(fleet: Fleet, name: str, rng: random.Random) -> tuple[int, l
     wrong: list[str] = []
     if fits >= 1:
         for max_tokens, expected in ((fits + 1, 429), (fits, 200)):
-            status, text = await fleet.ask(Ask(name, 10, 1, max_tokens), gateway)
+            _, status, text = await decide(fleet, Ask(name, 10, 1, max_tokens), gateway)
             if status != expected:
                 wrong.append(f"{left} left, {max_tokens} tokens: {status} instead of {expected}: {text[:200]}")
     return left, wrong + wrong_decisions(fleet.decisions()[heard:])
@@ -126,8 +139,12 @@ async def storms(folder: Path, redis: RedisServer, postgres: PostgresServer, see
     """Rounds on one fleet."""
     fleet = Fleet(folder, redis, postgres, gateways=GATEWAYS, environ={"VICTIM_TAP": str(folder / "tap")})
     await fleet.start()
+    found: list[Round] = []
     try:
-        return [await storm(fleet, f"s{number}", seed * 1000 + number) for number in range(rounds)]
+        for number in range(rounds):
+            found.append(await storm(fleet, f"s{number}", seed * 1000 + number))
+            print(f"  round {number + 1}: {len(found[-1].differences)} differences", file=sys.stderr, flush=True)
+        return found
     finally:
         await fleet.close()
 
