@@ -103,9 +103,9 @@ def test_blocks_of_code_can_be_read(kind: str, code: str) -> None:
 def _check_command(words: list[str]) -> None:
     command: Any = typer.main.get_command(app)
     told = [word for word in words if not word.startswith("-")]
-    while told and hasattr(command, "commands"):
-        assert told[0] in command.commands, f"there is no command {' '.join(words)}"
-        command = command.commands[told.pop(0)]
+    while told and hasattr(command, "list_commands"):
+        command = command.get_command(None, told.pop(0))
+        assert command is not None, f"there is no command {' '.join(words)}"
     known = {name for p in command.params for name in (*p.opts, *p.secondary_opts)} | {"--help", "-h"}
     asked = {word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)}
     assert asked <= known, f"{' '.join(words)}: {asked - known}"

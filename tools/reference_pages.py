@@ -130,10 +130,10 @@ def _in_table(text: str) -> str:
 
 def _commands(command: Any, words: tuple[str, ...]) -> list[tuple[tuple[str, ...], Any]]:
     """Every command that does something, with its words, in the order of `--help`."""
-    inner = getattr(command, "commands", None)
-    if inner is None:
+    if not hasattr(command, "list_commands"):
         return [(words, command)]
-    return [found for name, below in inner.items() for found in _commands(below, (*words, name))]
+    names = command.list_commands(None)
+    return [found for name in names for found in _commands(command.get_command(None, name), (*words, name))]
 
 
 def _prose(text: str) -> str:

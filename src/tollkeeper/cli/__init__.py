@@ -4,53 +4,70 @@ Exit codes: 0 done, 1 refused or failed (one line on standard error), 2 used wro
 """
 
 import sys
-from typing import Annotated
+from importlib import import_module
+from typing import Annotated, Any, Final
 
 import typer
+from typer.core import TyperGroup
 
 from tollkeeper import __version__
-from tollkeeper.cli import (
-    admin_tokens,
-    audit,
-    configuration,
-    groups,
-    importing,
-    keys,
-    limits,
-    logs,
-    prices,
-    reconcile,
-    serve,
-    usage,
-    worker,
-)
 from tollkeeper.domain.errors import TollkeeperError
 
+COMMANDS: Final = {
+    "serve": "serve.serve",
+    "worker": "worker.worker",
+    "keys": "keys.app",
+    "teams": "groups.teams",
+    "orgs": "groups.organisations",
+    "admin-tokens": "admin_tokens.app",
+    "audit": "audit.app",
+    "usage": "usage.app",
+    "limits": "limits.app",
+    "reconcile": "reconcile.reconcile_accounts",
+    "logs": "logs.app",
+    "prices": "prices.app",
+    "config": "configuration.app",
+    "import": "importing.app",
+    "migrate": "configuration.migrate",
+    "doctor": "configuration.doctor",
+    "simulate": "serve.simulate",
+}
+"""Where each command is, or each group of them, in the order of the help."""
+
+
+class Commands(TyperGroup):
+    """Loads a command when it is asked for: a gateway does not carry what only others use."""
+
+    def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
+        """All names, in order."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: typer.Context, cmd_name: str):  # type: ignore[no-untyped-def,override]
+        """None if there is no such command."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, name = COMMANDS[cmd_name].split(".")
+        found = getattr(import_module(f"tollkeeper.cli.{module}"), name)
+        parent = typer.Typer(**PLAIN)
+        if isinstance(found, typer.Typer):
+            parent.add_typer(found, name=cmd_name)
+            return typer.main.get_group(parent).commands[cmd_name]
+        parent.command(cmd_name)(found)
+        return typer.main.get_command(parent)
+
+
+PLAIN: Final[dict[str, Any]] = {
+    "rich_markup_mode": None,
+    "pretty_exceptions_enable": False,
+    "add_completion": False,
+    "context_settings": {"help_option_names": ["-h", "--help"]},
+}
 app = typer.Typer(
+    cls=Commands,
     help="An LLM gateway with exact rate limits, hard budgets and proven logs.",
     no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    **PLAIN,
 )
-app.command()(serve.serve)
-app.command()(worker.worker)
-app.add_typer(keys.app, name="keys")
-app.add_typer(groups.teams, name="teams")
-app.add_typer(groups.organisations, name="orgs")
-app.add_typer(admin_tokens.app, name="admin-tokens")
-app.add_typer(audit.app, name="audit")
-app.add_typer(usage.app, name="usage")
-app.add_typer(limits.app, name="limits")
-app.command("reconcile")(reconcile.reconcile_accounts)
-app.add_typer(logs.app, name="logs")
-app.add_typer(prices.app, name="prices")
-app.add_typer(configuration.app, name="config")
-app.add_typer(importing.app, name="import")
-app.command()(configuration.migrate)
-app.command()(configuration.doctor)
-app.command()(serve.simulate)
 
 
 def _version(wanted: bool) -> None:

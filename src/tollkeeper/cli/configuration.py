@@ -4,10 +4,7 @@ import msgspec
 import typer
 
 from tollkeeper.cli.common import ConfigOption, JsonOption, print_json, run
-from tollkeeper.cli.doctor import examine
 from tollkeeper.domain.errors import ConfigurationError
-from tollkeeper.gateway.routing import Router
-from tollkeeper.logs.redact import Redactor
 from tollkeeper.settings import Settings, load, mask_url, provider_key, shown
 
 app = typer.Typer(help="The configuration: check, show.", no_args_is_help=True)
@@ -22,6 +19,9 @@ NO_PROVIDER = (
 @app.command()
 def check(config: ConfigOption = None, json: JsonOption = False) -> None:
     """Read the configuration as `serve` would, provider keys included; connect to nothing."""
+    from tollkeeper.gateway.routing import Router
+    from tollkeeper.logs.redact import Redactor
+
     settings = load(config)
     require_providers(settings)
     Redactor(settings.logs)
@@ -77,6 +77,8 @@ async def _migrate(settings: Settings) -> bool:
 
 def doctor(config: ConfigOption = None, json: JsonOption = False) -> None:
     """Check each part of the deployment and say how to mend what is wrong. Exit 1 if something fails."""
+    from tollkeeper.cli.doctor import examine
+
     findings = run(examine(config))
     if json:
         print_json({"findings": findings})
