@@ -80,6 +80,9 @@ def _refuse_workers(settings: Settings, demo: bool) -> None:
 def _run(work: Coroutine[Any, Any, None]) -> None:
     import uvloop
 
+    from tollkeeper.app.allocator import limit_arenas
+
+    limit_arenas()
     uvloop.run(work)
 
 
