@@ -32,6 +32,7 @@ _WALK = (
 )
 _NEAR = "Near or far, the same is written: only the number of reads and writes differs."
 
+_MADE_IN_VAIN = "Functions are made that nothing calls."
 _NEW = "The number of a chunk need only be new."
 _NO_HEAD = "An empty list has no head: there is nothing to look at either way."
 _LAST_LIFE = (
@@ -62,6 +63,8 @@ ARGUMENTS: Final = (
         new=(">=",),
     ),
     Argument("apply.lua", "for i = 1, slot_count do", "1", _NO_SLOTS, new=("(0)",)),
+    Argument("apply.lua", "if bucket_count > 0 then", ">", _MADE_IN_VAIN, new=(">=",)),
+    Argument("apply.lua", "if bucket_count > 0 then", "0", _MADE_IN_VAIN, new=("(-1)",)),
     Argument("charge.lua", "for i = 1, slot_count do", "1", _NO_SLOTS, new=("(0)",)),
     Argument(
         "loglease.lua",
