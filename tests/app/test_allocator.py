@@ -27,7 +27,9 @@ barrier.wait()
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="arenas are glibc's")
 def test_threads_share_arenas() -> None:
     def run(**environ: str) -> tuple[str, int]:
-        told = subprocess.run([sys.executable, "-c", THREADS], env=environ, check=True, capture_output=True, text=True)
+        told = subprocess.run(
+            [sys.executable, "-c", THREADS], env=environ, check=True, capture_output=True, text=True
+        )
         limited, arenas = told.stdout.split()
         return limited, int(arenas)
 

@@ -344,8 +344,8 @@ async def campaign(
                 await fleet.make_tree("roomy", organisation=10**12, team=10**12, key=10**12)
             last = await play(fleet, fault, seed * 1000 + number)
             played.append(last)
-            if last.judgement.differences:
-                print(f"  {fault}: {last}", file=sys.stderr, flush=True)
+            said = last if last.judgement.differences else f"{last.requests} requests, {last.recovered_s:.0f} s"
+            print(f"  round {number + 1}, {fault}: {said}", file=sys.stderr, flush=True)
             if last.judgement.differences or len(fleet.secrets) >= KEYS_MAX:
                 await fleet.close()
                 fleet = None
