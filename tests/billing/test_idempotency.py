@@ -167,6 +167,38 @@ async def test_another_amount_is_an_error_after_a_loss(shop: Shop, cache: Billin
     await peer.shutdown()
 
 
+@pytest.mark.parametrize("who", ["itself", "an heir"])
+async def test_what_was_pending_and_loses_is_listed(shop: Shop, cache: BillingCache, who: str) -> None:
+    """A charge waits on the disk, its caller heard *pending* and never asks again; another process is charged another
+    amount under the key. Nothing is charged by the first, and that can be read; one that wins is not listed."""
+    if shop.redis is None:
+        pytest.skip("two processes need a shared store")
+    key, peer = await make_key(cache), await shop.open("b")
+    root = (await cache._principals.get(key)).root
+    await cache.add_usage(key, 0)
+    ledger, store = cache._accounting.ledger, cache._accounting.store
+    apply, ledger._timeout_us = store.apply, 50_000
+    store.apply = lambda *call: call[-1](StoreUnavailable("away"))  # type: ignore[method-assign]
+    assert await cache.add_usage(key, 1, idempotency_key="a") is Charged.PENDING
+    assert await cache.add_usage(key, 3, idempotency_key="b") is Charged.PENDING
+    assert await peer.add_usage(key, 2, idempotency_key="a") is Charged.NOW
+    entry = f"?{ledger.producer}#{ledger._outbox.numbers[root] - 1}"
+    if who == "itself":
+        store.apply = apply  # type: ignore[method-assign]
+    else:
+        await shop.crash(cache)
+        cache = await shop.open("a")
+    async with asyncio.timeout(60):
+        while len(cache._accounting.ledger._pending):
+            await asyncio.sleep(0.05)
+    await cache.sync()
+    assert cache._database is not None
+    (listed,) = await cache._database.spend.listed(status="quarantined")
+    assert listed.charge.cost_nano == 10**9 and "stands for 2.00 USD" in listed.charge.what_is_known().note
+    assert who != "itself" or listed.attempt == entry
+    assert await peer.get_monthly_spending(key) == 5
+
+
 async def test_keys_are_brought_back_once(shop: Shop, cache: BillingCache, monkeypatch: pytest.MonkeyPatch) -> None:
     """In pages of which the next is read while one is written; who comes later, and lacks its own entries only, does
     not bring them again."""

@@ -25,8 +25,9 @@ WHY: Final = {
     "presumed": "it was sent to the provider and its true cost is not known: what was held for it is charged",
     "settled": "its true cost came late and is charged",
     "corrected": "an operator said what it cost",
-    "quarantined": "an entry could not be placed: of a gateway that was closed, or one that the store refused (the "
-    "note says why). Nothing is charged by it; if the attempt is not charged otherwise, say what it cost",
+    "quarantined": "an entry could not be placed: of a gateway that was closed, one that the store refused, or usage "
+    "whose idempotency key stands for another amount (the note says why). Nothing is charged by it; if it is not "
+    "charged otherwise, say what it cost",
     "adjusted": "an operator changed the spend of a scope by this amount",
 }
 

@@ -78,6 +78,7 @@ from tollkeeper.domain.usage import NO_USAGE, Usage
 from tollkeeper.governance.alerts import BudgetWatch
 from tollkeeper.governance.outage import Outage
 from tollkeeper.governance.outbox import Outbox, new_outbox, open_outbox
+from tollkeeper.governance.pending_usage import PendingUsage, Unanswered
 from tollkeeper.governance.producers import OpenProducers
 from tollkeeper.governance.seeding import seeds_of
 from tollkeeper.governance.store import Names, SeedTotals, Store
@@ -101,6 +102,8 @@ GATE_POLL_S: Final = 0.05
 """How often a root that waits for other producers is asked whether they have come."""
 ANNOUNCED_POLL_S: Final = 0.1
 """How often is looked for roots that wait for this producer."""
+PENDING_POLL_S: Final = 0.5
+"""How often is looked for usage of which no caller was told how it stands."""
 ANNOUNCE_AGAIN_S: Final = 1.0
 """How often a root that waits says so again: the store may lose that, too, and nobody else would ever come."""
 WHOEVER: Final = "producers that only the database knows"
@@ -180,6 +183,7 @@ class Ledger:
         self._live: dict[str, Grant] = {}
         self._abandoned = 0  # admissions with an answer lost that are still to be voided
         self._checks: dict[tuple[str, str | None, str | None], tuple[Principal, Checks]] = {}
+        self._pending = PendingUsage(store.used, self._is_settled, self._list_conflict)
         self._tasks: set[asyncio.Task[None]] = set()
         self._log = logger("governance")
         self.outage = Outage(
@@ -272,10 +276,13 @@ class Ledger:
         self._spawn(self._outbox.fsync_loop(FSYNC_INTERVAL_S))
         self._spawn(self._heartbeat())
         self._spawn(self._heed_announcements())
+        self._spawn(self._look_after_pending())
         self._store.watch(self._look_again)
         for root in self._outbox.kept_roots():
             self.touched.add(root)
             self._recover_soon(root)
+            for entry in self._outbox.entries_above(root, self._outbox.covered(root)):
+                self._pending.add(root, self.producer, entry)
 
     async def flush(self, timeout_s: float) -> bool:
         """Wait until the store has confirmed every entry. False if it has not by then; nothing is lost."""
@@ -501,7 +508,7 @@ class Ledger:
         for entry in dead.entries_above(root, included(covered)):
             again = issued_again(entry, dead.producer, forgotten)
             if again is not None:
-                self._issue(root, again)
+                self._pending.add(root, self.producer, self._issue(root, again))
 
     def bury(self, root: str, dead: str) -> None:
         """Refuse a dead producer's later numbers."""
@@ -551,8 +558,8 @@ class Ledger:
         self._issue(root, entry)
         self._outbox.release()
 
-    def _issue(self, root: str, entry: Entry) -> None:
-        """Give an entry its number, write it down, and send it."""
+    def _issue(self, root: str, entry: Entry) -> Entry:
+        """Give an entry its number, write it down, and send it. Returns it as it was sent."""
         entry = msgspec.structs.replace(entry, number=self._outbox.next_number(root))
         self._outbox.append(root, entry)
         self.touched.add(root)
@@ -561,6 +568,7 @@ class Ledger:
         if state.recovery is None:
             producer = self.producer
             self._store.apply(root, producer, entry, lambda answer: self._answered(root, producer, answer))
+        return entry
 
     def _answered(self, root: str, producer: str, answer: Applied | StoreUnavailable) -> None:
         if producer != self.producer:
@@ -581,6 +589,7 @@ class Ledger:
         self._outbox = new_outbox(old.folder.parent)
         self.producer = self._outbox.producer
         self.outage.rename(self.producer)
+        self._pending.leave(old.producer)
         self._renamed.inc()
         self._log.error("producer_was_closed", producer=old.producer, then=self.producer)
         self._spawn(self._outbox.fsync_loop(FSYNC_INTERVAL_S))
@@ -675,7 +684,12 @@ class Ledger:
         self._look_at(checks)
         producer, entry = self.producer, usage_entry(number, digest, cost_nano, counters)
         self._record(root, entry)
-        known = await self._known(root, digest, number)
+        known = None
+        try:
+            known = await self._known(root, digest, number)
+        finally:
+            if known is None and producer == self.producer:
+                self._pending.add(root, producer, entry)
         if known is None:
             return Charged.PENDING
         if known.cost_nano != cost_nano:
@@ -709,6 +723,26 @@ class Ledger:
                 self._log.warning("usage_waits", root=root, entry=number, why=str(error))
                 return None
         return None
+
+    def _is_settled(self, one: Unanswered) -> bool:
+        """Whether what the store says of its key stays: it has the entry, and waits for no producer."""
+        state = self._state(one.root)
+        return state.acknowledged >= one.entry.number and state.recovery is None and self._is_open(state)
+
+    def _list_conflict(self, root: str, entry: Entry) -> None:
+        self._conflicts.inc()
+        self._log.error(
+            "usage_not_charged", root=root, entry=entry.attempt, cost_usd=usd(entry.cost_nano), why=entry.note
+        )
+        self._issue(root, entry)
+
+    async def _look_after_pending(self) -> None:
+        while True:
+            await asyncio.sleep(PENDING_POLL_S)
+            try:
+                await self._pending.look()
+            except Unavailable as error:
+                self._log.warning("usage_waits", why=str(error), pending=len(self._pending))
 
     async def look(self, principal: Principal) -> tuple[Checks, Reply]:
         """All limits and counters of a principal as they are now; changes nothing. Raises `Unavailable`."""
