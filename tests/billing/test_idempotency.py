@@ -176,6 +176,7 @@ async def test_what_was_pending_and_loses_is_listed(shop: Shop, cache: BillingCa
     key, peer = await make_key(cache), await shop.open("b")
     root = (await cache._principals.get(key)).root
     await cache.add_usage(key, 0)
+    assert await cache._accounting.ledger.flush(60)
     ledger, store = cache._accounting.ledger, cache._accounting.store
     apply, ledger._timeout_us = store.apply, 50_000
     store.apply = lambda *call: call[-1](StoreUnavailable("away"))  # type: ignore[method-assign]
@@ -307,6 +308,7 @@ async def test_a_crash_after_the_charge_and_a_retry_elsewhere(shop: Shop, cache:
     """The entry was on disk and never sent; the caller repeats it at the next process, which finds the disk later."""
     key = await make_key(cache)
     await cache.add_usage(key, "0.25")
+    assert await cache._accounting.ledger.flush(60)  # else its root may be half loaded when it dies
     cache._accounting.store.apply = lambda *_: None  # type: ignore[method-assign]
     cache._accounting.ledger._timeout_us = 50_000
     assert await cache.add_usage(key, 1, idempotency_key="a") is Charged.PENDING
