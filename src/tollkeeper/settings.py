@@ -339,7 +339,7 @@ class AmountSettings(RateSettings, frozen=True):
     per_file_search_usd: str | None = None
     """USD for each search in files stored at the provider."""
     per_image_usd: str | None = None
-    """USD for each image made: of the dearest size and quality, if they differ."""
+    """USD for each image made; `image_prices` tells sizes and qualities apart."""
     per_search_usd: str | None = None
     """USD for each search of a reranker."""
     per_audio_hour_usd: str | None = None
@@ -360,6 +360,17 @@ class ServedSettings(RateSettings, frozen=True):
 
     tiers: tuple[TierSettings, ...] = ()
     """By the size of the input."""
+
+
+class ImagePriceSettings(Group, frozen=True, kw_only=True):
+    """The price of an image made, by its size and quality as the provider names them. The first that fits counts."""
+
+    size: str | None = None
+    """Like `1024x1024`; default: any."""
+    quality: str | None = None
+    """Like `standard`, `hd`, `low`, `high`; default: any."""
+    usd: str
+    """USD for each image."""
 
 
 class PriceSettings(AmountSettings, frozen=True):
@@ -415,6 +426,9 @@ class ModelSettings(AmountSettings, frozen=True):
     """The longest recording that the provider takes, or that it is asked to; bounds the cost of a transcription."""
     prices: tuple[PriceSettings, ...] = ()
     """Prices that count for a time, with tiers, instead of those here."""
+    image_prices: tuple[ImagePriceSettings, ...] = ()
+    """Prices of images by size and quality; `per_image_usd` counts for all others. What neither the request nor the
+    answer tells may be any of them, and counts as the dearest."""
     deployments: tuple[DeploymentSettings, ...] = ()
     """Several that serve this name, instead of `provider` and `upstream_model`."""
     strategy: Strategy = "weighted"
@@ -950,6 +964,11 @@ def _check_model(name: str, model: ModelSettings, settings: Settings) -> None:
     for number, price in enumerate(model.prices):
         _check_price(f"{where}.prices[{number}]", price)
     _check_overlaps(where, model.prices)
+    for number, its in enumerate(model.image_prices):
+        _check_amount(f"{where}.image_prices[{number}].usd", its.usd)
+    told = [(its.size, its.quality) for its in model.image_prices]
+    if len(set(told)) < len(told):
+        raise ConfigurationError(f"{where}.image_prices: a size and quality stand there twice")
 
 
 def _check_deployments(where: str, model: ModelSettings, settings: Settings) -> None:

@@ -29,7 +29,14 @@ from tollkeeper.domain.record import RequestRecord
 from tollkeeper.gateway.server import DataPlane
 from tollkeeper.governance import Ledger, MemoryStore
 from tollkeeper.observability.metrics import Metrics
-from tollkeeper.settings import ModelSettings, ProviderSettings, RoutingSettings, ServerSettings, Settings
+from tollkeeper.settings import (
+    ImagePriceSettings,
+    ModelSettings,
+    ProviderSettings,
+    RoutingSettings,
+    ServerSettings,
+    Settings,
+)
 from tollkeeper.simulator import Simulator
 
 PROVIDER_KEY = "sk-provider-secret"
@@ -221,6 +228,20 @@ def settings_for(base_url: str) -> Settings:
             "house-model": ModelSettings(provider="sim", upstream_model="gpt-4o-mini", max_output_tokens=1000),
             "fee-model": ModelSettings(provider="sim", input_usd="1", output_usd="1", per_request_usd="0.5"),
             "dall-e-3": ModelSettings(per_image_usd="0.04"),
+            "house-gpt-image": ModelSettings(
+                provider="sim",
+                image_prices=(
+                    ImagePriceSettings(size="1024x1024", quality="medium", usd="0.03"),
+                    ImagePriceSettings(usd="0.09"),
+                ),
+            ),
+            "gpt-sized": ModelSettings(
+                image_prices=(
+                    ImagePriceSettings(size="1024x1024", quality="low", usd="0.01"),
+                    ImagePriceSettings(size="1024x1024", usd="0.05"),
+                    ImagePriceSettings(quality="low", usd="0.02"),
+                )
+            ),
             "rerank-v3.5": ModelSettings(per_search_usd="0.002"),
             "whisper-long": ModelSettings(per_audio_hour_usd="0.36", audio_seconds_max=600),
         },

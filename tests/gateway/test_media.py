@@ -7,9 +7,12 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.gateway.conftest import Reply, Stand
+from tests.gateway.conftest import Reply, Stand, settings_for
 from tollkeeper.domain.policy import Budget, Policy, Unit, Window
+from tollkeeper.domain.pricing import cost_nano
 from tollkeeper.domain.usage import Usage
+from tollkeeper.gateway.catalog import Catalog
+from tollkeeper.gateway.measured import drawn
 
 BUDGET = Policy(budgets=(Budget(10**10),))
 """Ten dollars."""
@@ -79,6 +82,58 @@ async def test_images_by_number(stand: Stand) -> None:
     reply = await stand.post({"model": "dall-e-3", "prompt": "a cat", "n": 3}, "/images/generations")
     assert reply.status == 200 and len(reply.json["data"]) == 3, reply.body
     assert await charged(stand) == (120_000_000, 120_000_000, Usage(images=3))
+
+
+@pytest.mark.parametrize(
+    ("asked", "held", "charged_usd"),
+    [
+        ({"size": "1024x1024", "quality": "low"}, 1, 1),
+        ({"size": "1024x1024", "quality": "high"}, 5, 5),
+        ({"size": "512x512", "quality": "low"}, 2, 2),
+        ({"quality": "low"}, 2, 2),
+        ({"size": "auto"}, 5, 5),
+    ],
+)
+async def test_images_by_size_and_quality(stand: Stand, asked: dict[str, str], held: int, charged_usd: int) -> None:
+    """The first price that fits; what is not told may be the dearest. In hundredths of a dollar."""
+    stand.key(BUDGET)
+    reply = await stand.post({"model": "gpt-sized", "prompt": "a cat", "n": 2} | asked, "/images/generations")
+    assert reply.status == 200, reply.body
+    cost, hold, _ = await charged(stand)
+    assert (hold, cost) == (2 * held * 10_000_000, 2 * charged_usd * 10_000_000)
+
+
+async def test_an_image_without_a_price_of_its_size_is_refused_for_budgets(stand: Stand) -> None:
+    stand.key(BUDGET)
+    body = {"model": "gpt-sized", "prompt": "a cat", "size": "1x1", "quality": "high"}
+    refused = await stand.post(body, "/images/generations")
+    assert refused.status == 400 and refused.json["error"]["code"] == "model_not_priced", refused.body
+
+
+async def test_an_image_is_charged_as_what_the_answer_tells(stand: Stand) -> None:
+    """Held for the dearest, since the request does not say."""
+    stand.key(BUDGET)
+    body = {"model": "house-gpt-image", "prompt": "a cat", "stream": True}
+    reply = await stand.post(body, "/images/generations")
+    assert reply.status == 200, reply.body
+    cost, hold, _ = await charged(stand)
+    assert (hold, cost) == (90_000_000, 30_000_000)
+    assert stand.records.all[0].price_version == "configuration images 1024x1024 medium"
+
+
+def test_what_an_answer_tells_of_an_image_decides() -> None:
+    """It may be cheaper than what was held for, and where it has no price, that counts."""
+    configured = settings_for("http://127.0.0.1:1/v1")
+    info = Catalog(configured).info("sim", "gpt-sized", "gpt-sized", 0)
+    held = drawn(info, "", "")
+    for told, nano in (
+        (("1024x1024", "low"), 10_000_000),
+        (("1024x1024", "high"), 50_000_000),
+        (("2x2", "low"), 20_000_000),
+    ):
+        found = drawn(held, *told)
+        assert found.price is not None and cost_nano(found.price, Usage(images=1)) == nano
+    assert drawn(held, "2x2", "high") == info
 
 
 async def test_images_by_tokens(stand: Stand) -> None:

@@ -19,7 +19,7 @@ from tollkeeper.domain.pricing import Price
 from tollkeeper.domain.usage import Usage
 from tollkeeper.gateway.catalog import Catalog, ModelInfo, output_limit_field
 from tollkeeper.gateway.dialects import Call, Endpoint
-from tollkeeper.gateway.measured import bound_of, hold_nano, how_to_price, priced
+from tollkeeper.gateway.measured import bound_of, drawn, hold_nano, how_to_price, priced
 from tollkeeper.gateway.routing import Route
 from tollkeeper.settings import Settings
 
@@ -115,6 +115,8 @@ class Bounder:
         Raises RequestError: UNPRICED, UNBOUNDED, COST_CAP.
         """
         info = self._catalog.info(route.provider, route.settings_of or route.model, route.upstream_model, now_us)
+        if info.image_prices and call.sold is not None and call.sold.images:
+            info = drawn(info, call.sold.size, call.sold.quality)
         if call.sold is not None or (info.price is not None and "tokens" not in info.price.kinds):
             info = priced(info, call.endpoint)
         self._check_price(info, route, principal, call.endpoint)

@@ -73,6 +73,14 @@ DRAWS_TOKENS_MAX: Final = 6_240
 """Documented ("Image generation", cost): the most that an image of these models has, 1536 × 1024 at high quality."""
 
 
+class ImagePrice(msgspec.Struct, frozen=True):
+    """Of an image of a size and quality; empty: any."""
+
+    size: str
+    quality: str
+    cost_nano: int
+
+
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of one model at one provider.
 
@@ -83,6 +91,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     `output_default`: the limit to inject into a request that states none.
     `searches`: every request has a web search that it is charged for, asked or not.
     `reported_max_nano`: the most that the provider's own word of a cost is taken for; None: it is not asked.
+    `image_prices`: of images made, the first that fits; `price` then has that of all others.
+    `undrawn`: the same before one of them was put into its place.
     `served_unasked`: service tiers that a request may be served at without asking.
     All of it holds from `valid_from_us` until before `valid_until_us`, when the price changes by itself.
     """
@@ -100,6 +110,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     output_image_tokens_max: int | None = None
     audio_ms_max: int | None = None
     reported_max_nano: int | None = None
+    image_prices: tuple[ImagePrice, ...] = ()
+    undrawn: "ModelInfo | None" = None
     served_unasked: tuple[str, ...] = ()
     valid_from_us: int = -FOREVER_US
     valid_until_us: int = FOREVER_US
@@ -227,6 +239,9 @@ class Catalog:
             unbounded=SEARCHES if searches else None,
             searches=searches,
             reported_max_nano=nano_from_usd(settings.reported_cost_max_usd) if settings.trust_reported_cost else None,
+            image_prices=tuple(
+                ImagePrice(its.size or "", its.quality or "", nano_from_usd(its.usd)) for its in own.image_prices
+            ),
             served_unasked=settings.service_tiers,
             valid_from_us=max(listed.from_us, from_us),
             valid_until_us=min(listed.until_us, until_us),

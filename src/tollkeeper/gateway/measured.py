@@ -18,6 +18,9 @@ PARTIAL_IMAGE_TOKENS: Final = 100
 """OpenAI, documented ("Image generation", streaming): each partial image costs 100 output tokens more."""
 FREE: Final = Price(rates(input=0, output=0), version="free of charge", source="free of charge")
 ZERO: Final[Rates] = FREE.base
+OTHER: Final = "?"
+"""A size or quality that no configured price names."""
+NO_PRICE: Final = Price(ZERO, kinds=frozenset())
 
 
 def priced(info: ModelInfo, endpoint: Endpoint) -> ModelInfo:
@@ -30,6 +33,37 @@ def priced(info: ModelInfo, endpoint: Endpoint) -> ModelInfo:
     kinds = " or ".join(("tokens", *endpoint.fees))
     known = ", ".join(sorted(price.kinds)) or "nothing"
     return msgspec.structs.replace(info, price=None, unpriced=f"its price is by {known}, not by {kinds}")
+
+
+def drawn(info: ModelInfo, size: str, quality: str) -> ModelInfo:
+    """What is known of a model for images of a size and quality, each empty if it is not told.
+
+    The first configured price that fits counts; what is not told may be any, and counts as the dearest. Where none
+    fits, what was known before.
+    """
+    info = info.undrawn or info
+    sizes = (size,) if size else (OTHER, *{its.size for its in info.image_prices})
+    qualities = (quality,) if quality else (OTHER, *{its.quality for its in info.image_prices})
+    costs = [cost for s in sizes for q in qualities if (cost := _image_nano(info, s, q)) is not None]
+    most = max(costs, default=None)
+    price = info.price or NO_PRICE
+    if most is None:
+        return info
+    priced_so = msgspec.structs.replace(
+        price,
+        per_image=most * price.per_nano,
+        kinds=price.kinds | {"image"},
+        version=f"{price.version} images {size or 'any'} {quality or 'any'}",
+    )
+    return msgspec.structs.replace(info, price=priced_so, undrawn=info)
+
+
+def _image_nano(info: ModelInfo, size: str, quality: str) -> int | None:
+    for its in info.image_prices:
+        if its.size in ("", size) and its.quality in ("", quality):
+            return its.cost_nano
+    price = info.price
+    return None if price is None or "image" not in price.kinds else -(-price.per_image // price.per_nano)
 
 
 def how_to_price(endpoint: Endpoint) -> str:

@@ -30,7 +30,7 @@ from tollkeeper.gateway.dialects import (
     find_route,
 )
 from tollkeeper.gateway.labels import metadata_of, tags_of
-from tollkeeper.gateway.measured import metered
+from tollkeeper.gateway.measured import drawn, metered
 from tollkeeper.gateway.settle import Attempt
 from tollkeeper.observability.tracing import Trace
 
@@ -225,6 +225,11 @@ class Exchange:
         assert attempt is not None and plan is not None
         usage = answer.usage
         if plan.call.sold is not None:
+            if answer.drawn is not None and plan.info.image_prices:
+                size, quality = answer.drawn
+                told = drawn(plan.info, size or plan.call.sold.size, quality or plan.call.sold.quality)
+                if told.undrawn is not None:  # else what was held for counts
+                    plan.info = told
             usage = metered(plan.call, usage, plan.info.price)
         if usage is None:
             attempt.presume()

@@ -96,13 +96,15 @@ class Answer(msgspec.Struct, frozen=True):
     """What an answer reports. `model` is the provider's name for what answered.
 
     `cost` is the JSON text of the amount in USD that the provider says it charges, empty if it says none. `parts`:
-    what other rounds of the request used, which `usage` leaves out.
+    what other rounds of the request used, which `usage` leaves out. `drawn`: size and quality of images, each
+    empty if it is not told.
     """
 
     usage: Usage | None = None
     model: str | None = None
     cost: bytes = b""
     parts: tuple[Part, ...] = ()
+    drawn: tuple[str, str] | None = None
 
 
 class Served(msgspec.Struct, frozen=True):
@@ -122,6 +124,8 @@ class _Envelope(msgspec.Struct):
     tool_usage: msgspec.Raw = ABSENT
     tools: msgspec.Raw = ABSENT
     svg_usage: msgspec.Raw = ABSENT
+    size: msgspec.Raw = ABSENT
+    quality: msgspec.Raw = ABSENT
 
 
 class _Action(msgspec.Struct):
@@ -163,10 +167,13 @@ def read_answer(endpoint: Endpoint, body: bytes) -> Answer:
     served = parse_served(envelope.service_tier, envelope.output, envelope.tool_usage, envelope.tools)
     usage = usage_of(endpoint, reported, served)
     parts = parts_of(endpoint, reported, served)
+    drawn = None
     if endpoint.sells_media:
         usage = read_sold(endpoint, body, usage, envelope.usage)
         parts += svg_part(envelope.svg_usage)
-    return Answer(usage, parse_string(envelope.model), cost_of(reported), parts)
+        if "image" in endpoint.fees:
+            drawn = (parse_string(envelope.size) or "", parse_string(envelope.quality) or "")
+    return Answer(usage, parse_string(envelope.model), cost_of(reported), parts, drawn)
 
 
 def read_usage(endpoint: Endpoint, body: bytes) -> Usage | None:

@@ -100,14 +100,17 @@ ENDPOINTS: Final[Mapping[str, Endpoint]] = {
 class Sold(msgspec.Struct, frozen=True, kw_only=True):
     """What a request buys that is not tokens.
 
-    `images` to be made, each with up to `partial_images` previews; `characters` to be spoken; `searches` of a
-    reranker at most. `listens`: it has a recording, of `audio_ms` if that is certain. `counted`: what is charged
-    where the answer tells nothing, because the request says it exactly; None: only the answer can tell.
+    `images` to be made, each with up to `partial_images` previews, of a `size` and `quality` (empty: not told);
+    `characters` to be spoken; `searches` of a reranker at most. `listens`: it has a recording, of `audio_ms` if that
+    is certain. `counted`: what is charged where the answer tells nothing, because the request says it exactly; None:
+    only the answer can tell.
     `batch_nano`: it makes a batch whose lines can cost so much together.
     """
 
     images: int = 0
     partial_images: int = 0
+    size: str = ""
+    quality: str = ""
     characters: int = 0
     searches: int = 0
     listens: bool = False

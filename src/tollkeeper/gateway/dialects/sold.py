@@ -63,6 +63,8 @@ class Images(_Fields, kw_only=True):
 
     n: _Images | None = None
     partial_images: _Partial | None = None
+    size: str | None = None
+    quality: str | None = None
 
 
 class Speech(_Fields, kw_only=True):
@@ -205,7 +207,8 @@ def _size(document: str | dict[str, Any]) -> int:
 
 
 def _images(read: Any, form: Form | None) -> Sold:
-    return Sold(images=read.n or 1, partial_images=read.partial_images or 0)
+    size, quality = ("" if told in (None, "auto") else told for told in (read.size, read.quality))
+    return Sold(images=read.n or 1, partial_images=read.partial_images or 0, size=size, quality=quality)
 
 
 def _characters(read: Any, form: Form | None) -> Sold:

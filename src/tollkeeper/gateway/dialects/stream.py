@@ -93,6 +93,8 @@ class _Event(msgspec.Struct):
     response: _Inner | None = None
     message: _Inner | str | None = None
     error: msgspec.Raw = ABSENT
+    size: msgspec.Raw = ABSENT
+    quality: msgspec.Raw = ABSENT
 
 
 class _Bare(msgspec.Struct):
@@ -119,6 +121,7 @@ class StreamMeter:
 
     __slots__ = (
         "_buffer",
+        "_drawn",
         "_endpoint",
         "_event_bytes_max",
         "_pass",
@@ -151,6 +154,7 @@ class StreamMeter:
         self._whole = False
         self.complete = False
         self.images = 0
+        self._drawn: tuple[str, str] | None = None
         self.error: str | None = None
         self.model: str | None = None
         self.produced: Produced | None = None
@@ -168,7 +172,7 @@ class StreamMeter:
     def answer(self) -> Answer:
         """Usage, model and stated cost as of now."""
         parts = parts_of(self._endpoint, self._reported, self._served)
-        return Answer(self.usage, self.model, cost_of(self._reported), parts)
+        return Answer(self.usage, self.model, cost_of(self._reported), parts, self._drawn)
 
     def feed(self, chunk: bytes) -> bytes:
         """Take bytes as they come; the bytes to forward now."""
@@ -260,6 +264,7 @@ class StreamMeter:
             self.model = parse_string(model) or self.model
         if event.type in IMAGE_EVENTS:
             self.images += 1
+            self._drawn = (parse_string(event.size) or "", parse_string(event.quality) or "")
         reported = parse_usage(usage) if len(usage) else None
         if reported is None:
             return False
