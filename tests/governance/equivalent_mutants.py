@@ -79,6 +79,8 @@ ARGUMENTS: Final = (
     Argument("loglease.lua", "if q.leased > 0 and (q.leased * 2", ">", _NOTHING_LEASED, new=(">=",)),
     Argument("loglease.lua", "if q.leased > 0 and (q.leased * 2", "0", _NOTHING_LEASED, new=("(-1)",)),
     Argument("admit.lua", "local WAIT, BUSY, SPENT, NEVER", "0", _ORDER, new=("(-1)",)),
+    Argument("admit.lua", "lapsed = lapsed or ended > 0", ">", _FEWER_CALLS, new=(">=",)),
+    Argument("admit.lua", "lapsed = lapsed or ended > 0", "0", _FEWER_CALLS, new=("(-1)",)),
     Argument("admit.lua", "local WAIT, BUSY, SPENT, NEVER", "3", _ORDER, new=("4",)),
     Argument("admit.lua", "local raw, cost, held = call('GETRANGE'", "'15'", _LONGER, new=("'16'",)),
     Argument("correct.lua", "local back = (tail - index)", "-", _NEAR),

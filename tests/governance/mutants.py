@@ -356,6 +356,16 @@ REFUNDS: Final = [
     )
 ]
 """Tokens that come back to a bucket into which something has flowed meanwhile, or which others have given back to."""
+_BUSY: Final = Policy(buckets=(TokenBucket(Unit.REQUESTS, 6_000, 40),), concurrency=1)
+_LONG, _SHORT = [Policy(windows=(Window(Unit.REQUESTS, 1, us),)) for us in (_MINUTE, 6_000_000)]
+REFUSALS: Final = [
+    (_BUCKET, None, None, [("admit", 5, 1), ("wait", 500_000), ("admit", 10, 1)], False),
+    (_BUCKET, None, None, [("admit", 5, 1), ("wait", 500_000), ("admit", 0, 1)], False),
+    (_BUSY, None, None, [("admit", 1, 1), ("admit", 1, 1)], False),
+    *[(one, two, None, [("admit", 1, 1)] * 2, False) for one, two in ((_LONG, _SHORT), (_SHORT, _LONG))],
+]
+"""A bucket that refuses its whole burst, and one of which nothing is taken; which of several limits refuses, and
+which of two waits is told."""
 KNOWN: Final = [
     (_BUDGET, None, None, [("admit", 1, 9), *before, ("known", marks), ("state",)], False)
     for before in ([], [("close", 2, False)])
@@ -426,6 +436,7 @@ def trials(kind: str) -> list[Trial]:
             *_each("succession", play_admission, SUCCESSION),
             *_each("waiting", play_admission, WAITING),
             *_each("refund", play_admission, REFUNDS),
+            *_each("refusal", play_admission, REFUSALS),
             *_each("known", play_admission, KNOWN),
             *_each("admission", play_admission, fixed(admissions(40), 300)),
             Trial("heavy runs", play_heavy_runs),

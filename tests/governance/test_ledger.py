@@ -15,10 +15,10 @@ import pytest
 from tests.governance.parts import Clock, Parts, budget, one_key
 from tests.servers.redis import RedisServer
 from tests.waiting import at_once
-from tollkeeper.domain.admission import Denial, Grant, LimitKind
+from tollkeeper.domain.admission import WEIGHT_MAX, Denial, Grant, LimitKind
 from tollkeeper.domain.entries import is_buried
 from tollkeeper.domain.errors import OutboxUnavailable, StoreUnavailable
-from tollkeeper.domain.policy import Policy, TokenBucket, Unit
+from tollkeeper.domain.policy import Policy, TokenBucket, Unit, Window
 from tollkeeper.domain.ports import RootSnapshot
 from tollkeeper.domain.usage import Usage
 from tollkeeper.governance import outbox as outbox_module
@@ -155,6 +155,18 @@ async def test_void_returns_everything(parts: Parts) -> None:
     again = await parts.admit(who, "r2.1", hold=1000)
     assert isinstance(again, Grant)
     assert again.reply.logs[0].requests == 1 and again.reply.slots == (1,)
+
+
+async def test_a_weight_that_no_run_can_hold(parts: Parts) -> None:
+    """An estimate beyond all measure, where nothing limits it, counts as the largest there is: voided, nothing of it
+    stays in the window."""
+    who = one_key("org_a", Policy(windows=(Window(Unit.TOKENS, 5, shadow=True),)))
+    grant = await parts.admit(who, "r1.1", hold=0, tokens=2**60)
+    assert isinstance(grant, Grant) and grant.reply.logs[0].tokens == WEIGHT_MAX
+    parts.ledger.void(grant)
+    again = await parts.admit(who, "r2.1", hold=0, tokens=5)
+    assert isinstance(again, Grant)
+    assert again.reply.logs[0].tokens == 5 and not again.reply.shadowed
 
 
 async def test_slot_is_free_for_the_next_request(parts: Parts) -> None:

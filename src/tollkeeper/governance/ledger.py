@@ -19,6 +19,7 @@ from typing import Any, Final, NamedTuple, cast
 import msgspec
 
 from tollkeeper.domain.admission import (
+    WEIGHT_MAX,
     Checks,
     CounterCheck,
     CounterState,
@@ -313,7 +314,7 @@ class Ledger:
     ) -> Grant | Denial:
         root = principal.root
         self._outbox.know(root)
-        demand = Demand(attempt, self.producer, tokens, hold_nano, 0)
+        demand = Demand(attempt, self.producer, min(tokens, WEIGHT_MAX), hold_nano, 0)
         asked = _Asked(principal, model, user)
         if self.outage.takes(root):
             handing_over = self.outage.handing_over(root)
