@@ -270,6 +270,7 @@ def test_durations(text: str, seconds: float) -> None:
             {"secrets": {"admin_token": "short"}},
             "TOLLKEEPER_ADMIN_TOKEN must be 16 or more printable ASCII characters",
         ),
+        ({"billing": {"orphan_after_s": "29s"}}, "billing.orphan_after_s: at least 30 s"),
     ],
 )
 def test_what_cannot_work_is_refused_by_name(tree: dict[str, Any], message: str) -> None:

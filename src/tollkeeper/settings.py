@@ -215,8 +215,9 @@ class BillingSettings(Group, frozen=True):
     sync_interval_s: float = 300.0
     """How often changed counters are written to the database; also at every clean stop."""
     orphan_after_s: float = 600.0
-    """A gateway that gave no sign for so long, and whose outbox nobody has, is closed by another: what it holds is
-    charged as presumed. One that comes back goes on under a new name; its true costs replace what was presumed."""
+    """A gateway that gave no sign for so long (30 s or more), and whose outbox nobody has, is closed by another: what
+    it holds is charged as presumed. One that comes back goes on under a new name; its true costs replace what was
+    presumed."""
     recovery_grace_s: float = 30.0
     """After the store lost its memory, longest wait for gateways that have not sent again what they know. Until they
     have, or this has passed, requests under a budget get a 503; what arrives later is counted and logged."""
@@ -552,6 +553,8 @@ MULTIPLIER_MAX: Final = 100
 MAY_BE_ZERO: Final = frozenset({"port", "redis_db", "min_idle_conns", "retry_ratio", "retry_burst", "sample_ratio"})
 DEFAULT_FILE: Final = "tollkeeper.toml"
 WORKERS_MAX: Final = 64
+ORPHAN_AFTER_MIN_S: Final = 30.0
+"""Three signs of life of a gateway; sooner, those that live would be closed."""
 MEDIA_BOUNDS: Final = ("image_tokens_max", "output_image_tokens_max", "audio_seconds_max")
 LOGGED_BODY_BYTES_MAX: Final = 384 * 2**10
 ADMIN_TOKEN_MIN: Final = 16
@@ -790,6 +793,9 @@ def check(settings: Settings) -> None:
         _check_deployments(f"models.{name}", model, settings)
     _check_routing(settings)
     _check_tracing(settings.tracing)
+    if settings.billing.orphan_after_s < ORPHAN_AFTER_MIN_S:
+        least = f"at least {ORPHAN_AFTER_MIN_S:g} s, since gateways give a sign of life every ten"
+        raise _wrong(("billing", "orphan_after_s"), least)
     _check_secrets(settings)
     _check_webhook(settings)
 

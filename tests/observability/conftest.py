@@ -2,8 +2,9 @@
 
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -19,11 +20,14 @@ ANSWERED = "[[sim input=9 output=50]]"
 class Watched:
     """`ask` sends a request and gives its status. Log records are shipped at once."""
 
-    def __init__(self, folder: Path, redis: RedisServer, more: str = "") -> None:
+    def __init__(
+        self, folder: Path, redis: RedisServer, more: str = "", environ: Mapping[str, str] | None = None
+    ) -> None:
         self.request_ids: set[str] = set()
+        self._warned = 0
         self.redis, self.logs = redis, folder / "logs"
         self.simulator = SimulatorProcess(folder)
-        environ = {"REDIS_URL": redis.url, "LOG_STORE_URL": f"file://{self.logs}"}
+        environ = {"REDIS_URL": redis.url, "LOG_STORE_URL": f"file://{self.logs}", **(environ or {})}
         self.gateway = GatewayProcess(folder / "gateway", self.simulator.url, environ, MORE + more)
         self.data = folder / "gateway" / "data"
         self.secret = str(self.gateway.admin("POST", "/keys", {"name": "one", "limits": {"rpm": 100_000}})["secret"])
@@ -45,6 +49,18 @@ class Watched:
             self.request_ids.add(error.headers["x-request-id"])
             error.close()
             return error.code
+
+    def warned(self) -> str:
+        """A key whose first request reaches a threshold that warns."""
+        self._warned += 1
+        limits = {"soft_budgets": {"month": "1.00"}, "warn_at": {"month": ["0.000001"]}}
+        made = self.gateway.admin("POST", "/keys", {"name": f"warned {self._warned}", "limits": limits})
+        return str(made["secret"])
+
+    def events(self, *names: str) -> list[dict[str, Any]]:
+        """What the gateway's log has of these events."""
+        lines = [line for line in self.gateway.log.read_text().splitlines() if line.startswith("{")]
+        return [event for event in map(msgspec.json.decode, lines) if event["event"] in names]
 
     def close(self) -> None:
         for program in (self.gateway, self.simulator):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tools.write_reference import declared
+from tools.write_reference import declared, declared_by_supervisors
 
 from tollkeeper.observability.metrics import Declaration
 
@@ -93,7 +93,7 @@ def faults(expression: str, metrics: dict[str, Declaration]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def metrics() -> dict[str, Declaration]:
-    return {metric.name: metric for metric in declared()}
+    return {metric.name: metric for metric in (*declared(), *declared_by_supervisors())}
 
 
 @pytest.mark.parametrize("file", [RULES, *DASHBOARDS], ids=lambda file: file.name)
@@ -139,7 +139,7 @@ def test_promtool_takes_the_rules() -> None:
     """Syntax, templates and names of every rule; each has a severity and says what to do."""
     assert "SUCCESS" in promtool("check", "rules", RULES)
     rules = RULES.read_text().split("- alert: ")[1:]
-    assert len(rules) == 20
+    assert len(rules) == 22
     for rule in rules:
         assert re.search(r"severity: (critical|warning)", rule), rule
         assert "summary:" in rule and "runbook:" in rule, rule
