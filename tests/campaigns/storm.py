@@ -38,7 +38,8 @@ UNFITTING_TOKENS: Final = 16_000
 """More than any budget here has room for, less than the model's cap."""
 PATIENCE_S: Final = 60.0
 PROBES: Final = 5
-"""How often a request is sent whose connection failed."""
+"""How often a request is sent that was not decided."""
+PROBE_PAUSE_S: Final = 1.0
 
 
 class Round(NamedTuple):
@@ -106,15 +107,17 @@ async def storm(fleet: Fleet, name: str, seed: int) -> Round:
 
 
 async def decide(fleet: Fleet, ask: Ask, gateway: int) -> tuple[Decision, int, str]:
-    """One request while nothing else is under way; the store's decision, status, body. Asked again if the connection
-    failed before it was decided: the gateway may close one that was idle just when it is used again."""
+    """One request while nothing else is under way; the store's decision, status, body. Asked again if it was not
+    decided: the gateway may close a connection that was idle just when it is used again, and a machine that does
+    something else may hold up the store beyond an admission's deadline."""
     heard = len(fleet.decisions())
     for _ in range(PROBES):
         status, text = await fleet.ask(ask, gateway)
         if new := fleet.decisions()[heard:]:
             return new[0], status, text
-        if status != 0:
+        if status not in (0, 503):
             break
+        await asyncio.sleep(PROBE_PAUSE_S)
     raise RuntimeError(f"{ask} was answered {status} without a decision of the store: {text[:500]}")
 
 
