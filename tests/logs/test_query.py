@@ -174,6 +174,23 @@ async def test_more_bytes_than_may_be_fetched_are_refused_before_fetching(
         await query(store, "SELECT 1")
 
 
+async def test_many_small_objects_are_put_together_and_counted_once(
+    store: LogStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In several files of their hours, large ones and Parquet beside them."""
+    monkeypatch.setattr(query_module, "TOGETHER_BYTES_MAX", 5_000)
+    monkeypatch.setattr(query_module, "SMALL_BYTES_MAX", 1_000)
+    monkeypatch.setattr(query_module, "READ_TOGETHER", 3)
+    records = [make_record(n, time_us=NOON_US + n % 2 * HOUR_US, cost_nano=n) for n in range(40)]
+    await ship(store, *records, object_records_max=1)
+    await ship(store, *records, producer="gw2")
+    await ship(store, *records[:3], producer="gw3", format="parquet")
+    rows = await query(store, "SELECT producer, count(*), sum(cost_nano) FROM logs GROUP BY 1 ORDER BY 1")
+    assert rows.rows == [("gw1", 40, 780), ("gw2", 40, 780), ("gw3", 3, 3)]
+    assert rows.objects == 42
+    assert await one(store, "SELECT count(*) FROM logs WHERE hour = 13") == 20
+
+
 async def test_a_broken_object_is_named(folder: LogStore) -> None:
     await ship(folder, make_record(1))
     (path,) = Path(folder.url.removeprefix("file://")).rglob("*.gz")

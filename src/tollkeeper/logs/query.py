@@ -1,13 +1,15 @@
 """SQL over the log store: the objects of an interval as the table `logs` of a DuckDB that can touch nothing else.
 
 Objects are found by listing (`extent.py`), those of a bucket fetched into a temporary folder by obstore, so DuckDB
-needs neither network nor an extension. Time, memory, bytes fetched and rows are bounded.
+needs neither network nor an extension. Small objects, of which there are many where little is logged, are put
+together before: DuckDB takes some milliseconds for a file, whatever is in it. Time, memory, bytes fetched and rows
+are bounded.
 """
 
 import asyncio
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -15,13 +17,19 @@ from typing import Any, Final
 import msgspec
 
 from tollkeeper.domain.errors import InvalidInput, Unavailable
-from tollkeeper.logs import duck, schema
+from tollkeeper.logs import duck, objects, schema
 from tollkeeper.logs.extent import extents
 from tollkeeper.logs.sinks import LogStore, StoredObject
 
 OBJECTS_MAX: Final = 50_000
 FETCHED_BYTES_MAX: Final = 8 * 2**30
 """Of a bucket's objects, for one query."""
+SMALL_BYTES_MAX: Final = 256 * 2**10
+"""Objects up to this size are put together."""
+TOGETHER_BYTES_MAX: Final = 8 * 2**20
+"""The files that they are put together in; DuckDB reads several at once."""
+READ_TOGETHER: Final = 64
+"""Small objects in memory at the same time."""
 TIMEOUT_S: Final = 60.0
 ROWS_MAX: Final = 1_000_000
 WHAT: Final = "querying logs"
@@ -55,7 +63,7 @@ class Rows(msgspec.Struct, frozen=True):
     names: tuple[str, ...]
     rows: list[tuple[Any, ...]]
     more: bool
-    objects: int
+    objects: int = 0
 
 
 async def query(
@@ -86,8 +94,13 @@ async def queries(
     if len(items) > OBJECTS_MAX:
         raise InvalidInput(f"{len(items)} objects; at most {OBJECTS_MAX} are queried: give --since and --until")
     with tempfile.TemporaryDirectory(prefix="tollkeeper-") as folder:
-        paths = await _staged(store, items, Path(folder))
-        return await asyncio.to_thread(_run, sqls, paths, Path(folder), interval, limit, timeout_s)
+        staged = await _staged(store, items, Path(folder))
+        try:
+            found = await asyncio.to_thread(_run, sqls, list(staged), Path(folder), interval, limit, timeout_s)
+        except QueryFailed as error:
+            raise QueryFailed(await _named(store, str(error), staged)) from None
+    read = sum(1 for item in items if item.bytes)
+    return [msgspec.structs.replace(rows, objects=read) for rows in found]
 
 
 def check(sql: str) -> None:
@@ -102,19 +115,30 @@ def check(sql: str) -> None:
         raise QueryFailed("give one SELECT over the table logs; nothing else is run")
 
 
-async def _staged(store: LogStore, items: Sequence[StoredObject], folder: Path) -> list[Path]:
-    """Where each object is, fetched if need be; empty ones are left out, as DuckDB takes none."""
+Staged = dict[Path, list[StoredObject]]
+"""Files, each with the objects that are in it."""
+
+
+async def _staged(store: LogStore, items: Sequence[StoredObject], folder: Path) -> Staged:
+    """The records of all objects, in folders of the objects' names; empty ones are left out, as DuckDB takes none."""
     items = [item for item in items if item.bytes]
-    local = [store.local_path(item.path) for item in items]
-    fetched = sum(item.bytes for item, path in zip(items, local, strict=True) if path is None)
+    fetched = sum(item.bytes for item in items if store.local_path(item.path) is None)
     if fetched > FETCHED_BYTES_MAX:
         raise InvalidInput(
             f"{fetched / 2**30:.1f} GiB of objects; at most {FETCHED_BYTES_MAX >> 30} are fetched: give --since "
             "and --until"
         )
+    together: dict[str, list[StoredObject]] = {}
+    alone: list[StoredObject] = []
+    for item in items:
+        if item.bytes <= SMALL_BYTES_MAX and item.path.endswith(".jsonl.gz"):
+            together.setdefault(item.path.rpartition("/")[0], []).append(item)
+        else:
+            alone.append(item)
     slots = asyncio.Semaphore(store.reads_max)
 
-    async def stage(item: StoredObject, path: Path | None) -> Path:
+    async def stage(item: StoredObject) -> Path:
+        path = store.local_path(item.path)
         if path is not None:
             return path
         async with slots:
@@ -124,8 +148,61 @@ async def _staged(store: LogStore, items: Sequence[StoredObject], folder: Path) 
         return target
 
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(stage(item, path)) for item, path in zip(items, local, strict=True)]
-    return [task.result() for task in tasks]
+        tasks = [group.create_task(stage(item)) for item in alone]
+        joined = [group.create_task(_joined(store, small, folder)) for small in together.values()]
+    staged = {task.result(): [item] for task, item in zip(tasks, alone, strict=True)}
+    for share in joined:
+        staged |= share.result()
+    return staged
+
+
+async def _joined(store: LogStore, items: Sequence[StoredObject], folder: Path) -> Staged:
+    """The objects of one hour in few files: members of gzip, one after the other, are gzip."""
+    files: Staged = {}
+    for number, some in enumerate(_shares(items)):
+        target = folder / some[0].path.rpartition("/")[0] / f"together-{number}.jsonl.gz"
+        local = [path for item in some if (path := store.local_path(item.path)) is not None]
+        if len(local) == len(some):
+            await asyncio.to_thread(_append_files, target, local)
+        else:
+            for start in range(0, len(some), READ_TOGETHER):
+                reads = [store.read(item.path) for item in some[start : start + READ_TOGETHER]]
+                await asyncio.to_thread(_append, target, await asyncio.gather(*reads))
+        files[target] = some
+    return files
+
+
+async def _named(store: LogStore, message: str, staged: Staged) -> str:
+    """An error of DuckDB that names a file, by the object of it that is broken."""
+    for file, items in staged.items():
+        if str(file) in message:
+            for item in items:
+                if objects.records_in(await store.read(item.path)) is None:
+                    return message.replace(str(file), item.path)
+    return message
+
+
+def _shares(items: Sequence[StoredObject]) -> Iterator[list[StoredObject]]:
+    share: list[StoredObject] = []
+    size = 0
+    for item in items:
+        if share and size + item.bytes > TOGETHER_BYTES_MAX:
+            yield share
+            share, size = [], 0
+        share.append(item)
+        size += item.bytes
+    if share:
+        yield share
+
+
+def _append_files(target: Path, files: Sequence[Path]) -> None:
+    _append(target, (file.read_bytes() for file in files))
+
+
+def _append(target: Path, bodies: Iterable[bytes]) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.open("ab") as file:
+        file.writelines(bodies)
 
 
 def _write(target: Path, body: bytes) -> None:
@@ -150,7 +227,7 @@ def _run(
         try:
             timer.start()
             connection.execute(f"CREATE VIEW logs AS {_table(paths, interval)}")
-            return [_rows(connection.execute(sql), limit, len(paths)) for sql in sqls]
+            return [_rows(connection.execute(sql), limit) for sql in sqls]
         except (duckdb.InterruptException, duckdb.OutOfMemoryException) as error:
             why = f"stopped after {timeout_s:g} s" if timed_out.is_set() else _words(error)
             raise QueryStopped(f"{why}; give --since and --until, or ask for less") from None
@@ -160,9 +237,9 @@ def _run(
             timer.cancel()
 
 
-def _rows(result: Any, limit: int, objects: int) -> Rows:
+def _rows(result: Any, limit: int) -> Rows:
     rows = result.fetchmany(limit + 1)
-    return Rows(tuple(column[0] for column in result.description), rows[:limit], len(rows) > limit, objects)
+    return Rows(tuple(column[0] for column in result.description), rows[:limit], len(rows) > limit)
 
 
 def _table(paths: Sequence[Path], interval: Interval) -> str:
