@@ -30,7 +30,6 @@ _WAITLESS = (
 _WALK = (
     "Whoever walks a log stops at a run that is there: the newest has not left, and the excess is at most the sum."
 )
-_NEAR = "Near or far, the same is written: only the number of reads and writes differs."
 
 _MADE_IN_VAIN = "Functions are made that nothing calls."
 _NEW = "The number of a chunk need only be new."
@@ -83,7 +82,6 @@ ARGUMENTS: Final = (
     Argument("admit.lua", "lapsed = lapsed or ended > 0", "0", _FEWER_CALLS, new=("(-1)",)),
     Argument("admit.lua", "local WAIT, BUSY, SPENT, NEVER", "3", _ORDER, new=("4",)),
     Argument("admit.lua", "local raw, cost, held = call('GETRANGE'", "'15'", _LONGER, new=("'16'",)),
-    Argument("correct.lua", "local back = (tail - index)", "-", _NEAR),
     Argument("sliding.lua", "local NOTHING, CHANGES, EVERYTHING", "0", _ORDER, new=("(-1)",)),
     Argument("sliding.lua", "local NOTHING, CHANGES, EVERYTHING", "2", _ORDER, new=("3",)),
     Argument(
@@ -133,9 +131,6 @@ ARGUMENTS: Final = (
     Argument("clear.lua", "for i = 3, #ARGV - 1, 2 do", "1", _LAST_LIFE),
     Argument("flag.lua", "call('SET', key, string.sub(raw, 1,", "1", _BEGINNING, new=("(0)",)),
     Argument("fence.lua", "if life ~= ARGV[4] or tonumber(number) <", "<", "Equal is set to equal.", new=("<=",)),
-    Argument("correct.lua", "local raw = call('GETRANGE', key, '-368'", "'-368'", _NEAR),
-    Argument("correct.lua", "if back > near then", ">", _NEAR, new=(">=",)),
-    Argument("correct.lua", "if back <= near then", "<=", _NEAR, new=("<",)),
     Argument("counter.lua", "if expires > 0 then", "0", _FIRST_US, new=("1",)),
     Argument(
         "gate.lua",
@@ -163,8 +158,8 @@ ARGUMENTS: Final = (
         new=("(4503599627370495)",),
     ),
     Argument("loglease.lua", "q.next_chunk = q.next_chunk + 1", "1", _UNLIKE, new=("2",)),
-    Argument("correct.lua", "runs, from = call('GETRANGE'", "-", _LONGER),
-    Argument("correct.lua", "runs, from = call('GETRANGE'", "1", _LONGER, nth=(1,), new=("(0)",)),
+    Argument("correct.lua", "read(RUN, newest and raw or call('GETRANGE'", "-", _LONGER),
+    Argument("correct.lua", "read(RUN, newest and raw or call('GETRANGE'", "1", _LONGER, new=("(0)",)),
     Argument("sliding.lua", "local CHUNK_RUNS = 64", "64", "How many runs are read at once changes no answer."),
     Argument("sliding.lua", "while index < log[TAIL] do", "<", _WALK, new=("<=",)),
     Argument("sliding.lua", "local count = math.min(CHUNK_RUNS", "math.min", _WALK),
