@@ -137,39 +137,38 @@ async def _staged(store: LogStore, items: Sequence[StoredObject], folder: Path) 
             alone.append(item)
     slots = asyncio.Semaphore(store.reads_max)
 
-    async def stage(item: StoredObject) -> Path:
-        path = store.local_path(item.path)
-        if path is not None:
-            return path
+    async def read(item: StoredObject) -> bytes:
         async with slots:
-            body = await store.read(item.path)
-        target = folder / item.path
-        await asyncio.to_thread(_write, target, body)
-        return target
+            return await store.read(item.path)
 
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(stage(item)) for item in alone]
-        joined = [group.create_task(_joined(store, small, folder)) for small in together.values()]
-    staged = {task.result(): [item] for task, item in zip(tasks, alone, strict=True)}
-    for share in joined:
-        staged |= share.result()
-    return staged
+    async def stage(item: StoredObject) -> Staged:
+        path = store.local_path(item.path)
+        if path is None:
+            path = folder / item.path
+            await asyncio.to_thread(_append, path, [await read(item)])
+        return {path: [item]}
 
+    async def join(share: list[StoredObject], target: Path) -> Staged:
+        local = [path for item in share if (path := store.local_path(item.path)) is not None]
+        await asyncio.to_thread(_append, target, (path.read_bytes() for path in local))
+        fetched = [item for item in share if store.local_path(item.path) is None]
+        for start in range(0, len(fetched), READ_TOGETHER):
+            bodies = await asyncio.gather(*map(read, fetched[start : start + READ_TOGETHER]))
+            await asyncio.to_thread(_append, target, bodies)
+        return {target: share}
 
-async def _joined(store: LogStore, items: Sequence[StoredObject], folder: Path) -> Staged:
-    """The objects of one hour in few files: members of gzip, one after the other, are gzip."""
-    files: Staged = {}
-    for number, some in enumerate(_shares(items)):
-        target = folder / some[0].path.rpartition("/")[0] / f"together-{number}.jsonl.gz"
-        local = [path for item in some if (path := store.local_path(item.path)) is not None]
-        if len(local) == len(some):
-            await asyncio.to_thread(_append_files, target, local)
-        else:
-            for start in range(0, len(some), READ_TOGETHER):
-                reads = [store.read(item.path) for item in some[start : start + READ_TOGETHER]]
-                await asyncio.to_thread(_append, target, await asyncio.gather(*reads))
-        files[target] = some
-    return files
+    shares = [
+        (share, folder / place / f"together-{number}.jsonl.gz")
+        for place, small in together.items()
+        for number, share in enumerate(_shares(small))
+    ]
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(stage(item)) for item in alone]
+            tasks += [group.create_task(join(share, target)) for share, target in shares]
+    except ExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+    return {path: items for task in tasks for path, items in task.result().items()}
 
 
 async def _named(store: LogStore, message: str, staged: Staged) -> str:
@@ -195,19 +194,10 @@ def _shares(items: Sequence[StoredObject]) -> Iterator[list[StoredObject]]:
         yield share
 
 
-def _append_files(target: Path, files: Sequence[Path]) -> None:
-    _append(target, (file.read_bytes() for file in files))
-
-
 def _append(target: Path, bodies: Iterable[bytes]) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with target.open("ab") as file:
         file.writelines(bodies)
-
-
-def _write(target: Path, body: bytes) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(body)
 
 
 def _run(
