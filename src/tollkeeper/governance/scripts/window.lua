@@ -14,7 +14,7 @@
 --   oldest      the stored stamp of run `head`
 --   expires     µs, when the key expires as last told to Redis
 local TRAILER = '<dddddddddddd'
-local TRAILER_BYTES = 96
+
 local RUN = '<I7I5I5'
 local RUN_BYTES = 17
 local WEIGHT_MAX = 1099511627775 -- what 5 bytes hold; a run that would get more keeps this much
