@@ -147,6 +147,9 @@ class LogSettings(Group, frozen=True):
     """Whether gateways ship what is in Redis; if not, `tollkeeper worker` must run. Without Redis they always do."""
     shards: int = 1
     """Queues in Redis that gateways spread over; more than one helps only on a cluster. The same everywhere."""
+    compact_after_s: float | None = None
+    """How long after an hour ended its small objects are put together in large ones; default: never. Other readers of
+    the store see records twice for half an hour; needs DeleteObject."""
     retention_days: int | None = None
     """Whole days after which records are deleted from the log store; default: never. What was there stays proven."""
     redis_away: Literal["spool", "drop"] = "spool"

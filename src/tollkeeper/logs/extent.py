@@ -13,6 +13,7 @@ from typing import Final
 import msgspec
 
 from tollkeeper.logs import objects
+from tollkeeper.logs.compacted import counted
 from tollkeeper.logs.sinks import LogStore, StoredObject
 
 HOUR_US: Final = 3_600_000_000
@@ -22,6 +23,7 @@ SKEW_US: Final = 300_000_000
 LATE_MAX_US: Final = DAY_US
 """Records that waited longer than a day for the store are found by the time of their folder, not by their own."""
 
+_UNTIL: Final = re.compile(r"/compact-\d+-(\d+)\.")
 _FOLDER: Final = re.compile(r"dt=(\d{4}-\d\d-\d\d)/hour=(\d\d)/")
 _DAY: Final = re.compile(r"dt=(\d{4}-\d\d-\d\d)")
 
@@ -43,7 +45,8 @@ def extent_of(item: StoredObject) -> Extent | None:
         since_us = _us(datetime.fromisoformat(f"{match[1]}T{match[2]}:00:00+00:00"))
     except ValueError:
         return None
-    written_us = min(item.modified_us + SKEW_US, since_us + HOUR_US + LATE_MAX_US)
+    until = _UNTIL.search(item.path)  # put together long after it was written (compaction.py)
+    written_us = min(item.modified_us + SKEW_US, since_us + HOUR_US + LATE_MAX_US) if until is None else int(until[1])
     return Extent(item, since_us, max(since_us + HOUR_US, written_us))
 
 
@@ -70,7 +73,7 @@ async def extents(store: LogStore, since_us: int | None = None, until_us: int | 
             continue
         if since_us is not None and starts_us + DAY_US + LATE_MAX_US + HOUR_US <= since_us:
             break
-        async for item in store.listing(folder):
+        for item in await counted(store, [item async for item in store.listing(folder)]):
             found = extent_of(item)
             if found is None or (until_us is not None and found.since_us >= until_us):
                 continue

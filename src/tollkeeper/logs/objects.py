@@ -67,15 +67,19 @@ def build(batch: Lines, form: Format = "jsonl.gz") -> LogObject:
     large batches belong in a thread. Raises ConfigurationError if Parquet is not installed.
     """
     records = b"\n".join(batch.records) + b"\n"
-    sha256 = digest(records)
-    place = f"{_folder(batch.records)}/{batch.name}"
+    body, suffix = packed(records, form)
+    return LogObject(f"{_folder(batch.records)}/{batch.name}{suffix}", body, digest(records))
+
+
+def packed(records: bytes, form: Format) -> tuple[bytes, str]:
+    """Lines as the bytes of an object, and the end of its name: as `build` says."""
     if form == "parquet":
         from tollkeeper.logs import parquet
 
-        body = parquet.encode(batch.records, sha256)
+        body = parquet.encode(tuple(records[:-1].split(b"\n")), digest(records))
         if body is not None:
-            return LogObject(f"{place}.parquet", body, sha256)
-    return LogObject(f"{place}.jsonl.gz", gzip.compress(records, GZIP_LEVEL, mtime=0), sha256)
+            return body, ".parquet"
+    return gzip.compress(records, GZIP_LEVEL, mtime=0), ".jsonl.gz"
 
 
 class _Gaps(msgspec.Struct):

@@ -27,6 +27,7 @@ from tollkeeper.domain.log_queue import Bounds, Kept, QueueStats
 from tollkeeper.domain.ports import ScriptStore
 from tollkeeper.domain.record import RequestRecord
 from tollkeeper.logs import duck, encoding, parquet
+from tollkeeper.logs.compaction import keep_compacting
 from tollkeeper.logs.encoding import RECORD_BYTES_MAX
 from tollkeeper.logs.producer import PENDING_BYTES_MAX, Producer, adopt
 from tollkeeper.logs.queue_watch import declare_queue, watch
@@ -220,6 +221,9 @@ class LogPipeline:
             if (days := self._settings.retention_days) is not None:
                 retiring = keep_retiring(self._store, days, self._clock_us)
                 self._others.append(asyncio.create_task(retiring, name="log-retention"))
+            if (after_s := self._settings.compact_after_s) is not None:
+                compacting = keep_compacting(self._store, after_s, self._settings.format, self._clock_us)
+                self._others.append(asyncio.create_task(compacting, name="log-compaction"))
         if self._spool_root is not None:
             self._others.append(asyncio.create_task(self._adopt(), name="log-adopt"))
         if self._shared:

@@ -92,7 +92,10 @@ async def queries(
         check(sql)
     items = [extent.item async for extent in extents(store, interval.since_us, interval.until_us)]
     if len(items) > OBJECTS_MAX:
-        raise InvalidInput(f"{len(items)} objects; at most {OBJECTS_MAX} are queried: give --since and --until")
+        raise InvalidInput(
+            f"{len(items)} objects; at most {OBJECTS_MAX} are queried: give since and until, or "
+            "have small objects put together (logs.compact_after_s)"
+        )
     with tempfile.TemporaryDirectory(prefix="tollkeeper-") as folder:
         staged = await _staged(store, items, Path(folder))
         try:

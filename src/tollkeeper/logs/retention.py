@@ -16,7 +16,8 @@ import msgspec
 from tollkeeper.domain.errors import LogStoreUnavailable
 from tollkeeper.domain.log_account import NumberRange, merged
 from tollkeeper.logs import objects
-from tollkeeper.logs.sinks import LogStore
+from tollkeeper.logs.compacted import counted, is_compacted
+from tollkeeper.logs.sinks import LogStore, StoredObject
 from tollkeeper.logs.verify import Retired, runs_in
 from tollkeeper.observability.logging import logger
 
@@ -51,13 +52,16 @@ def last_day(now_us: int, retention_days: int) -> date:
 
 async def retire(store: LogStore, last: date) -> Retirement:
     """Retire every day up to `last`. Raises `LogStoreUnavailable`; the rest is left for the next time."""
-    days: dict[str, list[str]] = {}
-    async for path in store.list():
-        if objects.is_log_object(path) and objects.UNDATED not in path and path[3:13] <= last.isoformat():
-            days.setdefault(path[3:13], []).append(path)
+    days: dict[str, list[StoredObject]] = {}
+    async for item in store.listing():
+        path = item.path
+        if not (objects.is_log_object(path) or is_compacted(path)) or objects.UNDATED in path:
+            continue
+        if path[3:13] <= last.isoformat():
+            days.setdefault(path[3:13], []).append(item)
     done = Retirement()
-    for day, paths in sorted(days.items()):
-        await _retire_day(store, day, sorted(paths), done)
+    for day, items in sorted(days.items()):
+        await _retire_day(store, day, items, done)
     if done.deleted:
         _log.info("log_objects_retired", objects=done.deleted, records=done.records, up_to=last.isoformat())
     if done.kept:
@@ -65,10 +69,12 @@ async def retire(store: LogStore, last: date) -> Retirement:
     return done
 
 
-async def _retire_day(store: LogStore, day: str, paths: Sequence[str], done: Retirement) -> None:
+async def _retire_day(store: LogStore, day: str, items: Sequence[StoredObject], done: Retirement) -> None:
     seen: dict[str, list[NumberRange]] = {}
     accepted: list[str] = []
-    for path in paths:
+    kept = len(done.kept)
+    count = sorted(item.path for item in await counted(store, items))
+    for path in count:
         runs = runs_in(await store.read(path))
         if runs is None or any(_overlaps(seen.get(producer, ()), run) for producer, run in runs):
             done.kept += (path,)
@@ -77,14 +83,24 @@ async def _retire_day(store: LogStore, day: str, paths: Sequence[str], done: Ret
             seen.setdefault(producer, []).append(run)
         accepted.append(path)
         done.records += sum(last - first + 1 for _, (first, last) in runs)
-    if not accepted:
+    beside = sorted({item.path for item in items} - set(count))  # what compaction made of them, or of what is left
+    if not accepted and (beside == [] or len(done.kept) > kept):
         return
     proof = msgspec.json.encode(Retired({name: merged(ranges) for name, ranges in sorted(seen.items())}))
     sha256 = objects.digest(proof)
     await store.create(f"{objects.RETIRED_PREFIX}{day}-{sha256[:16]}.json", proof, sha256)
+    if len(done.kept) == kept:
+        # objects first: as long as a plan and its mark are there, what they stand for counts once
+        for path in sorted(beside, key=lambda each: each.endswith(".json")):
+            if not path.endswith(".json"):
+                await store.delete(path)
     for path in accepted:
         await store.delete(path)
         done.deleted += 1
+    if len(done.kept) == kept:
+        for path in beside:
+            if path.endswith(".json"):
+                await store.delete(path)
 
 
 def _overlaps(ranges: Sequence[NumberRange], run: NumberRange) -> bool:

@@ -24,6 +24,7 @@ from tollkeeper.domain.log_search import (
     position_from,
 )
 from tollkeeper.logs import objects
+from tollkeeper.logs.compacted import counted, is_compacted
 from tollkeeper.logs.extent import DAY_US, HOUR_US, LATE_MAX_US, Extent, days_of, extent_of
 from tollkeeper.logs.sinks import LogStore
 
@@ -111,7 +112,7 @@ async def _newest_first(store: LogStore, since_us: int | None, until_us: int | N
             break
         while waiting and -waiting[0][0] >= latest_us:
             yield heapq.heappop(waiting)[2]
-        async for item in store.listing(folder):
+        for item in await counted(store, [item async for item in store.listing(folder)]):
             extent = extent_of(item)
             if extent is None or (until_us is not None and extent.since_us >= until_us):
                 continue
@@ -164,6 +165,5 @@ async def follow(
 
 async def _newest_paths(store: LogStore) -> set[str]:
     days = (await days_of(store))[:2]
-    return {
-        item.path for _, folder in days async for item in store.listing(folder) if objects.is_log_object(item.path)
-    }
+    there = [item.path for _, folder in days async for item in store.listing(folder)]
+    return {path for path in there if objects.is_log_object(path) and not is_compacted(path)}

@@ -19,6 +19,7 @@ import msgspec
 from tollkeeper.domain.log_account import Found, NumberRange, VerifyReport, account
 from tollkeeper.domain.log_queue import Gap
 from tollkeeper.logs import objects
+from tollkeeper.logs.compacted import counted
 from tollkeeper.logs.queues import Queue
 from tollkeeper.logs.sinks import LogStore
 
@@ -83,9 +84,8 @@ async def _bodies(store: LogStore) -> AsyncIterator[tuple[str, bytes]]:
     """Every object of ours, read ahead."""
     ahead: deque[tuple[str, asyncio.Task[bytes]]] = deque()
     try:
-        async for path in store.list():
-            if objects.is_log_object(path) or objects.is_gaps_object(path) or objects.is_retired_object(path):
-                ahead.append((path, asyncio.create_task(store.read(path))))
+        for path in await _paths(store):
+            ahead.append((path, asyncio.create_task(store.read(path))))
             if len(ahead) >= READS_AT_ONCE:
                 first, task = ahead.popleft()
                 yield first, await task
@@ -96,6 +96,13 @@ async def _bodies(store: LogStore) -> AsyncIterator[tuple[str, bytes]]:
         for _, task in ahead:
             task.cancel()
         await asyncio.gather(*(task for _, task in ahead), return_exceptions=True)
+
+
+async def _paths(store: LogStore) -> list[str]:
+    """Of what counts."""
+    items = [item async for item in store.listing()]
+    told = [i.path for i in items if objects.is_gaps_object(i.path) or objects.is_retired_object(i.path)]
+    return [item.path for item in await counted(store, items)] + told
 
 
 async def _take_in(path: str, body: bytes, found: dict[str, Found]) -> bool:

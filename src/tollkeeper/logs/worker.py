@@ -13,6 +13,7 @@ from typing import Final
 from tollkeeper.domain.errors import Unavailable
 from tollkeeper.domain.log_queue import QueueStats
 from tollkeeper.domain.ports import ScriptStore
+from tollkeeper.logs.compaction import keep_compacting
 from tollkeeper.logs.pipeline import ADOPT_INTERVAL_S, bounds_of, make_shipper, queue_of, queues_of
 from tollkeeper.logs.producer import adopt
 from tollkeeper.logs.queue_watch import declare_queue, watch
@@ -58,6 +59,9 @@ class LogWorker:
             self._tasks.append(
                 asyncio.create_task(keep_retiring(self.store, days, self._now_us), name="log-retention")
             )
+        if (after_s := self._settings.compact_after_s) is not None:
+            compacting = keep_compacting(self.store, after_s, self._settings.format, self._now_us)
+            self._tasks.append(asyncio.create_task(compacting, name="log-compaction"))
         if self._spool_root is not None:
             self._tasks.append(asyncio.create_task(self._adopt(self._spool_root), name="log-adopt"))
 
