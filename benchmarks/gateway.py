@@ -118,9 +118,11 @@ def nginx(folder: Path, upstream: str) -> Iterator[tuple[str, int]]:
         process.wait()
 
 
-def governed(folder: Path, upstream: str, environ: dict[str, str], scopes: int) -> tuple[GatewayProcess, str]:
-    """A gateway with a key under limits and a budget that are never reached."""
-    gateway = GatewayProcess(folder, upstream, environ)
+def governed(
+    folder: Path, upstream: str, environ: dict[str, str], scopes: int, more: str = ""
+) -> tuple[GatewayProcess, str]:
+    """A gateway with a key under limits and a budget that are never reached. `more`: of its configuration."""
+    gateway = GatewayProcess(folder, upstream, environ, more)
     pin(gateway.process.pid, OURS)
     limits = {"rpm": 10**9, "tpm": 10**12, "max_parallel": 10_000, "budgets": {"month": "1000000"}}
     request: dict[str, object] = {"name": "bench", "limits": limits}
