@@ -527,10 +527,12 @@ async def test_a_connection_that_speaks_or_ends_while_idle_is_replaced(after: by
             await reader.read()
 
     counted, seen = counting(handle)
-    async with listening(counted) as url, http1_to(url) as (upstream, _):
+    async with listening(counted) as url, http1_to(url) as (upstream, pool):
         for _ in range(3):
             assert await ask(upstream) == b"hi"
-            await asyncio.sleep(0.06)
+            async with asyncio.timeout(60):
+                while "idle=0" not in repr(pool):
+                    await asyncio.sleep(0.005)
     assert len(seen) == 3
 
 
