@@ -1,6 +1,7 @@
 """HTTP on a client's connection: what a hostile, careless or slow client may send, and what it gets back."""
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -438,3 +439,51 @@ def test_answers_are_those_of_uvicorn() -> None:
         for part in stack:
             loop.run_until_complete(part.__aexit__(None, None, None))
         loop.close()
+
+
+async def test_a_closed_connection_leaves_nothing_to_the_collector() -> None:
+    """Connection and parser know each other; the end of a connection parts them."""
+    async with served(Echo()) as listener:
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(20):
+                assert statuses(await listener.ask(request(close=True))) == [200]
+            async with asyncio.timeout(60):
+                while listener.shared.connections or listener.shared.tasks:
+                    await asyncio.sleep(0.005)
+            left = [its for its in gc.get_objects() if isinstance(its, Connection) and its.shared is listener.shared]
+        finally:
+            gc.enable()
+    assert len(left) <= 1  # the last one may still be on its way out
+
+
+async def test_who_asks_is_told_when_a_client_leaves() -> None:
+    """Once, whether it leaves before or after; not after the answer, and not who has asked no more."""
+    told: list[str] = []
+    waits = asyncio.Event()
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        request, path = receive.__self__, scope["path"]
+        await receive()
+        request.when_gone(lambda: told.append(path))
+        if path == "/nevermind":
+            request.when_gone(None)
+        if path == "/answered":
+            await send({"type": "http.response.start", "status": 204, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+        waits.set()
+        assert (await receive())["type"] == "http.disconnect"
+        request.when_gone(lambda: told.append(f"{path} late"))
+
+    async with served(application) as listener:
+        for path in ("/left", "/nevermind", "/answered"):
+            waits.clear()
+            client = await listener.client()
+            client.write(request(path))
+            await asyncio.wait_for(waits.wait(), 60)
+            client.writer.transport.abort()
+            async with asyncio.timeout(60):
+                while listener.shared.connections or listener.shared.tasks:
+                    await asyncio.sleep(0.005)
+    assert told == ["/left", "/left late", "/nevermind late"]

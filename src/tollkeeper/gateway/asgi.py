@@ -43,6 +43,7 @@ class Client:
         "_receive",
         "_send",
         "_slow",
+        "_tell",
         "_timer",
         "_watcher",
         "gone",
@@ -66,6 +67,7 @@ class Client:
         self._on_slow: Callable[[], None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._watcher: asyncio.Task[None] | None = None
+        self._tell: Callable[[Callable[[], None] | None], None] | None = None
 
     def header(self, name: bytes) -> bytes:
         """A header by its lower-case name; empty if absent. The first of several counts."""
@@ -172,7 +174,12 @@ class Client:
 
         def begin() -> None:
             on_slow()
-            self._watcher = asyncio.get_running_loop().create_task(self._wait_for_hangup())
+            # Our own server tells who asks; any other has to be waited for.
+            self._tell = getattr(getattr(self._receive, "__self__", None), "when_gone", None)
+            if self._tell is not None:
+                self._tell(self._left)
+            else:
+                self._watcher = asyncio.get_running_loop().create_task(self._wait_for_hangup())
 
         self.when_slow(begin)
 
@@ -182,6 +189,9 @@ class Client:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if self._tell is not None:
+            self._tell(None)
+            self._tell = None
         if self._watcher is not None:
             self._watcher.cancel()
             self._watcher = None

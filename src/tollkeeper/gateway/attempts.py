@@ -299,6 +299,7 @@ class _Walk:
             waited_s = time.perf_counter() - asked_at
             exchange.upstream_s += waited_s
             its.instruments.waited(stop.deployment, waited_s)
+        del headers, body  # a stream may last for minutes, and a prompt be large
         try:
             status, told = response.status, response.headers
             tried.status, tried.first_byte_s = status, exchange.age_s

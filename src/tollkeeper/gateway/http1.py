@@ -404,6 +404,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by the event loop."""
         self._end_of_input(exc)
+        self._parser = None  # which knows this object: a circle that only the collector would find
         self._owner.lost(self)
 
     def _end_of_input(self, error: Exception | None) -> None:
