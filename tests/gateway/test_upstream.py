@@ -151,18 +151,23 @@ async def test_connect_timeout_was_not_sent() -> None:
 async def test_pool_timeout_was_not_sent() -> None:
     """With all connections busy a request waits for one no longer than the connect timeout."""
 
+    asked = asyncio.Event()
+
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await asyncio.sleep(30)
+        await request_head(reader)
+        asked.set()
+        await asyncio.sleep(60)
 
     async with (
         listening(silent) as url,
-        upstream_to(url, connections_max=1, connect_timeout_s=0.2) as upstream,
+        upstream_to(url, connections_max=1, connect_timeout_s=0.5, first_byte_timeout_s=60.0) as upstream,
     ):
-        first = asyncio.create_task(failure(upstream))
-        await asyncio.sleep(0.05)
+        first = asyncio.create_task(upstream.send("p", "/chat", {}, b"{}"))
+        await asyncio.wait_for(asked.wait(), 60)
         error = await failure(upstream)
         assert (error.fault, error.sent) == (Fault.UPSTREAM_TIMEOUT, False)
-        assert (await first).sent
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
 
 
 async def test_tls_failure_was_not_sent() -> None:

@@ -587,6 +587,14 @@ SHAPES = (
         20 * 300 + 533 * 2500,
     ),
     Shape(
+        "Gemini: nothing but thoughts",
+        CHAT,
+        chat({"prompt_tokens": 8, "total_tokens": 1008}),
+        Usage(8, 1000),
+        "google/gemini-2.5-flash",
+        8 * 300 + 1000 * 2500,
+    ),
+    Shape(
         "OpenRouter: writes and a stated cost",
         CHAT,
         chat(

@@ -287,6 +287,9 @@ def usage_of(endpoint: Endpoint, reported: ReportedUsage | None, served: Served 
         if prompt is None and endpoint.name in ("embeddings", "rerank"):
             # Voyage and Jina.
             prompt = reported.total_tokens
+        if output is None and prompt is not None and reported.total_tokens is not None:
+            # Gemini, where all that was made are thoughts.
+            output = max(0, reported.total_tokens - prompt)
         usage = _of_openai(
             *(reported, served, prompt, output),
             *("prompt_tokens_details", "completion_tokens_details"),
