@@ -27,9 +27,10 @@ from tollkeeper.domain.entries import (
 from tollkeeper.domain.errors import StoreUnavailable
 from tollkeeper.domain.policy import Policy
 from tollkeeper.domain.ports import SpendTotals
+from tollkeeper.domain.recovery import Looked
 from tollkeeper.governance import ledger as ledger_module
 from tollkeeper.governance.redis_store import RedisStore
-from tollkeeper.governance.store import Snapshot
+from tollkeeper.governance.store import Snapshot, Store
 
 
 async def test_one_key_is_one_charge(cache: BillingCache) -> None:
@@ -200,9 +201,10 @@ async def test_what_was_pending_and_loses_is_listed(shop: Shop, cache: BillingCa
     assert await peer.get_monthly_spending(key) == 5
 
 
-async def test_keys_are_brought_back_once(shop: Shop, cache: BillingCache, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In pages of which the next is read while one is written; who comes later, and lacks its own entries only, does
-    not bring them again."""
+@pytest.mark.parametrize("then", ["they come", "who brings them dies"])
+async def test_many_keys_follow(shop: Shop, cache: BillingCache, monkeypatch: pytest.MonkeyPatch, then: str) -> None:
+    """More keys than are put into an empty store at once: budgets are open before they are there, a key that is used
+    meanwhile is looked up, in whichever process, and all are brought once, by whoever is there."""
     if shop.redis is None:
         pytest.skip("two processes need a shared store")
     monkeypatch.setattr(ledger_module, "USED_AT_ONCE", 3)
@@ -210,31 +212,63 @@ async def test_keys_are_brought_back_once(shop: Shop, cache: BillingCache, monke
     root = (await cache._principals.get(key)).root
     for n in range(8):
         assert await cache.add_usage(key, 1, idempotency_key=f"k{n}") is Charged.NOW
-    await cache.sync()
+    assert await cache._accounting.ledger.flush(60)
+    while (await cache.sync(), await saved_keys(cache, root))[1] < 8:
+        await asyncio.wait_for(cache._accounting.ledger._recover_soon(root), 60)  # it had no number yet
     assert await peer.add_usage(key, 1, idempotency_key="of the peer") is Charged.NOW
-    pages: list[str] = []
-    for billing in (cache, peer):
-        spend = billing._accounting.ledger._spend
-        monkeypatch.setattr(spend, "used", counted(spend.used, pages))
-        monkeypatch.setattr(billing._accounting.ledger, "_compare_marks", nothing)  # a heartbeat would look, too
+    stores = [billing._accounting.store for billing in (cache, peer)]
+    goes_on, brought = asyncio.Event(), list[int]()
+    for store in stores:
+        monkeypatch.setattr(store, "bring", halted(store.bring, goes_on, brought))
     shop.forget(cache)
-    for billing in (cache, peer):
-        await asyncio.wait_for(billing._accounting.ledger._recover_soon(root), 60)
-        assert len(pages) == 3
+    ledger = cache._accounting.ledger
+    await asyncio.wait_for(ledger._recover_soon(root), 60)
+    await asyncio.wait_for(peer._accounting.ledger._recover_soon(root), 60)
+    await cache.void(await cache.hold(key, 1))
+    for billing in (cache, peer, cache):
+        assert await billing.add_usage(key, 1, idempotency_key="k0") is Charged.BEFORE
+        assert await billing.add_usage(key, 1, idempotency_key="of the peer") is Charged.BEFORE
+        with pytest.raises(IdempotencyConflict):
+            await billing.add_usage(key, 2, idempotency_key="k1")
+    assert await peer.add_usage(key, 1, idempotency_key="new") is Charged.NOW
+    assert await cache.add_usage(key, 1, idempotency_key="new") is Charged.BEFORE
+    assert not brought
+    if then == "who brings them dies":
+        monkeypatch.setattr(ledger_module, "BRING_LEASE_S", 0.05)
+        assert await stores[0].looked_up(root, (await memory_of(stores[0], root)), "x", None) is Looked.KNOWN
+        task = ledger._state(root).bringing
+        assert task is not None
+        task.cancel()
+    goes_on.set()
+    async with asyncio.timeout(60):
+        while await stores[1].looked_up(root, await memory_of(stores[1], root), "y", None) is not Looked.ALL_THERE:
+            assert await peer.add_usage(key, 1, idempotency_key="k7") is Charged.BEFORE
+            await asyncio.sleep(0.02)
+    assert sum(brought) >= 8
     for n in range(8):
         assert await peer.add_usage(key, 1, idempotency_key=f"k{n}") is Charged.BEFORE
-    assert await peer.get_monthly_spending(key) == 9
+    assert await peer.get_monthly_spending(key) == 10
 
 
-async def nothing() -> None: ...
+async def saved_keys(cache: BillingCache, root: str) -> int:
+    assert cache._database is not None
+    return len(await cache._database.spend.used(root, 0, limit=100))
 
 
-def counted(used: Callable[..., Any], pages: list[str]) -> Callable[..., Any]:
-    """Notes where each page begins."""
+async def memory_of(store: Store, root: str) -> str:
+    memory = await store.memory(root)
+    assert memory is not None
+    return memory.run
 
-    async def call(root: str, now_us: int, *, after: str = "", limit: int) -> Any:
-        pages.append(after)
-        return await used(root, now_us, after=after, limit=limit)
+
+def halted(bring: Callable[..., Any], goes_on: asyncio.Event, brought: list[int]) -> Callable[..., Any]:
+    """Notes how many keys each page brings, once it may."""
+
+    async def call(root: str, run: str, bearer: str, used: Any, *, lease_us: int, last: bool) -> Any:
+        await goes_on.wait()
+        done = await bring(root, run, bearer, used, lease_us=lease_us, last=last)
+        brought.extend([len(used)] if done else [])
+        return done
 
     return call
 

@@ -114,6 +114,9 @@ class NothingDurable:
     async def save_all(self, snapshots: Sequence[RootSnapshot], now_us: int) -> set[str]:
         return {snapshot.root for snapshot in snapshots}
 
+    async def used_by(self, root: str, digest: str) -> Used | None:
+        return None
+
     async def used(self, root: str, now_us: int, *, after: str = "", limit: int) -> dict[str, Used]:
         return {}
 

@@ -379,6 +379,29 @@ KNOWN: Final = [
     )
 ]
 """What a database knows of producers that this memory has buried, or has never heard of."""
+FOLLOWING: Final = [
+    (_BUDGET, None, None, [("looked", 0, 1, True), ("seed", 1, 4), *moves], server_time)
+    for server_time in (False, True)
+    for moves in (
+        [("use", 0, 1, 0), ("looked", 0, 1, True), ("use", 0, 1, 0), ("looked", 0, 2, True), ("use", 0, 2, 0)],
+        [("looked", 0, 0, True), ("use", 0, 1, 0), ("carry", 2, 1, 1, True), ("use", 0, 1, 0), ("use", 1, 1, 0)],
+        [("looked", 0, 0, False), ("use", 0, 1, 0), ("carry", 1, 1, 1, False), ("carry", 2, 2, 1, False)],
+        [("carry", 1, 1, 1, False), ("carry", 2, 1, 1, True), ("use", 0, 1, 0)],
+        [("carry", 1, 1, 1, False), ("wait", 1), ("carry", 2, 2, 1, False), ("carry", 3, 1, 1, True)],
+        [("carry", 1, 1, 0, False), ("carry", 2, 2, 0, False), ("carry", 3, 1, 1, True), ("looked", 1, 0, True)],
+        [("carry", 3, 1, 1, True), ("carry", 2, 1, 1, True), ("use", 0, 1, 0), ("seed", 1, 4), ("use", 0, 1, 0)],
+        [("looked", 3, 1, True), ("looked", 2, 0, True), ("seed", 1, 4), ("use", 3, 1, 0), ("use", 2, 1, 1)],
+        [
+            ("use", 3, 1, 1),
+            ("use", 3, 1, -1),
+            ("use", 3, 1, 0),
+            ("looked", 3, 0, True),
+            ("use", 3, 1, 0),
+            ("lose", 4),
+        ],
+    )
+]
+"""Keys that follow a seed: used before and after they are looked up or brought, by whom, and how long others wait."""
 BY_HAND: Final = [
     [("put", "gw-a", [b"", b"", b""], 0, False), ("clear", 1)],
     [("put", "gw-a", [b"xxxxx"], 0, False), *[("due", 6, size, 1_000) for size in range(20, 0, -1)]],
@@ -438,6 +461,7 @@ def trials(kind: str) -> list[Trial]:
             *_each("refund", play_admission, REFUNDS),
             *_each("refusal", play_admission, REFUSALS),
             *_each("known", play_admission, KNOWN),
+            *_each("following", play_admission, FOLLOWING),
             *_each("admission", play_admission, fixed(admissions(40), 300)),
             Trial("heavy runs", play_heavy_runs),
             Trial("damage", play_damage),

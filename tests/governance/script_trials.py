@@ -59,6 +59,7 @@ from tollkeeper.governance.redis_store import (
     counter_key,
     hold_key,
     log_key,
+    looked_key,
     marks_key,
     pushed_key,
     slot_key,
@@ -171,7 +172,7 @@ class CheckedLua(LuaRedis):
         assert named[position - 1] in short if position else short and not {*short} & {*named}
 
     after_charge = after_apply
-    after_use = after_apply
+    after_once = after_apply
     after_bury = after_apply
     after_quarantine = after_apply
 
@@ -188,6 +189,12 @@ class CheckedLua(LuaRedis):
 
     def after_recall(self, _keys: list[bytes], _arguments: Sequence[Any], _: Any, reply: int) -> None:
         assert reply in (-1, 0, 1)
+
+    def after_looked(self, _keys: list[bytes], _arguments: Sequence[Any], _: Any, reply: int) -> None:
+        assert reply in (0, 1, 2)
+
+    def after_bring(self, _keys: list[bytes], _arguments: Sequence[Any], _: Any, reply: int) -> None:
+        assert reply in (0, 1)
 
     def after_fence(self, _keys: list[bytes], _arguments: Sequence[Any], _: Any, reply: int) -> None:
         assert reply in (0, 1)
@@ -257,6 +264,9 @@ extra_moves = st.one_of(
     st.tuples(st.just("use_late"), st.integers(0, 3), st.sampled_from([-1, 0, 1])),
     st.tuples(st.just("keep"), st.sampled_from([-1, 0, 1])),
     st.tuples(st.just("remember"), st.integers(0, 3), st.integers(0, 2)),
+    st.tuples(st.just("looked"), st.integers(0, 3), st.integers(0, 2), st.booleans()),
+    st.tuples(st.just("looked"), st.integers(0, 3), st.integers(0, 2), st.just(True)),
+    st.tuples(st.just("carry"), st.integers(0, 3), st.integers(1, 2), st.sampled_from([0, 0, 1]), st.booleans()),
     st.tuples(st.just("aside"), st.integers(0, 20), st.sampled_from([-1, 0, 0, 0, 1])),
     st.tuples(st.just("forged"), st.integers(0, 20), st.sampled_from([-1, 1]), st.sampled_from([-1, 0, 1, 2])),
 )
@@ -497,6 +507,19 @@ class LuaPair(Pair):
         }
         await self.both(lambda store: store.remember(self.root, used))
 
+    async def on_looked(self, key: int, cost: int, right: bool) -> None:
+        """One key is looked up while all are on their way, or in another memory; the database may not know it."""
+        known = Used(cost, self.now_us + 10**9 + 1, "x_1:1") if cost else None
+        run = self.tree.run if right and self.tree.run else "another"
+        await self.both(lambda store: store.looked_up(self.root, run, f"d{key}", known))
+
+    async def on_carry(self, key: int, bearer: int, lease_us: int, last: bool) -> None:
+        """Some of them are brought, by one of two; the other waits, to the µs."""
+        used = {f"d{n}": Used(n + 1, self.now_us + 10**9 + n, "x_1:1") for n in range(key)}
+        for run in ("another", self.tree.run or ""):
+            bring = _bringing(self.root, run, f"p_{bearer}", used, lease_us, last)
+            await self.both(bring)
+
     async def on_lose(self, cost: int) -> None:
         """The store restarts empty, is seeded, and what is in flight is held again; each step may be repeated."""
         snapshot = await self.both(lambda store: store.snapshot(self.root))
@@ -530,7 +553,9 @@ class LuaPair(Pair):
         if mark >= 0:
             marks[f"n_{self.attempts % 3}"] = mark
         if await self.both(
-            lambda store: store.seed(self.root, f"more{self.attempts}", marks, totals, lost=cost % 4 == 1)
+            lambda store: store.seed(
+                self.root, f"more{self.attempts}", marks, totals, lost=cost % 4 == 1, keys_follow=cost % 5 == 4
+            )
         ):
             self.run = f"more{self.attempts}"
             await self.on_reassert()
@@ -585,11 +610,14 @@ class LuaPair(Pair):
         assert texts.pop(".fence", "") == " ".join([f"{life} {number}" for life, number in tree.numbers.items()])
         records = redis.values.get(charges_key(root).encode(), {})
         assert {k.decode(): v.decode() for k, v in records.items()} == {a: c.text() for a, c in tree.charges.items()}
+        keys = texts.pop(".keys", None)
+        assert keys == (None if tree.keys is None else f"{tree.keys[0]} {tree.keys[1]}")
         sync = texts.pop("sync", None)
         assert sync == (tree._flag() if tree.run else None)
         assert texts.pop("run", None) == tree.run and {k: int(v) for k, v in texts.items()} == tree.marks
         flags = redis.values.get(changed_key(root).encode(), {})
         assert {k.decode(): v.decode() for k, v in flags.items()} == tree.changed
+        assert set(redis.values.get(looked_key(root).encode(), {})) == {d.encode() for d in tree.looked}
         for forever in (marks_key(root), hold_key(root), changed_key(root)):
             assert forever.encode() not in redis.expires_ms
         self.compare_holds()
@@ -653,6 +681,12 @@ class LuaPair(Pair):
         log.equals(twin)
         if self.server_time:
             log.lives_long_enough(twin.window_us, self.lua.redis.expires_ms[key])
+
+
+def _bringing(
+    root: str, run: str, bearer: str, used: Mapping[str, Used], lease_us: int, last: bool
+) -> Callable[[Store], Any]:
+    return lambda store: store.bring(root, run, bearer, used, lease_us=lease_us, last=last)
 
 
 def _odd(span: Span) -> Span:

@@ -22,6 +22,8 @@ only the entry that is remembered has charged. One that charges nothing flags it
 database may have a sum from a lost memory in which it came first. What the database remembers is put into a tree
 before it is seeded, and what it lacks is forgotten then; it may by then remember more than the marks include: the
 entry so named charges when it comes.
+Or the keys follow the seed, while the tree is used already: until all are there, a key is charged under only after it
+was looked up in the database by itself, by a look that began in this memory; what was looked up is not brought again.
 Which of two entries came first is the one thing that marks do not tell: two memories with equal marks may have
 charged one key to different months. So the database numbers the memories, in the order in which it first hears of
 them (the *fence*), and takes nothing of one that is older than another which it knows. A memory is another in every
@@ -57,7 +59,7 @@ CORRECTED = 10  # plus the time of the correction
 BUDGETS = {"org:total": 400, "org:month": 110, "org:day": 60, "key1:day": 40, "teamA:month": 70}
 DAY, MONTH = 30, 90
 DROP_AFTER = 25
-TOGETHER = 1.104
+TOGETHER = 1.124
 """Of the shares of what may happen in a step."""
 REFUSALS = 3
 """So often an entry is refused before it is set aside."""
@@ -106,6 +108,7 @@ class World:
         self.closed, self.forgotten, self.quarantine = {}, set(), 0
         self.keys = {}  # idempotency key: first asked when, its counters, the amounts it was asked for with
         self.told = {}  # idempotency key: the amounts that callers were told it stands for
+        self.pages = []  # keys on their way to the memory for which they were read: its run, keys, whether the last
         self.holding = []  # messages that ask to hold again, and may come once more
         self.poison, self.aside = set(), set()  # entries the store refuses in a run; attempts that were set aside
         self.apart, self.maybe = set(), set()  # keys that were charged again later; whose entry may be lost
@@ -131,6 +134,8 @@ class World:
             "changed": {},
             "version": 0,
             "drops": 0,
+            "follow": False,  # keys that the database remembers are still to be brought
+            "looked": set(),  # of these, those that were looked up
             "fence": (0, 0),  # the run it was numbered in, its number
             "damaged": set(),  # counters that are none any more
         }
@@ -441,6 +446,8 @@ class World:
                 state["holds"].pop(attempt, None)
                 self.charge(counters, amount)
         elif kind == "use":
+            if not self.is_looked_up(p, content[0]):
+                return "absent"
             self.used(p, number, *content)
         elif kind == "quarantine":
             self.set_aside(*content)
@@ -552,6 +559,43 @@ class World:
                 self.flag(counter)
                 state["spend"].setdefault(counter, 0)
 
+    def is_looked_up(self, p, key):
+        state = self.redis
+        if not state["follow"] or key in state["looked"] or self.broken == "keys that follow are taken for new":
+            return True
+        run, known = self.producers[p].looks.pop(key, (None, None))
+        if run is None or (run != self.run and self.broken != "a look outlives its memory"):
+            return False
+        state["looked"].add(key)
+        state["used"].pop(key, None)
+        if known is not None:
+            state["used"][key] = known
+        return True
+
+    def read_keys(self):
+        """A page for the memory that is there, or some of one."""
+        if self.redis is not None and self.redis["follow"]:
+            known, last = self.remembered(), self.rng.random() < 0.5
+            some = {k: u for k, u in known.items() if last or self.rng.random() < 0.5}
+            self.pages.append((self.run, some, last))
+
+    def bring_keys(self):
+        if not self.pages:
+            return
+        run, page, last = self.pages.pop(self.rng.randrange(len(self.pages)))
+        state = self.redis
+        fits = run == self.run or self.broken == "a page goes to whatever memory there is"
+        if state is None or not state["follow"] or not fits:
+            return
+        for key, known in page.items():
+            if key not in state["looked"]:
+                state["used"][key] = known
+        if last:
+            state["follow"], state["looked"] = False, set()
+
+    def remembered(self):
+        return {k: u for k, u in self.database["used"].items() if u[0] > self.now}
+
     def take_back(self, known):
         """Only if it was charged here: the database may name an entry that is yet to come."""
         (q, number), amount, counters = known[1:]
@@ -622,7 +666,7 @@ class World:
                 return  # request lost
             answer = self.script(p, *entry)
             if answer == "absent":
-                self.look(producer, entry[2])
+                self.look(producer, entry[1], entry[2])
                 if faulty and self.rng.random() < 0.5:
                     return
                 answer = self.script(p, *entry)
@@ -642,8 +686,11 @@ class World:
             if entry[1] == "use":
                 self.tell(p, entry[0], entry[2], entry[4])
 
-    def look(self, producer, attempt):
+    def look(self, producer, kind, attempt):
         """Memory first, then the database: what left the memory in between is seen to have left."""
+        if kind == "use":
+            producer.looks[attempt] = (self.run, self.remembered().get(attempt))
+            return
         run, drops = self.run, self.redis["drops"]
         record, marks = self.database["records"].get(attempt), dict(self.database["marks"])
         producer.looks[attempt] = (run, drops, record, marks)
@@ -667,7 +714,12 @@ class World:
             if old and self.broken == "seeding keeps holds":
                 self.redis["holds"] = old["holds"]
             if self.broken != "seeding does not bring keys back":
-                self.redis["used"] = {k: u for k, u in self.database["used"].items() if u[0] > self.now}
+                self.redis["used"] = self.remembered()
+                if faulty and self.rng.random() < 0.5:
+                    self.redis["follow"] = True  # and a state that it went back to may know some
+                    self.redis["used"] = (
+                        {k: u for k, u in old["used"].items() if k not in old["unsaved"]} if old else {}
+                    )
             if old and self.broken == "seeding keeps unsaved keys":
                 self.redis["used"] = old["unsaved"] | self.redis["used"]
                 self.redis["unsaved"] = dict(old["unsaved"])
@@ -836,6 +888,8 @@ class World:
             (0.004, self.damage),
             (0.01, self.poisoned),
             (0.03, self.late_hold),
+            (0.01, self.read_keys),
+            (0.01, self.bring_keys),
         ):
             if r < share:
                 action()
@@ -847,8 +901,10 @@ class World:
         p, r = self.rng.choice(list(self.producers)), self.rng.random()
         if r < 0.55:
             (self.use if r < 0.06 else self.send if r < 0.3 else self.heartbeat)(p)
+        elif r < 0.85:
+            (self.sync_read if r < 0.72 else self.sync_write)()
         elif r < 0.9:
-            (self.sync_read if r < 0.75 else self.sync_write)()
+            (self.read_keys if r < 0.87 else self.bring_keys)()
         else:
             (self.backup if r < 0.92 else self.rollback if r < 0.96 else self.flush)()
 
@@ -941,6 +997,9 @@ BROKEN = (
     "what charges nothing flags nothing",
     "seeding does not bring keys back",
     "seeding keeps unsaved keys",
+    "keys that follow are taken for new",
+    "a page goes to whatever memory there is",
+    "a look outlives its memory",
     "usage issued again names no number",
     "no fence",
     "what was told is as good as what was not",

@@ -313,7 +313,9 @@ class Pair:
         name = checks_for(self.who, self.now_us).counters[0].name
         totals = {name: SeedTotals(self.now_us + 10**12, SpendTotals(cost, 1, 2, 3, 1))}
         if await self.both(
-            lambda store: store.seed(self.root, f"run{self.attempts}", marks, totals, lost=cost % 4 == 1)
+            lambda store: store.seed(
+                self.root, f"run{self.attempts}", marks, totals, lost=cost % 4 == 1, keys_follow=cost % 5 == 4
+            )
         ):
             self.run = f"run{self.attempts}"
             self.number += ahead

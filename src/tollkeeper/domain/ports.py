@@ -477,6 +477,10 @@ class SpendLedger(Protocol):
         order, at most `limit`; fewer: these were the last. Raises `DatabaseUnavailable`."""
         ...
 
+    async def used_by(self, root: str, digest: str) -> Used | None:
+        """What is remembered of one idempotency key."""
+        ...
+
     async def charge(self, root: str, attempt: str) -> tuple[Charge | None, Mapping[str, int]]:
         """The record of an attempt, and the marks at which it is true. Raises `DatabaseUnavailable`."""
         ...

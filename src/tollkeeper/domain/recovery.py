@@ -27,3 +27,12 @@ class Ready(IntEnum):
     ANOTHER_RUN = 0
     COUNTED = 1
     LATE = 2
+
+
+class Looked(IntEnum):
+    """What a store makes of an idempotency key that was looked up in the database: it knows it now, or nothing was
+    changed, because it has lost its memory since, or because it has all that the database knew."""
+
+    ANOTHER_RUN = 0
+    KNOWN = 1
+    ALL_THERE = 2

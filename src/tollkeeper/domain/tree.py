@@ -48,7 +48,7 @@ from tollkeeper.domain.entries import (
 )
 from tollkeeper.domain.policy import Unit
 from tollkeeper.domain.ports import SpendTotals
-from tollkeeper.domain.recovery import UNKNOWN, Gate, Ready
+from tollkeeper.domain.recovery import UNKNOWN, Gate, Looked, Ready
 from tollkeeper.domain.windows import LogPush, RunLog
 
 NOTHING_SPENT: Final = SpendTotals()
@@ -117,6 +117,10 @@ class Tree:
         self.pushed: dict[str, int] = {}
         self.used: dict[str, Used] = {}
         self.unsaved: dict[str, Used] = {}
+        self.keys: tuple[str, int] | None = (
+            None  # those that the database remembers follow: who brings them, until when
+        )
+        self.looked: set[str] = set()  # of these, those that were looked up by themselves
         self.clock_jumps = 0
 
     # Admission
@@ -300,6 +304,8 @@ class Tree:
             return Applied(AppliedStatus.GAP, mark)
         if entry.kind in RANKED:
             missing = self._rank(now_us, mark, entry)
+        elif entry.kind is EntryKind.USAGE and self.keys is not None and entry.attempt not in self.looked:
+            missing = Applied(AppliedStatus.UNKNOWN, mark)
         else:
             aside = entry.kind is EntryKind.QUARANTINE
             missing = None if aside else self._absent(now_us, mark, entry)
@@ -508,12 +514,19 @@ class Tree:
     # The way from and to the database
 
     def seed(
-        self, run: str, marks: Mapping[str, int], totals: Mapping[str, tuple[int, SpendTotals]], server: str = ""
+        self,
+        run: str,
+        marks: Mapping[str, int],
+        totals: Mapping[str, tuple[int, SpendTotals]],
+        server: str = "",
+        *,
+        keys_follow: bool = False,
     ) -> bool:
         """Load a tree that does not dominate the database: absolutely, never by adding, and without holds.
 
         `server` is given if nothing can have been lost, so that nobody need be waited for. `totals` maps a counter's
-        name to (expires_us, totals). False: this memory already dominates `marks`.
+        name to (expires_us, totals). If `keys_follow`, the database remembers more idempotency keys than are here.
+        False: this memory already dominates `marks`.
         """
         if self.run is not None and dominates(self.marks, marks):
             return False
@@ -526,6 +539,8 @@ class Tree:
         self.run, self.generation = run, 1
         self.server, self.waits, self.gate_us = server or None, (), 0
         self.numbers = {}
+        self.keys = ("", 0) if keys_follow else None
+        self.looked.clear()
         self.marks = dict(marks)
         self.charges.clear()
         self.drops = 0
@@ -555,6 +570,32 @@ class Tree:
         for digest, known in used.items():
             self.used[digest] = known
             self.unsaved.pop(digest, None)
+
+    def looked_up(self, run: str, digest: str, known: Used | None) -> Looked:
+        """An idempotency key as the database has it, or that it has none, by a look that began in this run."""
+        if run != self.run:
+            return Looked.ANOTHER_RUN
+        if self.keys is None:
+            return Looked.ALL_THERE
+        if digest not in self.looked:
+            self.looked.add(digest)
+            self.used.pop(digest, None)
+            if known is not None:
+                self.used[digest] = known
+        return Looked.KNOWN
+
+    def bring(
+        self, now_us: int, run: str, bearer: str, until_us: int, used: Mapping[str, Used], *, last: bool
+    ) -> bool:
+        """Some of the keys that follow a seed; what was looked up may have changed since, and stays. Until `until_us`
+        nobody else need bring them. False: another memory, all are there, or another brings them."""
+        if run != self.run or self.keys is None or (self.keys[0] != bearer and now_us < self.keys[1]):
+            return False
+        self.used.update({digest: known for digest, known in used.items() if digest not in self.looked})
+        self.keys = None if last else (bearer, until_us)
+        if last:
+            self.looked.clear()
+        return True
 
     def changes(self) -> tuple[dict[str, SpendTotals], dict[str, Charge], dict[str, str]]:
         """Totals of counters and records of attempts that are flagged as changed, and their flags. A new generation

@@ -73,7 +73,7 @@ from tollkeeper.domain.outage import OutageMode, OutageModes
 from tollkeeper.domain.periods import Period, Span
 from tollkeeper.domain.policy import Principal, ScopeKind
 from tollkeeper.domain.ports import RootSnapshot, SpendLedger
-from tollkeeper.domain.recovery import UNKNOWN, Gate, Ready
+from tollkeeper.domain.recovery import UNKNOWN, Gate, Looked, Ready
 from tollkeeper.domain.tree import NOTHING_SPENT
 from tollkeeper.domain.usage import NO_USAGE, Usage
 from tollkeeper.governance.alerts import BudgetWatch
@@ -99,6 +99,8 @@ REFUSALS_MAX: Final = 5
 """How often the store may refuse one entry, its keys mended, before the entry is set aside; about 2 s."""
 USED_AT_ONCE: Final = 5_000
 """Idempotency keys that are brought from the database into the store together."""
+BRING_LEASE_S: Final = 5.0
+"""So long after a page of them nobody else begins to bring a root's keys."""
 GATE_POLL_S: Final = 0.05
 """How often a root that waits for other producers is asked whether they have come."""
 ANNOUNCED_POLL_S: Final = 0.1
@@ -133,7 +135,18 @@ class _Asked(NamedTuple):
 class _Root:
     """What this process has sent to one root and not seen acknowledged."""
 
-    __slots__ = ("acknowledged", "gate", "opening", "recovery", "refusals", "refused", "suspect", "unacknowledged")
+    __slots__ = (
+        "acknowledged",
+        "bringing",
+        "gate",
+        "keys_follow",
+        "opening",
+        "recovery",
+        "refusals",
+        "refused",
+        "suspect",
+        "unacknowledged",
+    )
 
     def __init__(self) -> None:
         self.unacknowledged: deque[Entry] = deque()
@@ -142,6 +155,8 @@ class _Root:
         self.recovery: asyncio.Task[None] | None = None
         self.gate: Gate | None = None  # as last seen
         self.opening: asyncio.Task[None] | None = None
+        self.keys_follow = False  # idempotency keys of before a loss were seen to be still on their way
+        self.bringing: asyncio.Task[None] | None = None
         self.refused: Entry | None = None  # what the store refused last, and how often in a row
         self.refusals = 0
 
@@ -675,11 +690,14 @@ class Ledger:
 
         Raises `IdempotencyConflict` if the key stands for another amount, `OutboxUnavailable`: nothing is charged.
         """
-        root = principal.root
+        root, digest = principal.root, usage_digest(principal.key_id, key)
+        if self._state(root).keys_follow:
+            with suppress(Unavailable):  # the entry then finds that it must be looked up
+                await self._look_up(root, digest)
         self._outbox.know(root)
         self._outbox.reserve()
         checks = self._checks_of(_Asked(principal, None, None), self._store.now_us())
-        digest, number = usage_digest(principal.key_id, key), self._outbox.next_number(root)
+        number = self._outbox.next_number(root)
         counters = tuple([counter_ref(check) for check in checks.counters])
         self._used.inc()
         self._look_at(checks)
@@ -925,28 +943,79 @@ class Ledger:
             state.suspect = False  # another has loaded it already: a million idempotency keys need not come twice
             return
         seeds = seeds_of(snapshot, self._store.now_us())
-        # Read after the marks and put there before the seed: more than these marks include is harmless, less is not.
-        await self._remember_used(root)
+        # Keys are read after the marks: more than these marks include is harmless, less is not. A few are put there
+        # before the seed; many follow it, and one that is used meanwhile is looked up.
+        used = await self._spend.used(root, self._store.now_us(), limit=USED_AT_ONCE)
+        follow = len(used) == USED_AT_ONCE
+        if not follow:
+            await self._store.remember(root, used)
         never_used = not snapshot.marks and not snapshot.totals and await self._spend.begin(root, self.producer)
-        if await self._store.seed(root, secrets.token_hex(8), snapshot.marks, seeds, lost=not never_used):
+        lost, run = not never_used, secrets.token_hex(8)
+        if await self._store.seed(root, run, snapshot.marks, seeds, lost=lost, keys_follow=follow):
             self._seeded.inc()
+            if follow:
+                self._bring_soon(root, state)
             self._log.info("root_loaded", root=root, counters=len(seeds), cold=marks is None)
         state.suspect = False
 
-    async def _remember_used(self, root: str) -> None:
-        """In pages: a root may have a million. What is written while this reads is beyond the marks that were read
-        before, so that it does not matter whether a page has it."""
-        page = await self._spend.used(root, self._store.now_us(), limit=USED_AT_ONCE)
-        while len(page) == USED_AT_ONCE:
-            *_, after = page
+    # Idempotency keys that follow a seed
+
+    def _bring_soon(self, root: str, state: _Root) -> None:
+        state.keys_follow = True
+        if state.bringing is None:
+            state.bringing = self._spawn(self._bring_keys(root, state))
+
+    async def _bring_keys(self, root: str, state: _Root) -> None:
+        """Bring all that the database remembers, unless another does; from the beginning if the memory is another."""
+        delay_s = BACKOFF_MIN_S
+        try:
+            while True:
+                try:
+                    memory = await self._store.memory(root)
+                    if memory is None or await self._brought(root, memory.run):
+                        return
+                except Unavailable as error:
+                    self._log.warning("keys_wait", root=root, why=str(error), retry_s=round(delay_s, 2))
+                    await asyncio.sleep(delay_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+                    delay_s = min(BACKOFF_MAX_S, 2 * delay_s)
+        finally:
+            state.bringing = None
+
+    async def _brought(self, root: str, run: str) -> bool:
+        """False: the memory is another by now. In pages: a root may have a million keys."""
+        page: Mapping[str, Used] = {}  # at first none: who brings them is told before they are read
+        after, last, lease_us = "", False, int(BRING_LEASE_S * 1e6)
+        while True:
             following = self._spend.used(root, self._store.now_us(), after=after, limit=USED_AT_ONCE)
+            bringing = self._store.bring(root, run, self.producer, page, lease_us=lease_us, last=last)
             # The next page is read while this one is written; whichever fails, both have ended before that is told.
-            written, read = await asyncio.gather(self._store.remember(root, page), following, return_exceptions=True)
-            for outcome in (written, read):
+            brought, read = await asyncio.gather(bringing, following, return_exceptions=True)
+            for outcome in (brought, read):
                 if isinstance(outcome, BaseException):
                     raise outcome
+            if not brought:
+                memory = await self._store.memory(root)
+                return memory is None or memory.run == run
+            if last:
+                self._log.info("keys_brought", root=root)
+                return True
             page = cast("Mapping[str, Used]", read)
-        await self._store.remember(root, page)
+            last, after = len(page) < USED_AT_ONCE, max(page, default=after)
+
+    async def _look_up(self, root: str, digest: str) -> bool:
+        """Have one idempotency key in the store as the database knows it. False: the root must be loaded first.
+
+        Memory first, then the database: what it tells is of no use to a later memory."""
+        state, memory = self._state(root), await self._store.memory(root)
+        if memory is None:
+            return False
+        known = await self._spend.used_by(root, digest)
+        looked = await self._store.looked_up(root, memory.run, digest, known)
+        if looked is Looked.KNOWN:
+            self._bring_soon(root, state)  # whoever did may be gone
+        else:
+            state.keys_follow = state.keys_follow and looked is not Looked.ALL_THERE
+        return True
 
     async def _resend(self, root: str, state: _Root) -> bool:
         """Send everything above the mark, in order; True when nothing is left to send."""
@@ -1058,7 +1127,8 @@ class Ledger:
         for _ in range(RECALLS_MAX + len(entry.counters)):
             answer = await self._applied(root, producer, entry)
             if answer.status is AppliedStatus.UNKNOWN:
-                if not await self._recall(root, entry.attempt):
+                look = self._look_up if entry.kind is EntryKind.USAGE else self._recall
+                if not await look(root, entry.attempt):
                     return False
                 continue
             if answer.status is not AppliedStatus.ABSENT:

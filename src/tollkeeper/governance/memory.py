@@ -10,7 +10,7 @@ from tollkeeper.domain.admission import Checks, Demand, Reply
 from tollkeeper.domain.charges import Charge
 from tollkeeper.domain.entries import Dispatch, Entry, Used
 from tollkeeper.domain.ports import RootSnapshot, SpendTotals
-from tollkeeper.domain.recovery import Gate, Ready
+from tollkeeper.domain.recovery import Gate, Looked, Ready
 from tollkeeper.domain.tree import Tree
 from tollkeeper.domain.windows import LogPush
 from tollkeeper.governance.store import COUNTERS_PAGE, Done, Held, Memory, Names, SeedTotals, Snapshot
@@ -74,10 +74,17 @@ class MemoryStore:
         self.tree(root).reset(logs, slots, buckets)
 
     async def seed(
-        self, root: str, run: str, marks: Mapping[str, int], totals: Mapping[str, SeedTotals], *, lost: bool
+        self,
+        root: str,
+        run: str,
+        marks: Mapping[str, int],
+        totals: Mapping[str, SeedTotals],
+        *,
+        lost: bool,
+        keys_follow: bool = False,
     ) -> bool:
         pairs = {name: (seed.expires_us, seed.totals) for name, seed in totals.items()}
-        return self.tree(root).seed(run, marks, pairs, "" if lost else self.life)
+        return self.tree(root).seed(run, marks, pairs, "" if lost else self.life, keys_follow=keys_follow)
 
     async def gate(self, root: str, run: str, grace_us: int, open_producers: Sequence[str]) -> Gate | None:
         return self.tree(root).gate(self.life, run, self.now_us() + grace_us, open_producers)
@@ -116,6 +123,15 @@ class MemoryStore:
 
     async def remember(self, root: str, used: Mapping[str, Used]) -> None:
         self.tree(root).remember(used)
+
+    async def looked_up(self, root: str, run: str, digest: str, known: Used | None) -> Looked:
+        return self.tree(root).looked_up(run, digest, known)
+
+    async def bring(
+        self, root: str, run: str, bearer: str, used: Mapping[str, Used], *, lease_us: int, last: bool
+    ) -> bool:
+        now_us = self.now_us()
+        return self.tree(root).bring(now_us, run, bearer, now_us + lease_us, used, last=last)
 
     async def snapshot(self, root: str) -> Snapshot | None:
         tree = self.tree(root)

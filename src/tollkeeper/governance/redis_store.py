@@ -44,7 +44,7 @@ from tollkeeper.domain.errors import StoreDamaged, StoreUnavailable
 from tollkeeper.domain.periods import RETENTION_US
 from tollkeeper.domain.policy import Unit
 from tollkeeper.domain.ports import RootSnapshot, SpendTotals
-from tollkeeper.domain.recovery import Gate, Ready
+from tollkeeper.domain.recovery import Gate, Looked, Ready
 from tollkeeper.domain.tree import PUSH_REMEMBERED_US
 from tollkeeper.domain.windows import LogPush
 from tollkeeper.governance import redis_settings
@@ -134,6 +134,12 @@ def used_key(root: str, digest: str) -> str:
 def unsaved_key(root: str) -> str:
     """`unsaved:{root}`: hash of digest → the same, of the idempotency keys that the database may lack. No TTL."""
     return f"unsaved:{{{root}}}"
+
+
+def looked_key(root: str) -> str:
+    """`looked:{root}`: hash of the idempotency keys that were looked up in the database while all that it remembers
+    are on their way after a loss; until then."""
+    return f"looked:{{{root}}}"
 
 
 class RedisStore:
@@ -259,7 +265,7 @@ class RedisStore:
             release = int(entry.kind is EntryKind.CLOSE)
             return "bury", keys, [producer, entry.number, entry.dead, release, *prefixes]
         if entry.kind is EntryKind.USAGE:
-            return "use", *self._use_call(root, producer, entry)
+            return "once", *self._use_call(root, producer, entry)
         keys.append(changed_key(root))
         if entry.kind is EntryKind.QUARANTINE:
             record = (QUARANTINED + entry.attempt, charge_of(entry).text(), counter_key(root, ""))
@@ -299,7 +305,7 @@ class RedisStore:
 
     def _use_call(self, root: str, producer: str, entry: Entry) -> tuple[list[str], list[Any]]:
         keys = [marks_key(root), changed_key(root), unsaved_key(root), used_key(root, entry.attempt)]
-        keys += [counter_key(root, c.name) for c in entry.counters]
+        keys += [*(counter_key(root, c.name) for c in entry.counters), looked_key(root)]
         numbers: list[int] = [self.time_us, entry.number, entry.cost_nano, entry.requests, USED_KEEP_US]
         numbers += (int(entry.told), len(entry.counters), len(entry.origins))
         for counter in entry.counters:
@@ -338,7 +344,7 @@ class RedisStore:
         return "charge", keys, [_doubles(numbers), producer, entry.attempt, entry.number, record, prefix, *producers]
 
     async def mend(self, root: str, names: Names) -> list[str]:
-        tree = [f(root) for f in (marks_key, hold_key, changed_key, unsaved_key, charges_key)]
+        tree = [f(root) for f in (marks_key, hold_key, changed_key, unsaved_key, charges_key, looked_key)]
         lost = [key for key in tree if await self._type(key) not in ("none", "hash")]
         counters = {counter_key(root, name) for name in names.counters}
         if hold_key(root) in lost or changed_key(root) in lost:  # nobody knows any more which counters are unsaved
@@ -432,16 +438,24 @@ class RedisStore:
     # The way from and to the database
 
     async def seed(
-        self, root: str, run: str, marks: Mapping[str, int], totals: Mapping[str, SeedTotals], *, lost: bool
+        self,
+        root: str,
+        run: str,
+        marks: Mapping[str, int],
+        totals: Mapping[str, SeedTotals],
+        *,
+        lost: bool,
+        keys_follow: bool = False,
     ) -> bool:
         server = "" if lost else self.client.life_of(marks_key(root))
         arguments: list[Any] = [run, counter_key(root, ""), len(marks), len(totals), used_key(root, ""), server]
+        arguments.append("1" if keys_follow else "")
         for producer, number in marks.items():
             arguments += (producer, number)
         for name, seed in totals.items():
             arguments += (name, seed.expires_us, _packed(seed.totals))
-        keys = [marks_key(root), hold_key(root), changed_key(root), unsaved_key(root), charges_key(root)]
-        return bool(await self._run("seed", keys, *arguments))
+        named = (marks_key, hold_key, changed_key, unsaved_key, charges_key, looked_key)
+        return bool(await self._run("seed", [key(root) for key in named], *arguments))
 
     async def gate(self, root: str, run: str, grace_us: int, open_producers: Sequence[str]) -> Gate | None:
         key = marks_key(root)
@@ -499,6 +513,23 @@ class RedisStore:
         for start in range(0, len(rows), REMEMBER_MAX):
             chunk = [part for row in rows[start : start + REMEMBER_MAX] for part in row]
             await self._run("remember", [unsaved_key(root)], used_key(root, ""), *chunk)
+
+    async def looked_up(self, root: str, run: str, digest: str, known: Used | None) -> Looked:
+        keys = [marks_key(root), looked_key(root), used_key(root, digest)]
+        text, until_ms = ("", 0) if known is None else (known.text, -(-known.until_us // 1000))
+        return Looked(await self._run("looked", keys, run, digest, text, until_ms))
+
+    async def bring(
+        self, root: str, run: str, bearer: str, used: Mapping[str, Used], *, lease_us: int, last: bool
+    ) -> bool:
+        rows = [(digest, known.text, -(-known.until_us // 1000)) for digest, known in used.items()]
+        keys, common = [marks_key(root), looked_key(root)], (run, bearer, _doubles([self.time_us, lease_us]))
+        for start in range(0, max(1, len(rows)), REMEMBER_MAX):
+            chunk = [part for row in rows[start : start + REMEMBER_MAX] for part in row]
+            ends = "1" if last and start + REMEMBER_MAX >= len(rows) else ""
+            if not await self._run("bring", keys, *common, ends, used_key(root, ""), *chunk):
+                return False
+        return True
 
     async def snapshot(self, root: str) -> Snapshot | None:
         keys = [marks_key(root), changed_key(root), unsaved_key(root), charges_key(root)]

@@ -13,7 +13,7 @@ from tollkeeper.domain.charges import Charge
 from tollkeeper.domain.entries import Applied, Dispatch, Entry, Used
 from tollkeeper.domain.errors import StoreUnavailable
 from tollkeeper.domain.ports import RootSnapshot, SpendTotals
-from tollkeeper.domain.recovery import Gate, Ready
+from tollkeeper.domain.recovery import Gate, Looked, Ready
 from tollkeeper.domain.windows import LogPush
 
 COUNTERS_PAGE: Final = 250
@@ -147,11 +147,19 @@ class Store(Protocol):
         ...
 
     async def seed(
-        self, root: str, run: str, marks: Mapping[str, int], totals: Mapping[str, SeedTotals], *, lost: bool
+        self,
+        root: str,
+        run: str,
+        marks: Mapping[str, int],
+        totals: Mapping[str, SeedTotals],
+        *,
+        lost: bool,
+        keys_follow: bool = False,
     ) -> bool:
         """Load a tree from the database unless it already dominates; True if it was loaded.
 
-        If something may have been `lost`, the tree then waits for the producers (`gate`).
+        If something may have been `lost`, the tree then waits for the producers (`gate`). If `keys_follow`, an
+        idempotency key must be looked up in the database before it is charged, until all have been brought.
         """
         ...
 
@@ -201,6 +209,16 @@ class Store(Protocol):
 
     async def remember(self, root: str, used: Mapping[str, Used]) -> None:
         """Before a seed: the idempotency keys that the database knows."""
+        ...
+
+    async def looked_up(self, root: str, run: str, digest: str, known: Used | None) -> Looked:
+        """While keys follow a seed: one as the database has it (None: not), by a look that began in this run."""
+        ...
+
+    async def bring(
+        self, root: str, run: str, bearer: str, used: Mapping[str, Used], *, lease_us: int, last: bool
+    ) -> bool:
+        """Some of the keys that follow a seed. False: another memory, all are there, or another brings them."""
         ...
 
     async def snapshot(self, root: str) -> Snapshot | None:

@@ -192,7 +192,14 @@ class StoredSpend:
         query = query.order_by(key.root, key.digest).limit(limit)
         async with self._transactions.read() as transaction:
             rows = await transaction.rows(query)
-        return {row.digest: used_from(f"{row.cost_nano} {row.until_us} {row.entry}") for row in rows}
+        return {row.digest: _used_of(row) for row in rows}
+
+    async def used_by(self, root: str, digest: str) -> Used | None:
+        """See `ports.SpendLedger`."""
+        query = select(usage_keys).where(usage_keys.c.root == root, usage_keys.c.digest == digest)
+        async with self._transactions.read() as transaction:
+            row = await transaction.row(query)
+        return None if row is None else _used_of(row)
 
     async def charge(self, root: str, attempt: str) -> tuple[Charge | None, Mapping[str, int]]:
         """See `ports.SpendLedger`."""
@@ -348,6 +355,10 @@ class StoredSpend:
 
 def _name_of(row: Any) -> str:
     return f"{row.scope}:{row.period}" if row.scope else row.period
+
+
+def _used_of(row: Any) -> Used:
+    return used_from(f"{row.cost_nano} {row.until_us} {row.entry}")
 
 
 def _totals_of(row: Any) -> SpendTotals:

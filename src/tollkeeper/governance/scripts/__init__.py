@@ -17,7 +17,7 @@ from typing import Final
 SCRIPTS: Final = (
     *("admit", "apply", "charge", "quarantine", "bury", "seed", "restore", "reassert", "snapshot", "clear", "reset"),
     *("push",),
-    *("use", "remember"),
+    *("once", "remember", "looked", "bring"),
     *("gate", "ready", "recall", "fence", "flag"),
     *("allow", "bucket"),
     *("logput", "lognote", "loglease", "logrenew", "logack", "logtake", "logclear", "logstats"),
@@ -35,9 +35,13 @@ def source(name: str) -> str:
     return assemble(f"{name}.lua", lambda file: (folder / file).read_text())
 
 
+def _with_parts(file: str, read: Callable[[str], str]) -> str:
+    return _INCLUDE.sub(lambda found: _with_parts(found[1], read), read(file))
+
+
 def assemble(file: str, read: Callable[[str], str]) -> str:
     """A script with its parts and constants put in."""
-    text = _INCLUDE.sub(lambda found: read(found[1]), read(file))
+    text = _with_parts(file, read)
     constants: dict[str, str] = {}
     for found in _CONSTANTS.finditer(text):
         constants |= zip(found[1].split(", "), found[2].split(", "), strict=True)
