@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import msgspec
+
 from tests.admin.conftest import DIGEST_KEY, Control, now_us
 from tollkeeper.domain.admission import Grant
 from tollkeeper.domain.alerts import Alert
@@ -98,6 +100,23 @@ async def test_alerts_tell_what_became_of_their_messages(control: Control) -> No
     body = {"name": "o", "role": "owner", "owns": ["key_b"]}
     secret = (await control("POST", "/admin/v1/admin-tokens", body)).json["secret"]
     assert await listed(control, token=secret) == [("key_b", "retrying")]
+
+
+async def test_alerts_name_whose_they_are(control: Control) -> None:
+    """As long as it is there."""
+    await control("POST", "/admin/v1/organisations", {"name": "acme"})
+    team = (await control("POST", "/admin/v1/teams", {"name": "red", "organisation": "acme"})).json
+    key = (await control("POST", "/admin/v1/keys", {"name": "k", "team": "red", "organisation": "acme"})).json
+    root = key["organisation_id"]
+    counters = (f"{key['id']}:2026:11", f"{team['id']}:2026:11", "2026:11", "key_gone:2026:11")
+    kinds = (ScopeKind.KEY, ScopeKind.TEAM, ScopeKind.ORGANISATION, ScopeKind.KEY)
+    given = [
+        msgspec.structs.replace(alert(counter, 50, 9 - number, root), scope=kind)
+        for number, (counter, kind) in enumerate(zip(counters, kinds, strict=True))
+    ]
+    await control.database.alerts.claim(given, due_us=None)
+    found = (await control("GET", "/admin/v1/alerts")).json["data"]
+    assert [each["name"] for each in found] == ["k", "red", "acme", None]
 
 
 async def test_alerts_of_one_instant_come_once_each(control: Control) -> None:

@@ -614,6 +614,7 @@ class Alert(BaseModel):
     id: str
     scope: Literal["key", "team", "organisation"]
     scope_id: str
+    name: str | None = Field(description="Of the scope; null: it is gone.")
     organisation_id: str
     period: str = Field(examples=["2026:11"])
     period_ends_at: Time | None
