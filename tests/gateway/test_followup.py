@@ -12,7 +12,10 @@ from aiohttp import web
 from tests.gateway.conftest import Stand, chat
 from tests.gateway.test_batches import BUDGET, create, lines, spent, upload
 from tollkeeper.domain.objects import ObjectKind, StoredObject
+from tollkeeper.domain.pricing import Price, rates
+from tollkeeper.gateway.batches import read_seen, truth_of_lines
 from tollkeeper.gateway.followup import GIVE_UP_US, LEASE_US, PAUSE_MAX_US, PAUSE_MIN_US, next_look_us
+from tollkeeper.gateway.late import ChargeNotes
 from tollkeeper.settings import ModelSettings, ProviderSettings, Settings
 from tollkeeper.simulator import Simulator
 
@@ -56,6 +59,69 @@ async def test_a_batch_that_nobody_looks_at(stand: Stand) -> None:
     assert output.status == 200
     await stand.post(None, f"/batches/{made.json['id']}", method="GET")
     assert await spent(stand) == TRUTH, "once"
+
+
+async def test_a_batch_whose_sums_do_not_tell_is_read_line_by_line(stand: Stand) -> None:
+    """Of several models the sums tell no price; the lines of its output do, also where the owner has looked first."""
+    stand.key(BUDGET)
+    asked = "[[sim input=100 output=50]]"
+    bodies = (chat(asked, max_tokens=1000), chat(asked, model="gpt-4.1-nano", max_tokens=1000))
+    for looks in ("gateway", "owner"):
+        before = await spent(stand)
+        file = await upload(stand, lines(*bodies))
+        made = await create(stand, file.json["id"])
+        held = await spent(stand) - before
+        if looks == "owner":
+            shown = await stand.post(None, f"/batches/{made.json['id']}", method="GET")
+            assert shown.json["status"] == "completed"
+            assert await spent(stand) - before == held
+        let_be_due(stand)
+        assert await look(stand) == 1
+        assert await spent(stand) - before == TRUTH + 100 * 50 + 50 * 200
+        assert followed(stand) == []
+
+
+PRICES = {
+    "a": Price(
+        rates(input=1_000_000, output=2_000_000), served={"batch": Price(rates(input=500_000, output=1_000_000))}
+    ),
+    "a-mini": Price(rates(input=100_000, output=100_000)),
+}
+NOTES = ChargeNotes("attempt", "", ("a", "a-mini"))
+
+
+def output(*bodies: Any) -> bytes:
+    return b"\n".join(
+        msgspec.json.encode({"custom_id": f"{n}", "response": {"status_code": 200, "body": body}})
+        for n, body in enumerate(bodies)
+    )
+
+
+def used(model: str, prompt: int, completion: int) -> dict[str, Any]:
+    return {"model": model, "usage": {"prompt_tokens": prompt, "completion_tokens": completion}}
+
+
+@pytest.mark.parametrize(
+    ("lines_", "cost"),
+    [
+        (output(used("a-2026-01-01", 10, 5), used("a-mini", 100, 0)), 10 * 500 + 5 * 1000 + 100 * 100),
+        (output(used("a", 1, 0), used("a", 1, 0)) + b'\n{"response":{"status_code":400,"body":{}}}\n', 1000),
+        (output(used("b", 1, 0), used("a", 1, 0)), None),
+        (output(used("a", 1, 0), {"model": "a"}), None),
+        (output(used("a", 1, 0)), None),
+        (output(used("a", 1, 0)) + b"\nnot json", None),
+        (b"", None),
+    ],
+)
+async def test_lines_tell_or_the_bound_stays(lines_: bytes, cost: int | None) -> None:
+    """Each at its own model's price for batches; errors cost nothing; a missing or unreadable one is no truth."""
+    counts = {"total": 2, "completed": 2, "failed": 0}
+    shown = {"endpoint": "/v1/chat/completions", "status": "completed", "request_counts": counts}
+    seen = read_seen(msgspec.json.encode(shown))
+    assert seen is not None
+    found = await truth_of_lines(NOTES, seen, lines_, PRICES)
+    assert (None if found is None else found.charge.cost_nano) == cost
+    assert await truth_of_lines(msgspec.structs.replace(NOTES, settled=True), seen, lines_, PRICES) is None
 
 
 BACKGROUND = {"model": "gpt-4o-mini", "input": "[[sim input=100 output=50]]", "background": True}

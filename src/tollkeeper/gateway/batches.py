@@ -20,7 +20,17 @@ from tollkeeper.domain.policy import Principal
 from tollkeeper.domain.pricing import Price, cost_nano
 from tollkeeper.domain.usage import Usage
 from tollkeeper.gateway.bound import Bounder
-from tollkeeper.gateway.dialects import ENDPOINTS, Call, Endpoint, Reference, Sold, parse, references
+from tollkeeper.gateway.dialects import (
+    ENDPOINTS,
+    Call,
+    Endpoint,
+    Reference,
+    Sold,
+    parse,
+    read_answer,
+    references,
+)
+from tollkeeper.gateway.dialects.base import ABSENT
 from tollkeeper.gateway.late import ChargeNotes, Truth, truth
 from tollkeeper.gateway.routing import Router, check_allowed
 
@@ -75,8 +85,21 @@ class _Counts(msgspec.Struct):
     completed: int = 0
 
 
+class _Answered(msgspec.Struct):
+    status_code: int = 0
+    body: msgspec.Raw = ABSENT
+
+
+class _Output(msgspec.Struct):
+    """A line of an output file."""
+
+    response: _Answered | None = None
+
+
 class Seen(msgspec.Struct):
     """A batch as far as it matters here."""
+
+    endpoint: str = ""
 
     status: str = ""
     usage: _BatchUsage | None = None
@@ -89,6 +112,7 @@ _LINE: Final = re.compile(rb"[^\n]*[^\s][^\n]*")
 _decode_line = msgspec.json.Decoder(_Line).decode
 _decode_create = msgspec.json.Decoder(_Create).decode
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_decode_output = msgspec.json.Decoder(_Output).decode
 _decode_seen = msgspec.json.Decoder(Seen).decode
 _decode_file = msgspec.json.Decoder(FileNotes).decode
 
@@ -215,3 +239,44 @@ def truth_of(notes: ChargeNotes, seen: Seen, price: Price | None) -> Truth | Non
     )
     fees = price.served.get("batch", price).per_request * max(0, completed - 1)
     return truth(notes, cost_nano(price, usage) - (-fees // price.per_nano), usage)
+
+
+async def truth_of_lines(notes: ChargeNotes, seen: Seen, output: bytes, prices: Mapping[str, Price]) -> Truth | None:
+    """The same from the answers themselves, line by line, which tell what sums do not. `prices` of all its models.
+
+    None if there is a line whose usage or model cannot be told: then the bound stays.
+    """
+    endpoint = ENDPOINTS.get(seen.endpoint)
+    if endpoint is None or seen.status not in ENDED or notes.settled:
+        return None
+    cost, total, answered = 0, Usage(), 0
+    for number, found in enumerate(_LINE.finditer(output), 1):
+        if number % LINES_A_TURN == 0:
+            await asyncio.sleep(0)
+        try:
+            line = _decode_output(found[0]).response
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return None
+        if line is None or line.status_code >= 300:
+            continue  # an error costs nothing
+        answer = read_answer(endpoint, bytes(line.body))
+        price = prices.get(_model_of(answer.model or "", notes.models))
+        if answer.usage is None or price is None or answer.parts:
+            return None
+        usage = msgspec.structs.replace(answer.usage, service_tier="batch")
+        cost += cost_nano(price, usage)
+        total = Usage(
+            total.input_tokens + usage.input_tokens,
+            total.output_tokens + usage.output_tokens,
+            total.cached_tokens + usage.cached_tokens,
+        )
+        answered += 1
+    completed = answered if seen.request_counts is None else seen.request_counts.completed
+    return truth(notes, cost, total) if answered == completed else None
+
+
+def _model_of(told: str, models: tuple[str, ...]) -> str:
+    """Which of a batch's models answered: by its own name, or by one with a date behind it; empty for none."""
+    if len(models) == 1:
+        return models[0]
+    return max((name for name in models if told == name or told.startswith(f"{name}-")), key=len, default="")

@@ -22,16 +22,18 @@ from tollkeeper.gateway.attempts import Attempts
 from tollkeeper.gateway.batches import (
     ENDED,
     NOTE,
+    Seen,
     asked_of,
     batch_call,
     bounded_file,
     models_of,
     read_seen,
     truth_of,
+    truth_of_lines,
 )
 from tollkeeper.gateway.bound import UNPRICED
 from tollkeeper.gateway.dialects import Call, Kept, Named, Produced, kept_call, pairs_of, parse_upload
-from tollkeeper.gateway.late import ChargeNotes, notes_of, read_notes
+from tollkeeper.gateway.late import ChargeNotes, Truth, notes_of, read_notes
 from tollkeeper.gateway.objects import Objects
 from tollkeeper.gateway.record import Exchange
 from tollkeeper.gateway.routing import Pool, Route, Router, pool_at
@@ -272,7 +274,7 @@ class KeptRoutes:
             batch,
             seen=shown,
             notes=batch.notes if found is None else found.notes,
-            due_us=None if seen.status in ENDED else batch.due_us,
+            due_us=self._due_us(batch, notes, seen, found),
         )
         made = [now]
         for id_ in (seen.output_file_id, seen.error_file_id):
@@ -284,6 +286,31 @@ class KeptRoutes:
                 )
         self._objects.put(made)
         return now
+
+    def _due_us(self, batch: StoredObject, notes: ChargeNotes | None, seen: Seen, found: Truth | None) -> int | None:
+        """An ended batch is due no more, unless its sums do not tell what it cost: then its lines may."""
+        if seen.status not in ENDED:
+            return batch.due_us
+        if notes is None or notes.settled or found is not None or not seen.output_file_id:
+            return None
+        return batch.due_us or self._now_us()
+
+    async def read_lines(self, batch: StoredObject, output: bytes) -> None:
+        """What an ended batch cost by the lines of its output; if they do not tell either, its bound stays.
+
+        Raises OutboxUnavailable.
+        """
+        notes, seen = read_notes(batch.notes), read_seen(batch.seen.encode())
+        found = None
+        if notes is not None and seen is not None:
+            now_us = self._now_us()
+            prices = {model: self._price(batch.provider, model, now_us) for model in notes.models}
+            known = {model: price for model, price in prices.items() if price is not None}
+            found = await truth_of_lines(notes, seen, output, known)
+        if found is not None:
+            self._corrector.correct(batch.root, found.attempt, found.charge, f"{NOTE}: {batch.id}")
+        kept = batch.notes if found is None else found.notes
+        self._objects.put([msgspec.structs.replace(batch, notes=kept, due_us=None)])
 
     async def _upload(self, exchange: Exchange, route: Kept, principal: Principal) -> None:
         client, server = exchange.client, self._settings.server

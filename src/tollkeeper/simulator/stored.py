@@ -159,7 +159,9 @@ class Shelf:
                 continue
             usage = plan_answer(ask).usage
             total = Usage(total.input_tokens + usage.input_tokens, total.output_tokens + usage.output_tokens)
-            lines.append(_encode({"custom_id": line["custom_id"], "response": {"status_code": 200}}))
+            lines.append(
+                _encode({"custom_id": line["custom_id"], "response": _answered(line["url"], ask.model, usage)})
+            )
         shown = self.keep_file(File("output.jsonl", "application/jsonl", b"\n".join(lines)), "batch_output")
         batch |= {"status": "completed", "output_file_id": shown["id"]}
         batch["request_counts"] = {"total": len(lines), "completed": len(lines), "failed": 0}
@@ -185,3 +187,10 @@ class Shelf:
         while sum(len(data) for _, data in self.files.values()) > FILE_BYTES_MAX:
             del self.files[next(iter(self.files))]
         return shown
+
+
+def _answered(url: str, model: str, usage: Usage) -> dict[str, Any]:
+    """A line's answer in an output file, as far as it tells what it used."""
+    names = ("input_tokens", "output_tokens") if url == Endpoint.RESPONSES else ("prompt_tokens", "completion_tokens")
+    told = {names[0]: usage.input_tokens, names[1]: usage.output_tokens, "total_tokens": usage.total_tokens}
+    return {"status_code": 200, "body": {"model": f"{model}-2026-01-01", "usage": told}}
