@@ -215,6 +215,7 @@ def redis_patterns() -> dict[str, str]:
             assert told, f"{name}: begin its docstring with the pattern of the key"
             found[told[1]] = told[2][0].upper() + told[2][1:]
     found[redis_store.ANNOUNCED_KEY] = _docstring_of(redis_store, "ANNOUNCED_KEY")
+    found[redis_store.TURN_KEY] = _docstring_of(redis_store, "TURN_KEY")
     found[f"{logins.PREFIX}:{{<slot>}}:<window µs>"] = _docstring_of(logins, "PREFIX")
     queue = (SOURCE / "governance" / "scripts" / "logqueue.lua").read_text()
     for part, text in re.findall(r"^--   <p>(\S+) +(.+)$", queue, re.MULTILINE):

@@ -289,7 +289,7 @@ async def test_marks_of_long_closed_producers_are_dropped(
     assert stale is not None
     clock.now_us += 8 * 86_400_000_000
     await peer.ledger._beat()
-    await peer.sync._take_all(clock())
+    assert await peer.sync._whole(clock(), first=True)
     await peer.sync.sync_once()
     assert dead.ledger.producer not in (await peer.store.marks("org_a") or {})
     await peer.database.spend.save(stale.content, clock())  # a worker that was late by a week

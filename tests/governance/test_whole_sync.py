@@ -7,9 +7,11 @@ import pytest
 
 from tests.governance.parts import Clock, Parts, budget, one_key
 from tests.servers.redis import RedisServer
+from tollkeeper.domain.errors import StoreUnavailable
 from tollkeeper.domain.policy import Policy
 from tollkeeper.governance import MemoryStore
 from tollkeeper.governance.store import COUNTERS_PAGE
+from tollkeeper.governance.sync import TURN_LEASE_S
 
 WHO = one_key("org_a", budget(1000), Policy())
 
@@ -34,9 +36,7 @@ def lose_flags(parts: Parts, redis: RedisServer) -> None:
 
 async def whole(parts: Parts) -> None:
     """As at the start and hourly."""
-    await parts.sync._take_all(parts.clock())
-    await parts.sync.sync_once()
-    await parts.sync._compare_all()
+    assert await parts.sync._whole(parts.clock(), first=True)
     await parts.sync.sync_once()
 
 
@@ -91,3 +91,44 @@ async def test_many_counters_are_compared_in_pages(tmp_path: Path, url: str | No
     for n, who in enumerate(people):
         assert set((await parts.spent(who.root)).values()) == {n + 1 + 1000 * (who.root in roots)}
     await parts.stop()
+
+
+async def test_one_of_several_gateways_compares_all(
+    tmp_path: Path, own_redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each at its start, then one in an hour. One that dies over it has the turn for as long as its lease, and one
+    that fails leaves it to the next; what cannot be asked keeps nobody from the rest of a sync."""
+    own_redis.command("FLUSHALL")
+    now_us = time.time_ns() // 1000
+    one, other = [await Parts.start(tmp_path, own_redis.url, Clock(now_us)) for _ in range(2)]
+
+    def turn_s() -> int:
+        return int(own_redis.command("TTL", "comparing")[1:].strip())
+
+    async def compare() -> None:
+        during.append(turn_s())
+
+    during: list[int] = []
+    monkeypatch.setattr(one.sync, "_compare_all", compare)
+    for parts in (one, other):
+        assert await parts.sync._whole(now_us, first=True)
+    assert 3_000 < turn_s() <= 3_600 and 0 < during[0] <= TURN_LEASE_S
+    for parts in (one, other):
+        assert not await parts.sync._whole(now_us, first=False)
+    own_redis.command("DEL", "comparing")  # an hour later
+
+    async def fails() -> None:
+        raise StoreUnavailable("gone")
+
+    monkeypatch.setattr(one.sync, "_compare_all", fails)
+    with pytest.raises(StoreUnavailable):
+        await one.sync._whole(now_us, first=False)
+    assert 0 < turn_s() <= TURN_LEASE_S
+    own_redis.command("DEL", "comparing")
+    assert await other.sync._whole(now_us, first=False) and not await one.sync._whole(now_us, first=False)
+    own_redis.command("DEL", "comparing")
+    own_redis.command("CONFIG", "SET", "maxmemory", "1")
+    assert not await other.sync._whole(now_us, first=False)
+    own_redis.command("CONFIG", "SET", "maxmemory", "0")
+    for parts in (one, other):
+        await parts.stop()

@@ -58,6 +58,8 @@ ROOT_SLOT: Final = "."
 """How a hold names the root's own slot set, whose name is empty."""
 ANNOUNCED_KEY: Final = "recovering"
 """Sorted set of roots that wait for producers after a loss → when it is given up (s)."""
+TURN_KEY: Final = "comparing"
+"""Producer that compares all counters with the database, or has in this hour. What is left of the hour."""
 ANNOUNCED_MAX: Final = 200
 _RUN_ID: Final = re.compile(rb"run_id:(\w+)")
 _NO_DECISION: Final = {-1: Status.LATE, -2: Status.COLD, -3: Status.RECOVERING, -4: Status.BURIED}
@@ -557,6 +559,13 @@ class RedisStore:
                 page, count = {}, 0
         if page:
             yield page
+
+    async def take_turn(self, who: str, seconds: int, *, first: bool) -> bool:
+        taken = await self._call("SET", TURN_KEY, who, "EX", seconds, *(() if first else ("NX",)))
+        return taken is not None
+
+    async def keep_turn(self, seconds: int) -> None:
+        await self._call("EXPIRE", TURN_KEY, seconds)
 
     async def totals(self, root: str, names: Sequence[str]) -> Mapping[str, SpendTotals]:
         found = await self._call("MGET", *[counter_key(root, name) for name in names])

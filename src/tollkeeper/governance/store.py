@@ -229,6 +229,15 @@ class Store(Protocol):
         """Every counter this store knows, some perhaps twice: in pages of at most `COUNTERS_PAGE`, root → names."""
         ...
 
+    async def take_turn(self, who: str, seconds: int, *, first: bool) -> bool:
+        """Whether this gateway may compare all counters with the database, or another has the turn, for so long. The
+        `first` time it may whoever has it."""
+        ...
+
+    async def keep_turn(self, seconds: int) -> None:
+        """From now on nobody else has the turn for so long."""
+        ...
+
     async def totals(self, root: str, names: Sequence[str]) -> Mapping[str, SpendTotals]:
         """What the store has of counters; without those that it does not have."""
         ...

@@ -8,6 +8,7 @@ every life of the server. Flags are cleared after the commit, if unchanged: a wo
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from time import monotonic
 from typing import Final
 
@@ -22,6 +23,8 @@ from tollkeeper.observability.metrics import Metrics
 
 WHOLE_US: Final = 3_600_000_000
 """All counters are compared with the database this often, whether they were touched here or not."""
+TURN_LEASE_S: Final = 300.0
+"""Of several gateways one compares all in an hour. If it dies meanwhile, another may begin after so long."""
 REST_PER_PAGE: Final = 1.0
 """Comparing them pauses after each page for as long as the page took, times this: requests come first."""
 MARKS_KEPT_US: Final = 7 * 86_400_000_000
@@ -106,10 +109,8 @@ class SyncWorker:
             wait_s = self._interval_s
             try:
                 now_us = self._now_us()
-                if whole_us is None or now_us - whole_us >= WHOLE_US:
-                    await self._take_all(now_us)
-                    await self.sync_once()  # what is known to have changed does not wait for all the rest
-                    await self._compare_all()
+                due = whole_us is None or now_us - whole_us >= WHOLE_US
+                if due and await self._whole(now_us, first=whole_us is None):
                     whole_us = now_us
                 await self.sync_once()
             except Unavailable as error:
@@ -117,10 +118,42 @@ class SyncWorker:
                 wait_s = min(RETRY_S, self._interval_s)
             await asyncio.sleep(wait_s)
 
-    async def _take_all(self, now_us: int) -> None:
-        """All roots, also those that only a dead producer has touched; and marks that nobody needs any more."""
+    async def _whole(self, now_us: int, *, first: bool) -> bool:
+        """Take and compare all roots: at the start, and hourly if no other gateway does so or has. Returns whether
+        this was done. Raises `Unavailable`."""
+        await self._forget(now_us)
+        begun_s = monotonic()
+        if not await self._is_our_turn(first=first):
+            return False
+        keeping = asyncio.create_task(self._keep_turn())
+        try:
+            self._waiting |= await self.roots()  # also those that only a dead producer has touched
+            await self.sync_once()  # what is known to have changed does not wait for all the rest
+            await self._compare_all()
+        finally:
+            keeping.cancel()
+            await asyncio.gather(keeping, return_exceptions=True)
+        with suppress(StoreUnavailable):  # then somebody compares sooner than need be
+            await self._store.keep_turn(max(1, WHOLE_US // 1_000_000 - int(monotonic() - begun_s)))
+        return True
+
+    async def _is_our_turn(self, *, first: bool) -> bool:
+        """Where the store takes no word of whose turn it is (it is full, say), the rest of a sync goes on."""
+        try:
+            return await self._store.take_turn(self._ledger.producer, int(TURN_LEASE_S), first=first) or first
+        except StoreUnavailable as error:
+            self._log.warning("no_turn_to_compare", why=str(error))
+            return first
+
+    async def _keep_turn(self) -> None:
+        while True:
+            await asyncio.sleep(TURN_LEASE_S / 3)
+            with suppress(StoreUnavailable):
+                await self._store.keep_turn(int(TURN_LEASE_S))
+
+    async def _forget(self, now_us: int) -> None:
+        """Marks that nobody needs any more; every gateway must know of them."""
         self._ledger.forgotten = await self._spend.forget_marks(now_us, now_us - MARKS_KEPT_US)
-        self._waiting |= await self.roots()
 
     async def _compare_all(self) -> None:
         """Have the next run bring every counter of which the database has something else than the store, also one
