@@ -133,6 +133,8 @@ async def test_signing_out_everywhere(control: Control) -> None:
             assert (await browser.sign_in(secret)).status == 303
             assert (await browser.get("/dashboard/keys")).status == 200
         assert (await other.get("/dashboard/keys")).status == 200
+    events = (await control("GET", "/admin/v1/audit?action=sessions.end_all")).json["data"]
+    assert [(event["actor_name"], event["source"]) for event in events] == [("owner-token", "dashboard")] * 2
 
 
 async def test_rotating_a_token_ends_its_sessions_though_the_old_secret_works_for_a_while(control: Control) -> None:

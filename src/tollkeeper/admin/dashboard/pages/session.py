@@ -13,7 +13,9 @@ def register(site: Site) -> None:
         return site.render(visit, "session.html", title="Your session", ends_at=instant(visit.session.ends_us))
 
     async def end_all(visit: Visit) -> Response:
-        return await site.door.leave_everywhere(visit.request, visit.caller.actor)
+        actor = visit.caller.actor
+        await site.parts.audit.append(visit.caller.author, "sessions.end_all", actor.id, {"name": actor.name})
+        return await site.door.leave_everywhere(visit.request, actor)
 
     site.page("GET", "/session", ANYONE, show)
     site.page("POST", "/session/end-all", ANYONE, end_all)
