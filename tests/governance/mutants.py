@@ -651,8 +651,8 @@ def main() -> int:
         for file, outcome, wrong in try_all(lua_files() if named == ["all"] else named, pool):
             print(f"{file}: {len(outcome.mutants)} mutants", *wrong, sep="\n  ", flush=True)
             failed |= bool(wrong)
-            if not wrong:
-                write(outcomes := {**outcomes, file: outcome})
+            if not wrong:  # others may have written theirs meanwhile
+                write({f: o for f, o in results().items() if f in lua_files()} | {file: outcome})
     return 1 if failed else 0
 
 

@@ -17,11 +17,9 @@ local function log_correct(key, generation, index, requests, tokens)
   local newest, at = index == tail - 1, (index - first) * RUN_BYTES
   local stamp, had_requests, had_tokens =
     read(RUN, newest and raw or call('GETRANGE', key, at, at + RUN_BYTES - 1))
-  local has_requests, has_tokens = had_requests + requests, had_tokens + tokens
-  has_requests = has_requests < 0 and 0 or has_requests > WEIGHT_MAX and WEIGHT_MAX or has_requests
-  has_tokens = has_tokens < 0 and 0 or has_tokens > WEIGHT_MAX and WEIGHT_MAX or has_tokens
-  requests, tokens = has_requests - had_requests, has_tokens - had_tokens
-  local run = pack(RUN, stamp, has_requests, has_tokens)
+  requests = math.min(math.max(requests, -had_requests), WEIGHT_MAX - had_requests)
+  tokens = math.min(math.max(tokens, -had_tokens), WEIGHT_MAX - had_tokens)
+  local run = pack(RUN, stamp, had_requests + requests, had_tokens + tokens)
   local sums = pack('<dd', all_requests + requests, all_tokens + tokens)
   if newest then
     local its = pack('<ddd', last, last_requests + requests, last_tokens + tokens)
