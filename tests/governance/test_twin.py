@@ -36,7 +36,7 @@ from tollkeeper.domain.recovery import UNKNOWN
 from tollkeeper.domain.usage import Usage
 from tollkeeper.governance.memory import MemoryStore
 from tollkeeper.governance.redis_store import RedisStore, marks_key
-from tollkeeper.governance.store import SeedTotals, Store
+from tollkeeper.governance.store import Held, SeedTotals, Store
 from tollkeeper.settings import StoreSettings
 
 START_US = 4_101_900_000_123_456
@@ -300,7 +300,10 @@ class Pair:
         await self.both(lambda store: store.drop_marks(self.root, [f"p_{dead}", "p_nobody"]))
 
     async def on_held(self) -> None:
-        await self.both(lambda store: store.held(self.root))
+        async def by_attempt(store: Store) -> list[Held]:  # Redis tells them in any order
+            return sorted(await store.held(self.root), key=lambda hold: hold.attempt)
+
+        await self.both(by_attempt)
 
     async def on_reset(self) -> None:
         checks = checks_for(self.who, self.now_us)
