@@ -33,6 +33,8 @@ RETRY_S: Final = 5.0
 """After a failed run the next one comes this soon, or after the interval if that is shorter."""
 ROOTS_AT_ONCE: Final = 64
 """Roots that are read together."""
+ROOTS_WAITING: Final = 10_000
+"""When all roots are taken, so many are named at a time."""
 COUNTERS_AT_ONCE: Final = 1_000
 """Roots are written together until they have so many counters: no transaction holds its locks for long."""
 
@@ -127,8 +129,7 @@ class SyncWorker:
             return False
         keeping = asyncio.create_task(self._keep_turn())
         try:
-            self._waiting |= await self.roots()  # also those that only a dead producer has touched
-            await self.sync_once()  # what is known to have changed does not wait for all the rest
+            await self._take_all()
             await self._compare_all()
         finally:
             keeping.cancel()
@@ -136,6 +137,18 @@ class SyncWorker:
         with suppress(StoreUnavailable):  # then somebody compares sooner than need be
             await self._store.keep_turn(max(1, WHOLE_US // 1_000_000 - int(monotonic() - begun_s)))
         return True
+
+    async def _take_all(self) -> None:
+        """Sync every root that the store has, also those that only a dead producer has touched; some at a time, since
+        there may be a million. What is known to have changed does not wait for all the rest."""
+        await self.sync_once()
+        some = 0
+        async for root in self._store.roots():
+            self._waiting.add(root)
+            some += 1
+            if some % ROOTS_WAITING == 0:
+                await self.sync_once()
+        await self.sync_once()
 
     async def _is_our_turn(self, *, first: bool) -> bool:
         """Where the store takes no word of whose turn it is (it is full, say), the rest of a sync goes on."""
