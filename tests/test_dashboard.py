@@ -130,6 +130,47 @@ def opened(chromium: Browser, served: Served) -> Iterator[Open]:
     assert [text for text in said if "Failed to load resource" not in text] == []
 
 
+def value(page: Page, selector: str) -> str:
+    """The exact amount beside what is shown."""
+    found = page.locator(f"{selector} data").first.get_attribute("value")
+    assert found is not None
+    return found
+
+
+def test_figures_are_the_databases(served: Served, opened: Open) -> None:
+    """Spend by key and in all, read from the tables themselves; and of logged requests as their records say.
+
+    First of all, while no page has a report yet: one is kept for some seconds."""
+    served.gateway.admin("POST", "/sync")
+    page = opened()
+    columns = "key_id, requests, input_tokens, cached_tokens, output_tokens, cost_nano"
+    rows = served.rows(f"SELECT {columns} FROM monthly_usage_summary")
+    assert len(rows) >= 2
+    page.goto(served.url)
+    assert value(page, "#month-spend") == usd(sum(row[5] for row in rows))
+    deadline = time.monotonic() + DEADLINE_S
+    while True:
+        records = served.logged_today()
+        logged = (usd(sum(r["cost_nano"] for r in records)), str(sum(not r["admitted"] for r in records)))
+        if (value(page, "#today-spend"), value(page, "#today-refused")) == logged:
+            break
+        assert time.monotonic() < deadline, logged  # a report may be some seconds old
+        page.reload()
+    assert logged[1] != "0"
+    page.goto(served.url + "/usage")
+    for key_id, *counts, cost_nano in rows:
+        shown = page.locator(f'#accounts tr[data-key="{key_id}"] data')
+        values = [shown.nth(number).get_attribute("value") for number in range(shown.count())]
+        assert values == [*map(str, counts), usd(cost_nano)]
+    limits = served.gateway.admin("GET", "/limits/ann")["limits"]
+    page.goto(served.url + "/keys/ann")
+    found = page.locator("#limits tbody tr")
+    for number, limit in enumerate(limits):  # type: ignore[arg-type, var-annotated]
+        shown = found.nth(number).locator("data")
+        if limit["limit_kind"] == "budget":
+            assert [shown.nth(i).get_attribute("value") for i in (0, 1)] == [limit["used"], limit["limit"]]
+
+
 def test_signing_in(served: Served, opened: Open) -> None:
     """A wrong token is told; scripts cannot read the session; after signing out there is none."""
     page = opened(token=None)
@@ -253,45 +294,6 @@ def test_other_sites_change_nothing(chromium: Browser, served: Served, opened: O
     expect(other.get_by_role("heading", level=1)).to_have_text(title)
     names = [key["name"] for key in served.gateway.admin("GET", "/keys")["data"]]  # type: ignore[attr-defined]
     assert "stolen" not in names
-
-
-def value(page: Page, selector: str) -> str:
-    """The exact amount beside what is shown."""
-    found = page.locator(f"{selector} data").first.get_attribute("value")
-    assert found is not None
-    return found
-
-
-def test_figures_are_the_databases(served: Served, opened: Open) -> None:
-    """Spend by key and in all, read from the tables themselves; and of logged requests as their records say."""
-    served.gateway.admin("POST", "/sync")
-    page = opened()
-    columns = "key_id, requests, input_tokens, cached_tokens, output_tokens, cost_nano"
-    rows = served.rows(f"SELECT {columns} FROM monthly_usage_summary")
-    assert len(rows) >= 2
-    page.goto(served.url)
-    assert value(page, "#month-spend") == usd(sum(row[5] for row in rows))
-    deadline = time.monotonic() + DEADLINE_S
-    while True:
-        records = served.logged_today()
-        logged = (usd(sum(r["cost_nano"] for r in records)), str(sum(not r["admitted"] for r in records)))
-        if (value(page, "#today-spend"), value(page, "#today-refused")) == logged:
-            break
-        assert time.monotonic() < deadline, logged  # a report may be some seconds old
-        page.reload()
-    assert logged[1] != "0"
-    page.goto(served.url + "/usage")
-    for key_id, *counts, cost_nano in rows:
-        shown = page.locator(f'#accounts tr[data-key="{key_id}"] data')
-        values = [shown.nth(number).get_attribute("value") for number in range(shown.count())]
-        assert values == [*map(str, counts), usd(cost_nano)]
-    limits = served.gateway.admin("GET", "/limits/ann")["limits"]
-    page.goto(served.url + "/keys/ann")
-    found = page.locator("#limits tbody tr")
-    for number, limit in enumerate(limits):  # type: ignore[arg-type, var-annotated]
-        shown = found.nth(number).locator("data")
-        if limit["limit_kind"] == "budget":
-            assert [shown.nth(i).get_attribute("value") for i in (0, 1)] == [limit["used"], limit["limit"]]
 
 
 def test_limits_are_live(served: Served, opened: Open) -> None:

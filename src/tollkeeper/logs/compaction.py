@@ -13,6 +13,7 @@ an hour.
 """
 
 import asyncio
+import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
@@ -54,11 +55,12 @@ class Compaction(msgspec.Struct):
 async def keep_compacting(store: LogStore, after_s: float, form: Format, now_us: Callable[[], int]) -> None:
     """Look every ten minutes, until cancelled."""
     while True:
+        # at different times in processes that were started together: each would do the same work
+        await asyncio.sleep(INTERVAL_S * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
         try:
             await compact(store, now_us(), int(after_s * 1_000_000), form)
         except (LogStoreUnavailable, ConfigurationError) as error:
             _log.warning("log_compaction_waits", why=str(error))
-        await asyncio.sleep(INTERVAL_S)
 
 
 async def compact(store: LogStore, now_us: int, after_us: int, form: Format = "jsonl.gz") -> Compaction:
