@@ -93,7 +93,7 @@ async def queries(
     items = [extent.item async for extent in extents(store, interval.since_us, interval.until_us)]
     if len(items) > OBJECTS_MAX:
         raise InvalidInput(
-            f"{len(items)} objects; at most {OBJECTS_MAX} are queried: give since and until, or "
+            f"{len(items)} objects; at most {OBJECTS_MAX} are queried: give --since and --until, or "
             "have small objects put together (logs.compact_after_s)"
         )
     with tempfile.TemporaryDirectory(prefix="tollkeeper-") as folder:
