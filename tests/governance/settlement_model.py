@@ -117,7 +117,7 @@ class World:
         self.adjusted, self.unsure = {}, {}
         self.weak, self.flagged, self.overspent = set(), set(), False
         self.team = {"key1": "teamA", "key2": "teamA"}
-        self.by_usage = seed % 3 == 0
+        self.by_usage, self.keys_follow = seed % 3 == 0, seed % 2 == 0
         self.producers = {}
         for _ in range(3):
             self.start()
@@ -715,7 +715,7 @@ class World:
                 self.redis["holds"] = old["holds"]
             if self.broken != "seeding does not bring keys back":
                 self.redis["used"] = self.remembered()
-                if faulty and self.rng.random() < 0.5:
+                if faulty and self.keys_follow and self.rng.random() < 0.5:
                     self.redis["follow"] = True  # and a state that it went back to may know some
                     self.redis["used"] = (
                         {k: u for k, u in old["used"].items() if k not in old["unsaved"]} if old else {}
@@ -901,7 +901,7 @@ class World:
         p, r = self.rng.choice(list(self.producers)), self.rng.random()
         if r < 0.55:
             (self.use if r < 0.06 else self.send if r < 0.3 else self.heartbeat)(p)
-        elif r < 0.85:
+        elif r < 0.82 or (r < 0.9 and not self.keys_follow):
             (self.sync_read if r < 0.72 else self.sync_write)()
         elif r < 0.9:
             (self.read_keys if r < 0.87 else self.bring_keys)()
