@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-QUESTIONS = ("gateway", "gateways", "streams", "store", "limiter", "window", "logs", "billing", "recovery")
+QUESTIONS = ("gateway", "gateways", "streams", "store", "limiter", "window", "logs", "billing", "recovery", "scale")
 
 
 def machine() -> str:
