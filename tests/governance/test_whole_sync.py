@@ -88,8 +88,13 @@ async def test_many_counters_are_compared_in_pages(tmp_path: Path, url: str | No
     assert {root for page in pages for root in page} == {who.root for who in people}
     await whole(parts)
     assert parts.sync._unflagged.value == 2 * len(roots)
+    other = await Parts.start(tmp_path, url, Clock(time.time_ns() // 1000)) if url else parts
+    await whole(other)
+    assert other is parts or not other.ledger._outbox._covered, "others' roots leave nothing in its memory"
     for n, who in enumerate(people):
         assert set((await parts.spent(who.root)).values()) == {n + 1 + 1000 * (who.root in roots)}
+    if other is not parts:
+        await other.stop()
     await parts.stop()
 
 

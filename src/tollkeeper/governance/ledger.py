@@ -1170,7 +1170,9 @@ class Ledger:
 
     def covered(self, snapshot: RootSnapshot) -> None:
         """The database has committed these marks: forget what it covers."""
-        self._outbox.cover(snapshot.root, snapshot.marks.get(self.producer, 0))
+        mark = snapshot.marks.get(self.producer, 0)
+        if mark:  # others' roots are not noted: there may be a million
+            self._outbox.cover(snapshot.root, mark)
 
     # Heartbeat
 
