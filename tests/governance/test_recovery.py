@@ -4,6 +4,7 @@ import asyncio
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
@@ -231,6 +232,35 @@ async def test_an_older_state_is_seeded_though_its_producers_are_gone(
     (state,) = [s for s in await other.ledger.limits(who) if s.kind is LimitKind.BUDGET]
     assert (state.used, state.held) == (900, 0)
     await other.stop()
+
+
+async def test_an_older_state_is_seeded_though_nobody_asks(
+    tmp_path: Path, saving_redis: RedisServer, clock: Clock
+) -> None:
+    """The database has all entries, nothing is under way and no request comes: budgets are told as they are, and no
+    hold of before is left."""
+    parts = await Parts.start(tmp_path, saving_redis.url, clock)
+    who = one_key("org_a", budget(1000))
+    await parts.spend(who, "first.1", hold=10, cost=10)
+    held = await parts.admit(who, "held.1", hold=500)
+    assert isinstance(held, Grant)
+    parts.ledger.dispatched(held)
+    assert await parts.ledger.flush(5)
+    saving_redis.command("SAVE")
+    parts.ledger.settle(held, 490, Usage())
+    assert await parts.ledger.flush(5)
+    await parts.sync.sync_once()
+    saving_redis.kill()
+    saving_redis.start()
+    told = None
+    async with asyncio.timeout(60):
+        while told != (500, 0):
+            with suppress(StoreUnavailable):
+                (state,) = [s for s in await parts.ledger.limits(who) if s.kind is LimitKind.BUDGET]
+                told = (state.used, state.held)
+            await asyncio.sleep(0.05)
+    assert await parts.store.held("org_a") == []
+    await parts.stop()
 
 
 async def test_what_is_covered_amid_a_recovery_is_not_missing(

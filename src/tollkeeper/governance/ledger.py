@@ -865,6 +865,21 @@ class Ledger:
         """The store lives another life: it may lack something, wherever we have something."""
         for root in self._roots_with_something():
             self._recover_soon(root)
+        self._spawn(self._look_for_what_went_back())
+
+    async def _look_for_what_went_back(self) -> None:
+        """Recover roots that know less than they have confirmed, though the database has all of it and nobody asks:
+        until somebody did, their budgets would be told as they were. One after the other, for there may be many; a
+        root that the store has forgotten is loaded when it is asked for."""
+        for root, state in list(self._roots.items()):
+            if state.acknowledged == 0 or state.recovery is not None:
+                continue
+            try:
+                marks = await self._store.marks(root)
+            except StoreUnavailable:
+                return  # it will live another life, and then all are looked at again
+            if marks is not None and included(marks.get(self.producer, 0)) < state.acknowledged:
+                self._recover_soon(root)
 
     def _roots_with_something(self) -> list[str]:
         flying = {root for root, _ in self._outbox.in_flight.values()}
