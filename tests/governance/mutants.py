@@ -379,6 +379,16 @@ KNOWN: Final = [
     )
 ]
 """What a database knows of producers that this memory has buried, or has never heard of."""
+YET_TO_COME: Final = [
+    (
+        _BUDGET,
+        None,
+        None,
+        [("use", 1, 5, 0), ("remember", 0, 1), ("gate", 7, 1_000_000, True), ("use", 2, 9, 0, 0, True)],
+        False,
+    )
+]
+"""The first entry of a producer that this memory has never heard of, known by its idempotency key alone."""
 FOLLOWING: Final = [
     (_BUDGET, None, None, [("looked", 0, 1, True), ("seed", 1, 4), *moves], server_time)
     for server_time in (False, True)
@@ -461,6 +471,7 @@ def trials(kind: str) -> list[Trial]:
             *_each("refund", play_admission, REFUNDS),
             *_each("refusal", play_admission, REFUSALS),
             *_each("known", play_admission, KNOWN),
+            *_each("yet to come", play_admission, YET_TO_COME),
             *_each("following", play_admission, FOLLOWING),
             *_each("admission", play_admission, fixed(admissions(40), 300)),
             Trial("heavy runs", play_heavy_runs),
