@@ -332,6 +332,7 @@ WAITING: Final = [
         [("ready", 3, True), ("gate", 2, 5, False), ("wait", 1), ("ready", 2, True), ("ready", 2, True)],
         [("gate", 5, 9, False), ("ready", 2, True), ("ready", 1, False), ("gate", 0, 9, False), ("admit", 1, 9)],
         [("gate", 9, 9, False), ("ready", 1, True), ("gate", 2, 9, False), ("gate", 8, 9, False)],
+        [("use", 3, 1, 0), ("remember", 0, 1), ("use", 2, 5, 0, 0, True), ("use", 2, 5, 0, 0, True)],
         [
             ("gate", 9, 9, True),
             ("ready", 1, True),
