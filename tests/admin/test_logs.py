@@ -11,7 +11,7 @@ from tests.logs.conftest import NOON_US, make_record
 from tollkeeper.domain.errors import Busy, LogStoreUnavailable
 from tollkeeper.domain.log_queue import Gap
 from tollkeeper.logs.prover import LogProver
-from tollkeeper.logs.sinks import LogStore
+from tollkeeper.logs.sinks import LogStore, StoredObject
 
 
 async def ship(control: Control) -> None:
@@ -104,9 +104,9 @@ async def test_one_proof_at_a_time_and_each_in_bounded_time(control: Control) ->
     """A store that never ends its list: the second caller is refused, the first one told; then it is free again."""
 
     class Endless(type(control.logs)):  # type: ignore[misc]
-        async def list(self) -> AsyncIterator[str]:
+        async def listing(self, folder: str | None = None) -> AsyncIterator[StoredObject]:
             await asyncio.Event().wait()
-            yield ""
+            yield StoredObject("", 0, 0)
 
     store: LogStore = Endless.__new__(Endless)
     store.__dict__.update(control.logs.__dict__)

@@ -119,7 +119,6 @@ def no_mark_check() -> None:
 def seeding_adds() -> None:
     """Totals of the database are added to the counters that are there."""
     patched_script("seed.lua", "  redis.call('DEL', prefix .. name)\n", "")
-    patched_script("seed.lua", "    redis.call('DEL', prefix .. name)\n", "")
     patched_script(
         "seed.lua",
         "  counter_make(prefix .. ARGV[at + 1], ARGV[at + 3] .. sync, tonumber(ARGV[at + 2]))\n",

@@ -14,7 +14,7 @@ import pytest
 
 from tests.cli.conftest import COMMAND, Command, clean_environment
 from tests.servers.postgres import PostgresServer
-from tests.servers.redis import RedisServer, free_port
+from tests.servers.redis import RedisServer, free_port, wait_until
 
 READY_S = 60.0
 
@@ -299,6 +299,9 @@ def test_reconciliation_without_a_gateway(
     assert process("migrate", **environ).code == 0
     demo = start("serve", "--demo", "--port", "0", **environ).wait_for("Ctrl-C stops")
     assert any("choices" in shell(demo.commands()[0]) for _ in range(20)), demo.output
+    wait_until(
+        lambda: bool(own_redis.lines("KEYS", "changed:*")), "a settlement, which an answer does not wait for", 60
+    )
     demo.process.kill()
     demo.ended()
     waiting = process("reconcile", "--no-logs", "--json", **environ)

@@ -178,7 +178,7 @@ async def test_models_of_a_key(stand: Stand) -> None:
     reply = await stand.post(None, "/models", method="GET", headers={"anthropic-version": "2023-06-01"})
     assert reply.json["has_more"] is False
     assert reply.json["data"][0]["type"] == "model"
-    stand.key(Policy(models=("house-*",)))
+    stand.key(Policy(models=("house-m*",)))
     reply = await stand.post(None, "/models", method="GET")
     assert [m["id"] for m in reply.json["data"]] == ["house-model"]
     assert (await stand.post(None, "/models/house-model", method="GET")).json["owned_by"] == "sim"
