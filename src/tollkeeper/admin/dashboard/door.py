@@ -113,11 +113,11 @@ class Door:
         return self._to_login(request)
 
     def form_token(self, request: Request) -> str:
-        """What the forms of this session carry."""
+        """What forms carry from signing in to signing out."""
         return self._sessions.form_token(request.cookies.get(SESSION, ""))
 
     def is_own(self, request: Request, form: Form) -> bool:
-        """Whether a form was made for this session."""
+        """Whether a form was made since this signing in."""
         return self._sessions.is_own(request.cookies.get(SESSION, ""), form.text("form_token"))
 
     async def leave_everywhere(self, request: Request, actor: Actor) -> Response:
