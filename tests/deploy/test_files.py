@@ -136,6 +136,15 @@ def test_configurations_can_work() -> None:
             assert settings.providers
 
 
+def test_file_systems_in_memory_take_no_owner() -> None:
+    """Docker would make one that belongs to a user; podman refuses `uid` and `gid`, and starts nothing."""
+    mounts = [
+        mount.partition(":")[::2] for service in COMPOSE["services"].values() for mount in service.get("tmpfs", ())
+    ]
+    assert ("/tmp", "") in mounts
+    assert {options for _, options in mounts} <= {"", "mode=1777"}
+
+
 def test_mounted_files_exist() -> None:
     for service in COMPOSE["services"].values():
         for volume in service.get("volumes", ()):
