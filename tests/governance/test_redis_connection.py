@@ -1,10 +1,11 @@
 """The full-duplex connection: order, pairing of replies, honest failure."""
 
 import asyncio
+import itertools
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from redis.asyncio.connection import AbstractConnection
@@ -217,3 +218,44 @@ async def test_a_cancelled_reconnection_ends_though_its_cancellation_was_swallow
         await asyncio.wait([task])
     assert task.cancelled()
     await connection.stop()
+
+
+CLOSED = "unable to perform operation on <TCPTransport closed=True>; the handler is closed"
+"""What uvloop raises as RuntimeError, of a transport that is closed and has not yet said so to its reader."""
+
+
+async def test_a_dial_that_ends_as_uvloop_ends_it_is_tried_again(own_redis: RedisServer) -> None:
+    """redis-py greets a server that has just closed the connection, and what comes is neither OSError nor an error of
+    its own. The connection was lost for good then."""
+    dials = itertools.count()
+
+    async def dial() -> AbstractConnection:
+        if next(dials) in (1, 2):
+            raise RuntimeError(CLOSED)
+        return dialled(redis_settings.read(url=own_redis.url))
+
+    connection = RedisConnection(dial, shown_url="here", dial_timeout_s=60, reply_timeout_s=60)
+    await connection.start()
+    own_redis.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    while connection.state == "up":
+        await asyncio.sleep(0)
+    assert await connection.ready(60)
+    assert next(dials) > 3 and await connection.send("PING") == b"PONG"
+    await connection.stop()
+
+
+async def test_a_write_to_a_transport_that_is_closed_loses_the_connection(connection: RedisConnection) -> None:
+    """What was to be written fails as not sent, and the connection comes back."""
+
+    class Closed:
+        transport = connection._writer and connection._writer.transport
+
+        def write(self, data: bytes) -> None:
+            raise RuntimeError(CLOSED)
+
+    connection._writer = cast(asyncio.StreamWriter, Closed())
+    with pytest.raises(StoreUnavailable, match="is closed") as lost:
+        await connection.send("PING")
+    assert not lost.value.sent
+    assert await connection.ready(60)
+    assert await connection.send("PING") == b"PONG"

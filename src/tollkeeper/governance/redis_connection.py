@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import hiredis
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import AuthenticationError, RedisError
+from redis.exceptions import AuthenticationError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from tollkeeper.domain.errors import StoreUnavailable
@@ -275,7 +275,12 @@ class RedisConnection:
         self.used_s = self._loop.time()
         self._forget_answered()
         self._ticks.append((self.used_s - self._stalled_s, self._sent))
-        self._writer.write(b"".join(self._outgoing))
+        try:
+            self._writer.write(b"".join(self._outgoing))
+        except RuntimeError as error:  # uvloop's, of a transport that is closed, of which the reader has yet to hear
+            assert self._connection is not None, "there is a writer"
+            self._lost(self._connection, str(error))
+            return
         self._outgoing.clear()
         self.counters.commands += count
         self.counters.batches[min(count.bit_length(), BATCHES) - 1] += 1
@@ -391,7 +396,7 @@ class RedisConnection:
             if connection is not None:
                 _close(connection)
             raise
-        except (RedisError, OSError, TimeoutError) as error:
+        except Exception as error:  # whatever it is, uvloop's RuntimeError of a closed transport too: try again
             if connection is not None:
                 _close(connection)
             reason = str(error) or f"no answer within {self._dial_timeout_s:g} s"
