@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 from genai_prices import extract_usage
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tollkeeper.domain.usage import Usage
 from tollkeeper.gateway.dialects import ENDPOINTS, read_answer, read_usage
+from tollkeeper.gateway.dialects.answer import read_any_answer
 from tollkeeper.gateway.dialects.base import TOKENS_MAX
 
 CHAT = ENDPOINTS["/v1/chat/completions"]
@@ -68,6 +69,59 @@ def chat_answers(draw: st.DrawFn) -> dict[str, Any]:
 @given(chat_answers())
 def test_chat_equals_genai_prices(answer: dict[str, Any]) -> None:
     assert read_usage(CHAT, json.dumps(answer).encode()) == oracle(answer, "openai", "chat")
+
+
+ODD: st.SearchStrategy[Any] = st.sampled_from(
+    (None, -1, 1.5, "default", "priority", "auto", [{"type": "web_search_call"}], {}, True, 2**41)
+)
+FEW = st.sampled_from((0, 1, 2, 3, 4, 5, 6, 7, 8, None))
+DETAIL = st.dictionaries(
+    st.sampled_from(("cached_tokens", "reasoning_tokens", "audio_tokens", "accepted_prediction_tokens")), FEW
+)
+
+
+@st.composite
+def plain_or_not(draw: st.DrawFn) -> dict[str, Any]:
+    """An answer to a chat with at most one thing in it that is out of the common."""
+    usage: dict[str, Any] = draw(
+        st.fixed_dictionaries(
+            {"prompt_tokens": FEW, "completion_tokens": FEW},
+            optional={
+                "total_tokens": FEW,
+                "prompt_tokens_details": DETAIL,
+                "completion_tokens_details": DETAIL,
+            },
+        )
+    )
+    if draw(st.booleans()) and None not in usage.values():
+        usage["total_tokens"] = usage["prompt_tokens"] + usage["completion_tokens"] + draw(st.integers(-1, 2))
+    answer: dict[str, Any] = {"model": "m", "usage": usage}
+    where = draw(st.sampled_from((None, answer, usage, usage.get("prompt_tokens_details"))))
+    if where is not None:
+        names = ("model", "usage", "service_tier", "output", "tool_usage", "cost", "citation_tokens", "new")
+        where[draw(st.sampled_from((*names, *usage)))] = draw(ODD)
+    return answer
+
+
+SOLD = {"usage": {"prompt_tokens": 1, "completion_tokens": 1}}
+
+
+@given(plain_or_not())
+@example(SOLD | {"output": [{"type": "web_search_call"}]})
+@example(SOLD | {"tool_usage": {"web_search": {"num_requests": 2}}})
+@example(SOLD | {"service_tier": "priority"})
+def test_a_plain_chat_is_read_as_any_answer(answer: dict[str, Any]) -> None:
+    """The quick way to read the usual answer never tells anything else than the one that reads all of them."""
+    body = json.dumps(answer).encode()
+    assert read_answer(CHAT, body) == read_any_answer(CHAT, body)
+    assert read_answer(CHAT, body[:-1]) == read_any_answer(CHAT, body[:-1])
+
+
+@given(chat_answers())
+def test_a_plain_report_is_read_as_any_report(answer: dict[str, Any]) -> None:
+    """The same of reports that are right."""
+    body = json.dumps(answer).encode()
+    assert read_answer(CHAT, body) == read_any_answer(CHAT, body)
 
 
 @given(COUNT, COUNT, COUNT, COUNT, COUNT)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tollkeeper.domain.errors import Fault, RequestError
-from tollkeeper.gateway.dialects import ENDPOINTS, Call, parse, upstream_body
+from tollkeeper.gateway.dialects import ENDPOINTS, Call, parse, request, upstream_body
 
 CHAT, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/responses", "/v1/messages"
 COMPLETIONS, EMBEDDINGS = "/v1/completions", "/v1/embeddings"
@@ -450,6 +450,44 @@ def test_an_injected_limit_takes_the_place_of_the_clients() -> None:
     assert "max_completion_tokens" not in sent
     sent = decoded(upstream_body(read(RESPONSES, responses()), model="m", output_limit=("max_output_tokens", 4)))
     assert sent["max_output_tokens"] == 4
+
+
+PART = st.fixed_dictionaries(
+    {"type": st.sampled_from(("text", "text", "image_url", "tool_use"))}, optional={"text": st.text(max_size=2)}
+)
+SAID = st.text(max_size=2) | st.lists(PART, max_size=2) | st.none()
+CONVERSATION = st.lists(
+    st.fixed_dictionaries(
+        {"role": st.just("user"), "content": SAID}, optional={"name": st.just("1h"), "audio": st.none() | st.just(1)}
+    ),
+    max_size=2,
+)
+OPTIONS = st.dictionaries(
+    st.sampled_from(("n", "max_tokens", "stream", "temperature", "tools", "service_tier", "user", "metadata", "new")),
+    st.none() | st.integers(0, 3) | st.booleans() | st.just("flex") | st.just({"cache_control": "1h"}),
+    max_size=4,
+)
+
+
+@given(st.sampled_from((CHAT, MESSAGES)), CONVERSATION, CONVERSATION, OPTIONS, st.booleans())
+def test_a_conversation_of_text_is_read_as_any(
+    path: str, said: list[Any], earlier: list[Any], options: dict[str, Any], twice: bool
+) -> None:
+    """The quick way to read text never tells anything else than the one that reads all there is."""
+    body = compact({"model": "m", "max_tokens": 1, **options, "messages": said})
+    if twice:
+        body = b'{"messages":%b,' % compact(earlier) + body[1:]
+
+    def outcome() -> object:
+        try:
+            return parse(ENDPOINTS[path], body)
+        except RequestError as error:
+            return error.fault, error.message, error.param
+
+    quick = outcome()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(request, "_decode_text", {})
+        assert quick == outcome()
 
 
 @given(st.binary(max_size=200) | st.text(max_size=100).map(str.encode))

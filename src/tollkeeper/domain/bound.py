@@ -67,7 +67,9 @@ def bound(
     refuses what is longer. `stored_tokens_max` is the most that a stored conversation and the input can be together.
     `image_tokens_max` is the most that one image can be charged as.
     """
-    tokens = content.text_bytes + content.extra_input_tokens + content.images * image_tokens_max
+    tokens = content.text_bytes + content.extra_input_tokens
+    if content.images:
+        tokens += content.images * image_tokens_max
     reason = content.unbounded
     if content.stored_context is not None:
         if stored_tokens_max is not None:
@@ -76,8 +78,8 @@ def bound(
             reason = f"'{content.stored_context}' adds a stored conversation of unknown length"
     if context_window is not None and content.one_context:
         tokens = min(tokens, context_window)
-    if max_output_tokens is not None:
-        max_output = min(max_output, max_output_tokens)
+    if max_output_tokens is not None and max_output_tokens < max_output:
+        max_output = max_output_tokens
     return Bound(tokens, (max_output + content.extra_output_tokens) * choices, reason)
 
 
@@ -110,23 +112,22 @@ class TokenEstimator:
         if learned is None:
             return max(1, input_bytes // self.FIRST_BYTES_PER_TOKEN + min(max_output, self.FIRST_OUTPUT) * choices)
         output = min(max_output * choices, -(-learned.milli_output // 1000))
-        return max(1, input_bytes * 1000 // learned.milli_bytes_per_token + output)
+        return (input_bytes * 1000 // learned.milli_bytes_per_token + output) or 1
 
     def learn(self, model: str, *, input_bytes: int, input_tokens: int, output_tokens: int) -> None:
         """Take in what a settled request truly had. Observations without input tokens teach nothing."""
         if input_tokens <= 0 or input_bytes <= 0:
             return
         # Cached context or images can make tokens outnumber bytes: keep the ratio above zero.
-        ratio = max(1, input_bytes * 1000 // input_tokens)
+        ratio = (input_bytes * 1000 // input_tokens) or 1
         learned = self._models.get(model)
         if learned is None:
             if len(self._models) >= self.MODELS_MAX:
                 self._models.pop(next(iter(self._models)))
             self._models[model] = Learned(ratio, output_tokens * 1000)
             return
-        learned.milli_bytes_per_token = max(
-            1, learned.milli_bytes_per_token + _sixteenth(ratio - learned.milli_bytes_per_token)
-        )
+        # Between two ratios above zero, so it stays there.
+        learned.milli_bytes_per_token += _sixteenth(ratio - learned.milli_bytes_per_token)
         learned.milli_output += _sixteenth(output_tokens * 1000 - learned.milli_output)
 
 

@@ -256,6 +256,12 @@ class Principal(msgspec.Struct, frozen=True, dict=True):
             s.policy.cost_cap_nano is not None or any(not b.soft for b in s.policy.budgets) for s in self.scopes
         )
 
+    @cached_property
+    def cost_cap_nano(self) -> int | None:
+        """The smallest cap of one request's cost above it, if there is any."""
+        caps = [s.policy.cost_cap_nano for s in self.scopes if s.policy.cost_cap_nano is not None]
+        return min(caps, default=None)
+
     @property
     def log_bodies(self) -> BodyLogging | None:
         """What the innermost scope says that says anything."""

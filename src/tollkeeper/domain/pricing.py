@@ -214,6 +214,8 @@ def version_of(price: Price, usage: Usage) -> str:
     tier = usage.service_tier
     charged = price.served.get(tier, price) if tier else price
     version = charged.version
+    if not tier and not charged.tiers:
+        return version
     if tier and charged is price:
         version = f"{version} (no price as {tier})"
     start = max((t.start for t in charged.tiers if usage.input_tokens > t.start), default=None)
@@ -240,21 +242,34 @@ def bound_nano(
     what is not tokens.
     """
     bound = 0
-    for tables in (price, *(price.served[name] for name in served if name in price.served)):
-        dearest_input = dearest_output = 0
-        for at in (tables.base, *(tier.rates for tier in tables.tiers if input_tokens > tier.start)):
-            dearest_input = max(dearest_input, at.input, at.cached)
-            dearest_output = max(dearest_output, at.output, at.reasoning, at.citation, at.output_image)
-            if cache_write:
-                dearest_input = max(dearest_input, at.cache_write)
-            if cache_write_1h:
-                dearest_input = max(dearest_input, at.cache_write_1h)
-            if images:
-                dearest_input = max(dearest_input, at.input_image, at.cached_image)
-            if audio:
-                dearest_input = max(dearest_input, at.input_audio, at.cached_audio)
-                dearest_output = max(dearest_output, at.output_audio)
+    for tables in (price, *[price.served[name] for name in served if name in price.served]) if served else (price,):
+        at = tables.base
+        dearest_input = max(at.input, at.cached, at.cache_write) if cache_write else max(at.input, at.cached)
+        dearest_output = max(at.output, at.reasoning, at.citation, at.output_image)
+        if tables.tiers or cache_write_1h or images or audio:
+            reached = [at, *[tier.rates for tier in tables.tiers if input_tokens > tier.start]]
+            dearest_input = max([_dearest_input(its, cache_write, cache_write_1h, images, audio) for its in reached])
+            dearest_output = max([_dearest_output(its, audio) for its in reached])
         total = input_tokens * dearest_input + output_tokens * dearest_output + tables.per_request
-        total += _measured(tables, most)
+        if most is not NO_USAGE:
+            total += _measured(tables, most)
         bound = max(bound, -(-total // tables.per_nano))
     return bound
+
+
+def _dearest_input(at: Rates, cache_write: bool, cache_write_1h: bool, images: bool, audio: bool) -> int:
+    dearest = max(at.input, at.cached)
+    if cache_write:
+        dearest = max(dearest, at.cache_write)
+    if cache_write_1h:
+        dearest = max(dearest, at.cache_write_1h)
+    if images:
+        dearest = max(dearest, at.input_image, at.cached_image)
+    if audio:
+        dearest = max(dearest, at.input_audio, at.cached_audio)
+    return dearest
+
+
+def _dearest_output(at: Rates, audio: bool) -> int:
+    dearest = max(at.output, at.reasoning, at.citation, at.output_image)
+    return max(dearest, at.output_audio) if audio else dearest

@@ -18,7 +18,7 @@ from tollkeeper.domain.policy import Principal
 from tollkeeper.domain.pricing import Price
 from tollkeeper.domain.usage import Usage
 from tollkeeper.gateway.catalog import Catalog, ModelInfo, output_limit_field
-from tollkeeper.gateway.dialects import Call, Endpoint
+from tollkeeper.gateway.dialects import LIMIT_FIELDS, Call, Endpoint
 from tollkeeper.gateway.measured import bound_of, drawn, hold_nano, how_to_price, priced
 from tollkeeper.gateway.routing import Route
 from tollkeeper.settings import Settings
@@ -33,20 +33,24 @@ class Plan:
     """A request with its bounds. `injected` is the output limit we set, None if the client's stands."""
 
     __slots__ = (
-        *("_at_us", "_bounder", "_estimator"),
+        *("_at_us", "_bounder", "_estimator", "_learned_as"),
         *("call", "hold_nano", "info", "injected", "must_hold", "route", "tokens"),
     )
 
     def __init__(self, call: Call, route: Route, info: ModelInfo, bounder: "Bounder", at_us: int) -> None:
         self.call, self.route, self.info, self._estimator = call, route, info, bounder.estimator
         self._bounder, self._at_us = bounder, at_us
+        self._learned_as = f"{route.provider}/{route.upstream_model}"
         self.injected: int | None = None
         self.must_hold = False  # a budget, cost cap or token limit relies on the output limit
         self.tokens, self.hold_nano = 1, 0
 
-    def limit_to(self, output: int) -> None:
-        """Set token weight and hold for at most so many tokens per choice."""
-        self.tokens, self.hold_nano = self.tokens_at(output), self.hold_at(output)
+    def limit_to(self, output: int) -> Bound:
+        """Set token weight and hold for at most so many tokens per choice, by the bound of the tokens that is
+        returned."""
+        bound = self.bound_at(output)
+        self.tokens, self.hold_nano = self.tokens_at(output), self._hold_of(bound)
+        return bound
 
     def inject(self, output: int) -> None:
         """The same, and put the limit into the request."""
@@ -64,9 +68,12 @@ class Plan:
 
     def hold_at(self, output: int) -> int:
         """The strict bound of the cost in nano-dollars; 0 without a price."""
+        return self._hold_of(self.bound_at(output))
+
+    def _hold_of(self, bound: Bound) -> int:
         if self.call.sold is not None:
             return hold_nano(self.call, self.info)
-        return self.info.hold_nano(self.call.content, self.bound_at(output)) or 0
+        return self.info.hold_nano(self.call.content, bound) or 0
 
     def bound_at(self, output: int) -> Bound:
         """The strict bound of the tokens."""
@@ -87,10 +94,6 @@ class Plan:
         """The price of another model of the same provider, that had a part in the answer."""
         return self._bounder.price_now(Route(model, self.route.provider, model), self._at_us)
 
-    @property
-    def _learned_as(self) -> str:
-        return f"{self.route.provider}/{self.route.upstream_model}"
-
 
 class Line(msgspec.Struct, frozen=True):
     """The most that a line of a batch can cost, at which prices, and why that is no bound, if so."""
@@ -107,7 +110,10 @@ class Bounder:
         self._catalog = catalog
         self.estimator = TokenEstimator()
         self._require_price = settings.billing.require_price
-        self._providers = settings.providers
+        self._limit_fields = {
+            name: {endpoint: output_limit_field(endpoint, provider) for endpoint in LIMIT_FIELDS}
+            for name, provider in settings.providers.items()
+        }
 
     def plan(self, call: Call, route: Route, principal: Principal, now_us: int) -> Plan:
         """The bounds of a request before admission.
@@ -115,23 +121,25 @@ class Bounder:
         Raises RequestError: UNPRICED, UNBOUNDED, COST_CAP.
         """
         info = self._catalog.info(route.provider, route.settings_of or route.model, route.upstream_model, now_us)
-        if info.image_prices and call.sold is not None and call.sold.images:
+        if call.sold is not None and info.image_prices and call.sold.images:
             info = drawn(info, call.sold.size, call.sold.quality)
         if call.sold is not None or (info.price is not None and "tokens" not in info.price.kinds):
             info = priced(info, call.endpoint)
-        self._check_price(info, route, principal, call.endpoint)
+        if info.price is None:
+            self._check_price(info, route, principal, call.endpoint)
         plan = Plan(call, route, info, self, now_us)
-        output = info.output_default if call.max_output is None else call.max_output
-        if principal.has_budget and (reason := plan.bound_at(output).unbounded) is not None:
-            raise RequestError(
-                Fault.UNBOUNDED, f"The cost of this request cannot be bounded, which its budget needs: {reason}."
-            )
-        plan.must_hold = principal.has_budget or principal.has_token_limit
-        if call.max_output is None and plan.must_hold:
-            plan.inject(output)
-        else:
-            plan.limit_to(output)
-        _check_cap(plan, principal)
+        has_budget, output = principal.has_budget, call.max_output
+        plan.must_hold = has_budget or principal.has_token_limit
+        if output is None:
+            output = info.output_default
+            plan.injected = output if plan.must_hold else None
+        bound = plan.limit_to(output)
+        if has_budget and bound.unbounded is not None:
+            message = f"The cost of this request cannot be bounded, which its budget needs: {bound.unbounded}."
+            raise RequestError(Fault.UNBOUNDED, message)
+        cap_nano = principal.cost_cap_nano
+        if cap_nano is not None and plan.hold_nano > cap_nano:
+            _keep_below(plan, cap_nano)
         return plan
 
     def line(self, call: Call, route: Route, now_us: int) -> Line:
@@ -159,14 +167,15 @@ class Bounder:
     def output_limit(self, plan: Plan) -> tuple[str, int] | None:
         """Field and value to write into the body: the limit the gateway set, or the client's own where it stands in
         a field that this provider may not heed."""
-        field = output_limit_field(plan.call.endpoint.name, self._providers[plan.route.provider])
+        field = self._limit_fields[plan.route.provider].get(plan.call.endpoint.name)
         limit = plan.injected
         if limit is None and plan.must_hold and field not in plan.call.fields:
             limit = plan.call.max_output
         return None if field is None or limit is None else (field, limit)
 
     def _check_price(self, info: ModelInfo, route: Route, principal: Principal, endpoint: Endpoint) -> None:
-        if info.price is None and (principal.has_budget or self._require_price):
+        """Raises UNPRICED where a request without a price is not to pass."""
+        if principal.has_budget or self._require_price:
             raise RequestError(
                 Fault.UNPRICED,
                 f"The price of '{route.model}' is not known ({info.unpriced}), so its cost cannot be bounded. An "
@@ -198,14 +207,10 @@ def shrink(plan: Plan, denial: Denial) -> bool:
     return True
 
 
-def _check_cap(plan: Plan, principal: Principal) -> None:
+def _keep_below(plan: Plan, cap: int) -> None:
     """Keep the hold below the smallest cost cap, by a smaller output if the limit is ours. Raises COST_CAP."""
     if plan.call.sold is not None and plan.call.sold.batch_nano is not None:
         return  # its lines are the requests
-    caps = [s.policy.cost_cap_nano for s in principal.scopes if s.policy.cost_cap_nano is not None]
-    if not caps or plan.hold_nano <= min(caps):
-        return
-    cap = min(caps)
     output = _largest(plan.injected, lambda n: plan.hold_at(n) <= cap) if plan.injected is not None else None
     if output is None:
         raise RequestError(

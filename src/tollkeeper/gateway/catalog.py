@@ -127,7 +127,9 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
             stored_tokens_max=self.stored_tokens_max,
             max_output_tokens=self.max_output_tokens,
         )
-        reason = result.unbounded or self.unbounded or self._unpriced_tier(content)
+        reason = result.unbounded or self.unbounded
+        if reason is None and content.service_tiers:
+            reason = self._unpriced_tier(content)
         return result if reason is None else Bound(result.input_tokens, result.output_tokens, reason)
 
     def _unpriced_tier(self, content: Content) -> str | None:

@@ -17,12 +17,13 @@ from tollkeeper.gateway.dialects.kept_answer import Produced, produced_by
 from tollkeeper.gateway.dialects.parts import Part
 from tollkeeper.gateway.dialects.reassemble import reassemble
 from tollkeeper.gateway.dialects.references import Reference, references
-from tollkeeper.gateway.dialects.request import parse, parse_upload, upstream_body
+from tollkeeper.gateway.dialects.request import LIMIT_FIELDS, parse, parse_upload, upstream_body
 from tollkeeper.gateway.dialects.stream import StreamMeter
 
 __all__ = [
     "AZURE_PREFIX",
     "ENDPOINTS",
+    "LIMIT_FIELDS",
     "Answer",
     "Call",
     "Dialect",

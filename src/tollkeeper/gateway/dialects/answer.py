@@ -4,7 +4,7 @@ Conventions are those of domain/usage.py: totals include their parts, also where
 that contradicts itself, or has numbers no request can have, is no report: the caller then charges what it held.
 """
 
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -128,6 +128,38 @@ class _Envelope(msgspec.Struct):
     quality: msgspec.Raw = ABSENT
 
 
+class _PlainInputs(msgspec.Struct, forbid_unknown_fields=True):
+    cached_tokens: Tokens | None = None
+    audio_tokens: Literal[0] | None = None
+
+
+class _PlainOutputs(msgspec.Struct, forbid_unknown_fields=True):
+    reasoning_tokens: Tokens | None = None
+    audio_tokens: Literal[0] | None = None
+    accepted_prediction_tokens: msgspec.Raw = ABSENT
+    rejected_prediction_tokens: msgspec.Raw = ABSENT
+
+
+class _PlainUsage(msgspec.Struct, forbid_unknown_fields=True):
+    """The report of most chats: text, with nothing in it that has a price of its own."""
+
+    prompt_tokens: Tokens
+    completion_tokens: Tokens
+    total_tokens: Tokens | None = None
+    prompt_tokens_details: _PlainInputs | None = None
+    completion_tokens_details: _PlainOutputs | None = None
+
+
+class _PlainAnswer(msgspec.Struct):
+    """The same of an answer: whatever else of `_Envelope` has a meaning is null or absent."""
+
+    usage: _PlainUsage
+    model: str | None = None
+    service_tier: Literal["auto", "default", "standard"] | None = None
+    output: None = None
+    tool_usage: None = None
+
+
 class _Action(msgspec.Struct):
     type: str | None = None
 
@@ -140,6 +172,7 @@ class _Item(msgspec.Struct):
     svg_usage: Svg | None = None
 
 
+_decode_plain = msgspec.json.Decoder(_PlainAnswer).decode
 _decode_envelope = msgspec.json.Decoder(_Envelope).decode
 _decode_usage = msgspec.json.Decoder(ReportedUsage | None).decode
 _decode_string = msgspec.json.Decoder(str | None).decode
@@ -159,6 +192,29 @@ _FREE_ACTIONS: Final = ("open_page", "find_in_page")
 
 def read_answer(endpoint: Endpoint, body: bytes) -> Answer:
     """Usage and model of an answer that is not a stream; empty for what cannot be read. Never raises."""
+    return (_read_plain(body) if endpoint.name == "chat" else None) or read_any_answer(endpoint, body)
+
+
+def _read_plain(body: bytes) -> Answer | None:
+    """The answer to a chat in one pass, if there is nothing unusual in it."""
+    try:
+        found = _decode_plain(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    its = found.usage
+    prompt, completion, total = its.prompt_tokens, its.completion_tokens, its.total_tokens
+    if total is not None and total - prompt > completion:
+        completion = total - prompt
+    inputs, outputs = its.prompt_tokens_details, its.completion_tokens_details
+    cached = 0 if inputs is None else inputs.cached_tokens or 0
+    reasoning = 0 if outputs is None else outputs.reasoning_tokens or 0
+    if cached > prompt or reasoning > completion:
+        return None
+    return Answer(Usage(prompt, completion, cached, 0, 0, reasoning), found.model)
+
+
+def read_any_answer(endpoint: Endpoint, body: bytes) -> Answer:
+    """`read_answer` for every answer there is."""
     try:
         envelope = _decode_envelope(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

@@ -66,7 +66,7 @@ class _Called(msgspec.Struct, forbid_unknown_fields=True):
     custom: msgspec.Raw = ABSENT
 
 
-class _ChatMessage(msgspec.Struct, forbid_unknown_fields=True):
+class TextMessage(msgspec.Struct, forbid_unknown_fields=True):
     """A chat message of text."""
 
     role: str
@@ -99,7 +99,7 @@ class _Block(msgspec.Struct, forbid_unknown_fields=True):
     citations: msgspec.Raw = ABSENT
 
 
-class _BlockMessage(msgspec.Struct, forbid_unknown_fields=True):
+class TextBlockMessage(msgspec.Struct, forbid_unknown_fields=True):
     """An Anthropic message of text."""
 
     role: str
@@ -163,8 +163,8 @@ class _ContextManagement(msgspec.Struct, forbid_unknown_fields=True):
     edits: list[_Edit] = []
 
 
-_chat_text = msgspec.json.Decoder(list[_ChatMessage]).decode
-_block_text = msgspec.json.Decoder(list[_BlockMessage]).decode
+_chat_text = msgspec.json.Decoder(list[TextMessage]).decode
+_block_text = msgspec.json.Decoder(list[TextBlockMessage]).decode
 _item_text = msgspec.json.Decoder(str | list[_Item]).decode
 _system_text = msgspec.json.Decoder(str | list[_Text]).decode
 _tools = msgspec.json.Decoder(list[_Tool]).decode
@@ -230,7 +230,7 @@ def _list(value: object, what: str) -> list[Any]:
 
 _TEXT_KEYS: Final = frozenset(_Text.__struct_fields__)
 _TEXT_TYPES: Final = frozenset(("text", "input_text", "output_text", "refusal", "summary_text", "reasoning_text"))
-_CHAT_KEYS: Final = frozenset(_ChatMessage.__struct_fields__)
+_CHAT_KEYS: Final = frozenset(TextMessage.__struct_fields__)
 _ITEM_KEYS: Final = frozenset((*_Item.__struct_fields__, "summary", "encrypted_content"))
 _BLOCK_KEYS: Final = frozenset(_Block.__struct_fields__)
 
@@ -593,6 +593,21 @@ _READ: Final[Mapping[Name, Mapping[str, Callable[[msgspec.Raw, _Reader], None]]]
 def _mentions(body: bytes, word: bytes) -> bool:
     """Whether a JSON text has this ASCII word, however it is escaped."""
     return word in body or (b"\\u" in body and word in _encode(_decode_any(body)))
+
+
+_TEXT_FIELDS: Final[Mapping[Name, frozenset[str]]] = {
+    name: _FREE[name] | {"messages"} for name in ("chat", "messages")
+}
+
+
+def read_text(endpoint: Endpoint, body: bytes, fields: Mapping[str, msgspec.Raw]) -> Content:
+    """The same as `read_content` for a conversation whose messages were decoded as text and nothing else."""
+    if not fields.keys() <= _TEXT_FIELDS[endpoint.name]:
+        return read_content(endpoint, body, fields)[0]
+    cache_write = endpoint.dialect == "openai" or _mentions(body, b"cache_control")
+    return Content(
+        text_bytes=len(body), cache_write=cache_write, cache_write_1h=cache_write and _mentions(body, b'"1h"')
+    )
 
 
 def read_content(endpoint: Endpoint, body: bytes, fields: Mapping[str, msgspec.Raw]) -> tuple[Content, int]:

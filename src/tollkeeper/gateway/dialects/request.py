@@ -15,7 +15,7 @@ from tollkeeper.domain.bound import OUTPUT_TOKENS_MAX, Content
 from tollkeeper.domain.errors import Fault, RequestError
 from tollkeeper.domain.usage import Usage
 from tollkeeper.gateway.dialects.base import Call, Endpoint, Name, Sold
-from tollkeeper.gateway.dialects.content import read_content
+from tollkeeper.gateway.dialects.content import TextBlockMessage, TextMessage, read_content, read_text
 from tollkeeper.gateway.dialects.form import parse_form
 from tollkeeper.gateway.dialects.sold import BODIES, sold_call
 
@@ -55,6 +55,12 @@ class _Chat(_OpenAI, kw_only=True):
     max_completion_tokens: _Limit | None = None
 
 
+class _TextChat(_Chat, kw_only=True):
+    """A chat of nothing but text."""
+
+    messages: list[TextMessage]  # type: ignore[assignment]
+
+
 class _Completions(_OpenAI):
     n: _Choices | None = None
     best_of: _Choices | None = None
@@ -75,6 +81,12 @@ class _Messages(_Body, kw_only=True):
     metadata: _Metadata | None = None
 
 
+class _TextMessages(_Messages, kw_only=True):
+    """The same of Anthropic's format."""
+
+    messages: list[TextBlockMessage]  # type: ignore[assignment]
+
+
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_model: Final = msgspec.json.Decoder(str).decode
 _decode_body: Final[Mapping[Name, Any]] = {
@@ -85,6 +97,11 @@ _decode_body: Final[Mapping[Name, Any]] = {
     "messages": msgspec.json.Decoder(_Messages).decode,
     **{name: msgspec.json.Decoder(body).decode for name, body in BODIES.items()},
 }
+_decode_text: Final[Mapping[Name, Any]] = {
+    "chat": msgspec.json.Decoder(_TextChat).decode,
+    "messages": msgspec.json.Decoder(_TextMessages).decode,
+}
+"""Conversations of nothing but text, which most are: steering fields and messages in one pass."""
 _encode = msgspec.json.Encoder().encode
 
 LIMIT_FIELDS: Final[Mapping[Name, tuple[str, ...]]] = {
@@ -123,7 +140,7 @@ def parse(
     assert isinstance(body, bytes)
     if model is not None:
         body = _naming(body, model)
-    fields, read = _decoded(endpoint, body)
+    fields, read, is_text = _decoded(endpoint, body)
     if endpoint.sells_media:
         if endpoint.name in _LISTS:
             _check_list(_LISTS[endpoint.name], fields[_LISTS[endpoint.name]])
@@ -131,32 +148,32 @@ def parse(
     if not read.model:
         raise RequestError(Fault.INVALID, "You must provide a model parameter; it is empty.", param="model")
     name = endpoint.name
-    listed = _LISTS.get(name)
-    if listed is not None:
-        _check_list(listed, fields[listed])
-    content, prompts = read_content(endpoint, body, fields)
-    choices = 1
+    prompts = choices = 1
+    if is_text:
+        content = read_text(endpoint, body, fields)
+    else:
+        if name in _LISTS:
+            _check_list(_LISTS[name], fields[_LISTS[name]])
+        content, prompts = read_content(endpoint, body, fields)
+    if name == "messages":
+        user = None if read.metadata is None else read.metadata.user_id
+        return Call(endpoint, read.model, read.stream is True, read.max_tokens, 1, user, False, content, fields)
     max_output: int | None = 0
     if name == "chat":
         choices, max_output = read.n or 1, _largest(read.max_tokens, read.max_completion_tokens)
-    elif name == "messages":
-        max_output = read.max_tokens
     elif name == "responses":
         max_output = read.max_output_tokens
     elif name == "completions":
         choices = max(read.n or 1, read.best_of or 1) * prompts
         max_output = COMPLETION_TOKENS_DEFAULT if read.max_tokens is None else read.max_tokens
-    if endpoint.dialect == "anthropic":
-        user, wants = (None if read.metadata is None else read.metadata.user_id), False
-    else:
-        user, wants = read.user, read.stream_options is not None and read.stream_options.include_usage is True
+    wants = read.stream_options is not None and read.stream_options.include_usage is True
     return Call(
         endpoint,
         read.model,
         read.stream is True and endpoint.streams,
         max_output,
         choices,
-        user,
+        read.user,
         wants,
         content,
         fields,
@@ -195,12 +212,22 @@ def _parsed_form(endpoint: Endpoint, body: bytes | bytearray, content_type: byte
     return sold_call(endpoint, size, read, fields, form)
 
 
-def _decoded(endpoint: Endpoint, body: bytes) -> tuple[dict[str, msgspec.Raw], Any]:
-    """The top level as it is, and the fields that steer the call by their types."""
+def _decoded(endpoint: Endpoint, body: bytes) -> tuple[dict[str, msgspec.Raw], Any, bool]:
+    """The top level as it is, the fields that steer the call by their types, and whether its messages are known to be
+    at least one and nothing but text."""
     try:
         if not body.isascii():
             body.decode()
-        return _decode_fields(body), _decode_body[endpoint.name](body)
+        decode_text = _decode_text.get(endpoint.name)
+        if decode_text is not None:
+            try:
+                read = decode_text(body)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                pass  # something else, or wrong: see below
+            else:
+                if read.messages:
+                    return _decode_fields(body), read, True
+        return _decode_fields(body), _decode_body[endpoint.name](body), False
     except UnicodeDecodeError as error:
         message = f"The body of your request is not valid UTF-8 (byte {error.start})."
         raise RequestError(Fault.MALFORMED, message) from None
@@ -280,7 +307,8 @@ def upstream_body(
     /v1/completions is written out, for not all who follow OpenAI keep to it.
     """
     fields = dict(call.fields)
-    fields["model"] = msgspec.Raw(_encode(model))
+    if model != call.model:
+        fields["model"] = msgspec.Raw(_encode(model))
     if output_limit is not None:
         for name in LIMIT_FIELDS[call.endpoint.name]:
             fields.pop(name, None)
