@@ -13,7 +13,6 @@ from tollkeeper.gateway.dialects import (
     error_event,
     error_status,
     limit_headers,
-    money_headers,
     refusal_fault,
     refusal_headers,
     refusal_message,
@@ -167,13 +166,3 @@ def test_refusals(refusal: Refusal, fault: Fault, headers: dict[bytes, bytes], w
     assert refusal_fault(refusal) is fault
     assert dict(refusal_headers(refusal)) == headers
     assert refusal_message(refusal).endswith(words)
-
-
-def test_money_headers() -> None:
-    """The cost if known, and the least left of any budget."""
-    states = [state(BUDGET, 10**9, 1), state(BUDGET, 5 * 10**8, 10**8), state(REQUESTS, 1, 0)]
-    assert dict(money_headers(1_500, states)) == {
-        b"x-tollkeeper-cost-usd": b"0.0000015",
-        b"x-tollkeeper-budget-remaining-usd": b"0.40",
-    }
-    assert money_headers(None, []) == []

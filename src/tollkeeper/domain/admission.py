@@ -16,7 +16,7 @@ from urllib.parse import quote
 import msgspec
 
 from tollkeeper.domain.periods import Period, Span, span_at
-from tollkeeper.domain.policy import Policy, Principal, ScopeKind, TokenBucket, Unit, Window, name_matches
+from tollkeeper.domain.policy import MINUTE_US, Policy, Principal, ScopeKind, TokenBucket, Unit, Window, name_matches
 
 TICKS_PER_WINDOW: Final = 6000
 """Stamps are rounded up to window/6000, which bounds a log to 6,000 runs and never over-admits."""
@@ -125,6 +125,15 @@ class Checks(msgspec.Struct, frozen=True, dict=True):
         return any(flags) or any(limit is not None for limit in limits)
 
     @cached_property
+    def shown(self) -> "Shown":
+        """The limits of which one is the tightest."""
+        return Shown(
+            _comparable([(i, log.requests_limit, log.window_us) for i, log in enumerate(self.logs)]),
+            _comparable([(i, log.tokens_limit, log.window_us) for i, log in enumerate(self.logs)]),
+            tuple([(i, c.budget_nano) for i, c in enumerate(self.counters) if c.budget_nano is not None]),
+        )
+
+    @cached_property
     def counter_names(self) -> tuple[str, ...]:
         """What an attempt is charged to."""
         return tuple([counter.name for counter in self.counters])
@@ -133,6 +142,21 @@ class Checks(msgspec.Struct, frozen=True, dict=True):
     def slot_names(self) -> tuple[str, ...]:
         """What an attempt in flight occupies; the root's own is empty."""
         return tuple([slot.name for slot in self.slots])
+
+
+class Shown(msgspec.Struct, frozen=True):
+    """Which limits, but buckets, an answer's headers choose from: of requests and of tokens those of one minute if
+    there are such, else of all windows; and the budgets. Each as (index of the log or counter, limit)."""
+
+    requests: tuple[tuple[int, int], ...]
+    tokens: tuple[tuple[int, int], ...]
+    budgets: tuple[tuple[int, int], ...]
+
+
+def _comparable(windows: list[tuple[int, int | None, int]]) -> tuple[tuple[int, int], ...]:
+    limited = [(index, limit, window_us) for index, limit, window_us in windows if limit is not None]
+    minutes = [its for its in limited if its[2] == MINUTE_US]
+    return tuple([(index, limit) for index, limit, _ in minutes or limited])
 
 
 def checks_for(principal: Principal, now_us: int, model: str | None = None, user: str | None = None) -> Checks:

@@ -14,6 +14,7 @@ from tollkeeper.domain.errors import InvalidInput
 
 NANO_PER_USD: Final = 10**9
 PICO_PER_NANO: Final = 1000
+_NANO_PER_CENT: Final = 10**7
 NANO_MAX: Final = 2**53 - 1
 
 _JSON_NUMBER: Final = re.compile(rb"(?:0|[1-9]\d{0,30})(?:\.\d{1,60})?(?:[eE][+-]?\d{1,2})?")
@@ -65,6 +66,9 @@ def usd_from_nano(nano: int) -> Decimal:
 
 def usd(nano: int) -> str:
     """`1234500000` → `"1.2345"`: plain digits, no exponent, at least two decimals."""
-    sign, nano = ("-", -nano) if nano < 0 else ("", nano)
+    if nano < 0:
+        return f"-{usd(-nano)}"
     whole, fraction = divmod(nano, NANO_PER_USD)
-    return f"{sign}{whole}.{f'{fraction:09d}'.rstrip('0').ljust(2, '0')}"
+    if fraction % _NANO_PER_CENT:
+        return f"{whole}.{fraction:09d}".rstrip("0")
+    return f"{whole}.{fraction // _NANO_PER_CENT:02d}"

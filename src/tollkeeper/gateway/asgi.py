@@ -5,7 +5,7 @@ is no error: what is sent to it is dropped, and `gone` tells.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from functools import partial
 from typing import Any, Final
 
@@ -207,17 +207,17 @@ class Client:
         if on_gone is not None:
             on_gone()
 
-    async def respond(self, status: int, headers: Iterable[Header], body: bytes) -> None:
-        """A whole response at once."""
-        await self.start(status, (*headers, (b"content-length", b"%d" % len(body))))
+    async def respond(self, status: int, lines: str, body: bytes) -> None:
+        """A whole response at once. `lines`: header fields, each with its line end."""
+        await self.start(status, f"{lines}content-length: {len(body)}\r\n")
         await self.send(body, last=True)
 
-    async def start(self, status: int, headers: Iterable[Header]) -> None:
+    async def start(self, status: int, lines: str) -> None:
         """Status and headers. Nothing starts for a client that is gone."""
         if self.gone:
             return
         self.started = True
-        await self._out({"type": "http.response.start", "status": status, "headers": list(headers)})
+        await self._out({"type": "http.response.start", "status": status, "headers": _fields(lines)})
 
     async def send(self, body: bytes, *, last: bool = False) -> None:
         """Part of the body; waits while the client reads more slowly than we send."""
@@ -230,6 +230,11 @@ class Client:
             await self._send(message)
         except OSError:
             self._left()
+
+
+def _fields(lines: str) -> list[Header]:
+    fields = [line.partition(b": ") for line in lines.encode("ascii").split(b"\r\n")[:-1]]
+    return [(name, value) for name, _, value in fields]
 
 
 def _too_large(bytes_max: int) -> RequestError:

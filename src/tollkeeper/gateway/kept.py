@@ -373,7 +373,7 @@ class KeptRoutes:
         if not anthropic:
             page = {"object": "list", **page}
         exchange.status = 200
-        await exchange.client.respond(200, [*exchange.id_headers(), JSON], msgspec.json.encode(page))
+        await exchange.client.respond(200, exchange.id_lines() + JSON, msgspec.json.encode(page))
 
 
 UPLOADS_FULL: Final = "Too many files are being uploaded at the moment. Try again shortly."

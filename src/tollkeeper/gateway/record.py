@@ -6,14 +6,11 @@
 import time
 from typing import Final, Protocol
 
-import msgspec
-
-from tollkeeper.domain.admission import LimitKind, LimitState, limit_states
 from tollkeeper.domain.policy import Principal
 from tollkeeper.domain.pricing import version_of
 from tollkeeper.domain.record import AttemptRecord, RequestRecord
 from tollkeeper.domain.usage import NO_USAGE
-from tollkeeper.gateway.asgi import Client, Header
+from tollkeeper.gateway.asgi import Client
 from tollkeeper.gateway.bound import Plan
 from tollkeeper.gateway.capture import Capture
 from tollkeeper.gateway.charge import NOTHING, charge_of, with_parts, with_tokens
@@ -212,12 +209,11 @@ class Exchange:
         if self.queue_s is None:
             self.queue_s = self.age_s
 
-    def id_headers(self) -> list[Header]:
-        """The request's id as the dialect's SDK looks for it."""
-        request_id = self.request_id.encode()
+    def id_lines(self) -> str:
+        """The request's id as the dialect's SDK looks for it, in lines of the response's head."""
         if self.dialect == "anthropic":
-            return [(b"x-request-id", request_id), (b"request-id", request_id)]
-        return [(b"x-request-id", request_id)]
+            return f"x-request-id: {self.request_id}\r\nrequest-id: {self.request_id}\r\n"
+        return f"x-request-id: {self.request_id}\r\n"
 
     def charge(self, answer: Answer) -> None:
         """Settle by what the provider told, or charge the hold if it told no usage. Only the first call counts."""
@@ -246,19 +242,6 @@ class Exchange:
         assert self.attempt is not None
         self.attempt.settle(NO_USAGE, NOTHING)
 
-    def limits(self) -> list[LimitState]:
-        """The limits above the request, as they stand with its settlement if it is settled."""
-        attempt = self.attempt
-        if attempt is None:
-            return []
-        states = limit_states(attempt.grant.checks, attempt.grant.reply)
-        if not attempt.ended or not states:
-            return states
-        demand = attempt.grant.demand
-        money = attempt.cost_nano - demand.hold_nano
-        tokens = 0 if attempt.presumed else attempt.usage.total_tokens - demand.tokens
-        return [_after(state, money, tokens, demand.hold_nano) for state in states]
-
 
 def _dialect(client: Client, endpoint: Endpoint | None) -> Dialect:
     """The dialect of errors: by path, else by the header that only Anthropic's clients send."""
@@ -266,16 +249,6 @@ def _dialect(client: Client, endpoint: Endpoint | None) -> Dialect:
         return endpoint.dialect
     anthropic = client.path.startswith("/v1/messages") or b"anthropic-version" in client.headers
     return "anthropic" if anthropic else "openai"
-
-
-def _after(state: LimitState, money: int, tokens: int, hold_nano: int) -> LimitState:
-    if state.kind is LimitKind.BUDGET:
-        used, held = state.used + money, state.held - hold_nano
-    elif state.kind is LimitKind.TOKENS:
-        used, held = state.used + tokens, 0
-    else:
-        return state
-    return msgspec.structs.replace(state, used=used, held=max(0, held))
 
 
 def record_of(exchange: Exchange) -> RequestRecord:

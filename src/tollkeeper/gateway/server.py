@@ -35,6 +35,7 @@ from tollkeeper.gateway.dialects import (
     error_event,
     error_status,
     limit_headers,
+    lines_of,
     off_route,
     parse,
     references,
@@ -53,7 +54,7 @@ from tollkeeper.gateway.objects import Objects
 from tollkeeper.gateway.record import HUNG_UP, Exchange, record_of
 from tollkeeper.gateway.routing import Router, check_allowed, confined
 from tollkeeper.gateway.spans import plain_span, spans_of
-from tollkeeper.gateway.stream import JSON, degraded_header, headers_of
+from tollkeeper.gateway.stream import JSON, degraded_header, lines_for
 from tollkeeper.gateway.upstream import Upstream
 from tollkeeper.observability.logging import about_request, logger
 from tollkeeper.observability.metrics import Metrics
@@ -234,7 +235,7 @@ class DataPlane:
         dialect = exchange.dialect
         body = self._models.one(principal, name, dialect) if name else self._models.all(principal, dialect)
         exchange.status = 200
-        await exchange.client.respond(200, [*exchange.id_headers(), JSON], body)
+        await exchange.client.respond(200, exchange.id_lines() + JSON, body)
 
     async def _authenticate(self, exchange: Exchange) -> Principal:
         client = exchange.client
@@ -346,7 +347,7 @@ class DataPlane:
         body = error_body(dialect, fault, message, param, request_id)
         if exchange.capture is not None:
             exchange.capture.response(body)
-        await client.respond(exchange.status, [*headers_of(exchange), JSON, *headers], body)
+        await client.respond(exchange.status, lines_for(exchange) + JSON + lines_of(headers), body)
 
     def _close(self, exchange: Exchange) -> None:
         """The end of every request, also of a cancelled one: nothing stays unsettled, one record, the numbers."""

@@ -13,13 +13,15 @@ import msgspec
 from tollkeeper.domain.admission import Reply
 from tollkeeper.domain.errors import Fault, UpstreamError
 from tollkeeper.gateway.asgi import Header
+from tollkeeper.gateway.bound import Plan
 from tollkeeper.gateway.dialects import (
     Answer,
     Produced,
     StreamMeter,
     error_body,
-    limit_headers,
-    money_headers,
+    limit_lines,
+    lines_of,
+    money_lines,
     produced_by,
     read_answer,
 )
@@ -39,9 +41,8 @@ NO_SNIFF: Final[Header] = (b"x-content-type-options", b"nosniff")
 ENDS_WITHOUT_MARK: Final = ("chat", "completions")
 """Where usage comes in the last event: some compatible providers leave out `[DONE]` after it."""
 NOT_TOLD: Final = Answer()
-JSON: Final[Header] = (b"content-type", b"application/json")
-EVENTS: Final[Header] = (b"content-type", b"text/event-stream; charset=utf-8")
-NO_CACHE: Final[Header] = (b"cache-control", b"no-cache")
+JSON: Final = "content-type: application/json\r\n"
+EVENTS: Final = "content-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\n"
 
 
 class Rejection(msgspec.Struct, frozen=True):
@@ -126,7 +127,7 @@ async def reject(exchange: Exchange, rejection: Rejection) -> None:
     exchange.status, exchange.error = status, f"upstream_{status}"
     if exchange.capture is not None:
         exchange.capture.response(body)
-    await exchange.client.respond(status, [*headers_of(exchange), JSON, *rejection.headers], body)
+    await exchange.client.respond(status, lines_for(exchange) + JSON + lines_of(rejection.headers), body)
 
 
 async def _pass_whole(exchange: Exchange, response: UpstreamResponse) -> None:
@@ -143,7 +144,7 @@ async def _pass_whole(exchange: Exchange, response: UpstreamResponse) -> None:
         exchange.keep.note(produced)
         await exchange.keep.wait()
     exchange.status = response.status
-    await exchange.client.respond(response.status, [*headers_of(exchange), JSON], body)
+    await exchange.client.respond(response.status, lines_for(exchange) + JSON, body)
     exchange.mark_first_byte()
 
 
@@ -156,19 +157,20 @@ async def _pass_media(exchange: Exchange, response: UpstreamResponse, media_type
     assert plan is not None
     exchange.status = response.status
     shown = media_type if media_type.startswith("audio/") or media_type in TEXTS else "application/octet-stream"
+    sort: list[Header] = [(b"content-type", shown.encode()), NO_SNIFF]
     exchange.raw, size = True, 0
     while chunk := await _next_chunk(exchange, response):
         size += len(chunk)
         if size > RESPONSE_BYTES_MAX:
             raise too_large(RESPONSE_BYTES_MAX)
         if not client.started:
-            await client.start(response.status, [*headers_of(exchange), (b"content-type", shown.encode()), NO_SNIFF])
+            await client.start(response.status, lines_for(exchange) + lines_of(sort))
         await client.send(chunk)
         exchange.mark_first_byte()
     if not size and not plan.call.endpoint.free:
         raise UpstreamError(Fault.UPSTREAM_BROKEN, "The provider's answer is empty.", sent=True)
     if not client.started:
-        await client.start(response.status, [*headers_of(exchange), (b"content-type", shown.encode()), NO_SNIFF])
+        await client.start(response.status, lines_for(exchange) + lines_of(sort))
     exchange.charge(NOT_TOLD)
     if exchange.capture is not None:
         exchange.capture.response(msgspec.json.encode({"media_type": shown, "bytes": size}))
@@ -200,7 +202,7 @@ async def _pass_stream(exchange: Exchange, response: UpstreamResponse) -> None:
                 await exchange.keep.wait()
         if out and not client.gone:
             if not client.started:
-                await client.start(response.status, [*headers_of(exchange), EVENTS, NO_CACHE])
+                await client.start(response.status, lines_for(exchange) + EVENTS)
             await client.send(out)
             exchange.mark_first_byte()
     exchange.error = None if meter.error is None else STREAM_ERROR
@@ -236,27 +238,47 @@ def degraded_header(reply: Reply) -> Header:
     return (b"x-tollkeeper-degraded", reply.degraded.encode())
 
 
-def headers_of(exchange: Exchange) -> list[Header]:
-    """What every answer to an admitted request carries: ids, limits, money, and the output limit if we set it."""
+def lines_for(exchange: Exchange) -> str:
+    """What every answer to an admitted request carries, as lines of its head: ids, limits and money as they stand
+    with its settlement if it is settled, and the output limit if we set it."""
     attempt, endpoint, plan = exchange.attempt, exchange.endpoint, exchange.plan
-    headers = exchange.id_headers()
     if attempt is None or endpoint is None or plan is None:
-        return headers
-    states = exchange.limits()
-    headers += limit_headers(endpoint.dialect, states, attempt.grant.reply.now_us)
-    headers += money_headers(exchange.cost_nano if attempt.ended else None, states)
-    if attempt.grant.reply.degraded:
-        headers.append(degraded_header(attempt.grant.reply))
-    shadowed = attempt.grant.reply.shadowed
-    if shadowed:
-        headers.append((b"x-tollkeeper-shadow", ", ".join([f"{s.scope}/{s.kind}" for s in shadowed]).encode()))
+        return exchange.id_lines()
+    checks, reply, demand = attempt.grant.checks, attempt.grant.reply, attempt.grant.demand
+    if attempt.ended:
+        tokens = 0 if attempt.presumed else attempt.usage.total_tokens - demand.tokens
+        lines = (
+            exchange.id_lines()
+            + limit_lines(endpoint.dialect, checks, reply, tokens)
+            + money_lines(exchange.cost_nano, checks, reply, attempt.cost_nano - demand.hold_nano)
+        )
+    else:
+        lines = exchange.id_lines() + limit_lines(endpoint.dialect, checks, reply) + money_lines(None, checks, reply)
+    if reply.degraded or reply.shadowed or plan.injected is not None or len(exchange.tries) > 1:
+        lines += lines_of(_particulars(exchange, plan, reply))
+    if exchange.upstream_request_id is not None:
+        lines += _upstream_line(exchange.upstream_request_id)
+    return lines
+
+
+def _upstream_line(upstream_id: str) -> str:
+    if upstream_id.isascii() and upstream_id.isprintable():
+        return f"x-upstream-request-id: {upstream_id}\r\n"
+    return lines_of([(b"x-upstream-request-id", upstream_id.encode("ascii", "replace"))])
+
+
+def _particulars(exchange: Exchange, plan: Plan, reply: Reply) -> list[Header]:
+    """What few answers have to tell."""
+    headers: list[Header] = []
+    if reply.degraded:
+        headers.append(degraded_header(reply))
+    if reply.shadowed:
+        headers.append((b"x-tollkeeper-shadow", ", ".join([f"{s.scope}/{s.kind}" for s in reply.shadowed]).encode()))
     if plan.injected is not None:
         headers.append((b"x-tollkeeper-max-tokens", b"%d" % plan.injected))
     if len(exchange.tries) > 1:
         headers.append((b"x-tollkeeper-attempts", b"%d" % len(exchange.tries)))
         headers.append((b"x-tollkeeper-model", plan.route.model.encode("ascii", "replace")))
-    if exchange.upstream_request_id is not None:
-        headers.append((b"x-upstream-request-id", exchange.upstream_request_id.encode("ascii", "replace")))
     return headers
 
 

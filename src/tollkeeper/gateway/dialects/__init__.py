@@ -11,7 +11,7 @@ from tollkeeper.gateway.dialects.fault import (
     refusal_fault,
     refusal_message,
 )
-from tollkeeper.gateway.dialects.headers import limit_headers, money_headers, refusal_headers
+from tollkeeper.gateway.dialects.headers import limit_headers, limit_lines, lines_of, money_lines, refusal_headers
 from tollkeeper.gateway.dialects.kept import Kept, Named, find_route, kept_call, off_route, pairs_of
 from tollkeeper.gateway.dialects.kept_answer import Produced, produced_by
 from tollkeeper.gateway.dialects.parts import Part
@@ -42,7 +42,9 @@ __all__ = [
     "find_route",
     "kept_call",
     "limit_headers",
-    "money_headers",
+    "limit_lines",
+    "lines_of",
+    "money_lines",
     "off_route",
     "pairs_of",
     "parse",
