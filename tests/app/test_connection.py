@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from tollkeeper.app import connection as rules
 from tollkeeper.app.connection import Connection, Shared
+from tollkeeper.gateway import asgi as gateway
 
 LINGER_S = 0.3
 
@@ -458,32 +459,45 @@ async def test_a_closed_connection_leaves_nothing_to_the_collector() -> None:
     assert len(left) <= 1  # the last one may still be on its way out
 
 
+class Watching:
+    """Takes its requests as clients, and notes who leaves."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+        self.waits, self.over = asyncio.Event(), asyncio.Event()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        raise AssertionError("every request is taken as a client")
+
+    async def direct(self, client: gateway.Client) -> None:
+        path = client.path
+        client.turn_slow()
+        client.watch(lambda: self.told.append(path), lambda: None)
+        if path == "/nevermind":
+            client.unwatch()
+        if path == "/answered":
+            await client.respond(204, "", b"")
+            client.unwatch()
+        self.waits.set()
+        await self.over.wait()
+        client.watch(lambda: self.told.append(f"{path} late"), lambda: None)
+
+
 async def test_who_asks_is_told_when_a_client_leaves() -> None:
     """Once, whether it leaves before or after; not after the answer, and not who has asked no more."""
-    told: list[str] = []
-    waits = asyncio.Event()
-
-    async def application(scope: Any, receive: Any, send: Any) -> None:
-        request, path = receive.__self__, scope["path"]
-        await receive()
-        request.when_gone(lambda: told.append(path))
-        if path == "/nevermind":
-            request.when_gone(None)
-        if path == "/answered":
-            await send({"type": "http.response.start", "status": 204, "headers": []})
-            await send({"type": "http.response.body", "body": b""})
-        waits.set()
-        assert (await receive())["type"] == "http.disconnect"
-        request.when_gone(lambda: told.append(f"{path} late"))
-
+    application = Watching()
     async with served(application) as listener:
         for path in ("/left", "/nevermind", "/answered"):
-            waits.clear()
+            application.waits.clear()
+            application.over.clear()
             client = await listener.client()
             client.write(request(path))
-            await asyncio.wait_for(waits.wait(), 60)
+            await asyncio.wait_for(application.waits.wait(), 60)
             client.writer.transport.abort()
             async with asyncio.timeout(60):
-                while listener.shared.connections or listener.shared.tasks:
+                while listener.shared.connections:
                     await asyncio.sleep(0.005)
-    assert told == ["/left", "/left late", "/nevermind late"]
+                application.over.set()
+                while listener.shared.tasks:
+                    await asyncio.sleep(0.005)
+    assert application.told == ["/left", "/left late", "/nevermind late"]

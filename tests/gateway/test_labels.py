@@ -14,7 +14,7 @@ from tollkeeper.gateway.labels import USER_CHARS_MAX, USER_HEADER, end_user
 def called(user: str | None, header: bytes | None = None) -> str | None:
     """As the gateway reads it."""
     headers = [] if header is None else [(USER_HEADER, header)]
-    client = Client({"method": "POST", "path": "/", "headers": headers}, _never, _never)
+    client = Client("POST", "/", b"", dict(headers))
     return end_user(client, msgspec.structs.replace(_CALL, user=user))
 
 

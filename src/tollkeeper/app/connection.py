@@ -1,4 +1,7 @@
-"""HTTP/1.1 on one client's connection, spoken to an ASGI application: parsing, framing, order, flow control.
+"""HTTP/1.1 on one client's connection, spoken to an application: parsing, framing, order, flow control.
+
+The application is an ASGI one. If it is `Direct`, too, it may take a request as the `Client` that it is instead,
+which spares the messages in between.
 
 Requests are answered one at a time, in the order of their arrival; those that come early wait. The head of a
 response leaves together with the first part of its body, in one write: a write is a system call here and a wake-up at
@@ -10,21 +13,20 @@ listening, signals or other connections; what all of them share is `Shared`.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, MutableMapping
+from collections.abc import Callable, Coroutine, Iterable
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import Any, Final, cast
+from typing import Any, Final, Protocol, cast, runtime_checkable
 from urllib.parse import unquote
 
 import httptools
+import msgspec
 
+from tollkeeper.gateway.asgi import Client, Message, Receive, Scope
+from tollkeeper.gateway.asgi import Send as AsgiSend
 from tollkeeper.observability.logging import logger
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-Application = Callable[[Scope, Receive, Send], Coroutine[Any, Any, None]]
+Application = Callable[[Scope, Receive, AsgiSend], Coroutine[Any, Any, None]]
 
 HEADER_BYTES_MAX: Final = 65_536
 """Target and header fields of one request together."""
@@ -33,11 +35,17 @@ PIPELINED_MAX: Final = 32
 """Requests that may wait behind the one being answered; a client that sends more is refused."""
 BODY_BYTES_BUFFERED: Final = 65_536
 """Unread bytes of a body above which the connection is not read on."""
+REPEATED_BYTES_MAX: Final = 2048
+"""Largest head that is kept to be known again, one for each connection."""
+REPEATED_TRIES: Final = 4
+"""Heads kept on one connection, one after the other, until it is given up: this client's are never the same."""
+LENGTH: Final = b"content-length"
+DIGITS_MAX: Final = 9
+ZERO: Final = ord("0")
 LINGER_S: Final = 2.0
 """How long a client that was refused may go on sending: closing at once would reset the connection, and the refusal
 could be lost on its way."""
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
-CLOSE: Final = (b"connection", b"close")
 ASGI: Final = {"version": "3.0", "spec_version": "2.3"}
 _STATUS_LINES: Final = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
 _WITHOUT_BODY: Final = (204, 304)
@@ -51,11 +59,21 @@ class Refused(Exception):
         self.status, self.message = status, message
 
 
+@runtime_checkable
+class Direct(Protocol):
+    """An application that takes some of its requests as clients."""
+
+    def direct(self, client: Client) -> Coroutine[Any, Any, None] | None:
+        """What carries a request out; None: ask again as ASGI wants it."""
+        ...
+
+
 class Shared:
     """What the connections of one listener share. `tick` must be called at least once a second."""
 
     def __init__(self, application: Application, connections_max: int) -> None:
         self.application, self.connections_max = application, connections_max
+        self.direct = application.direct if isinstance(application, Direct) else None
         self.connections: set[Connection] = set()
         self.tasks: set[asyncio.Task[None]] = set()
         self.stopping = False
@@ -70,45 +88,57 @@ class Shared:
         self.date = b"date: %b\r\n" % formatdate(usegmt=True).encode()
 
 
-class Request:
-    """One request and its response, as ASGI's `receive` and `send` see them."""
+class Head(msgspec.Struct, frozen=True):
+    """A request's head. `fields` has the first value of each name, `headers` all of them in their order."""
+
+    version: str
+    method: str
+    path: str
+    raw_path: bytes
+    query: bytes
+    headers: list[tuple[bytes, bytes]]
+    fields: dict[bytes, bytes]
+    keep_alive: bool
+
+
+class Request(Client):
+    """One request and its response, as an application sees them: a `Client`, and ASGI's `receive` and `send`."""
 
     __slots__ = (
+        "_begun",
         "_buffered",
         "_chunked",
         "_connection",
         "_delivered",
         "_event",
         "_expects",
-        "_head",
-        "_left",
-        "_on_gone",
+        "_left_bytes",
+        "_listens",
         "_parts",
         "_silent",
         "done",
-        "gone",
+        "head",
         "keep_alive",
-        "scope",
-        "started",
+        "lost",
         "whole",
     )
 
-    def __init__(self, connection: "Connection", scope: Scope, *, keep_alive: bool, expects: bool) -> None:
-        self._connection, self.scope = connection, scope
-        self.keep_alive, self._expects = keep_alive, expects
+    def __init__(self, connection: "Connection", head: Head, *, expects: bool = False) -> None:
+        super().__init__(head.method, head.path, head.query, head.fields)
+        self._connection, self.head = connection, head
+        self.keep_alive, self._expects = head.keep_alive, expects
         self._parts: list[bytes] = []
         self._buffered = 0
         self.whole = self._delivered = False  # the body has arrived; the application has all of it
-        self.gone = self.started = self.done = False
+        self.lost = self.done = self._listens = False
         self._event: asyncio.Event | None = None
-        self._on_gone: Callable[[], None] | None = None
-        self._head = b""  # of the response, while nothing of its body is there
-        self._left: int | None = None  # what is missing to the stated length
+        self._begun = b""  # the response's head, while nothing of its body is there
+        self._left_bytes: int | None = None  # what is missing to the stated length
         self._chunked = self._silent = False
 
     def __repr__(self) -> str:
-        state = "done" if self.done else "gone" if self.gone else "started" if self.started else "open"
-        return f"<Request {self.scope['method']} {self.scope['path']} {state} whole={self.whole}>"
+        state = "done" if self.done else "lost" if self.lost else "started" if self.started else "open"
+        return f"<Request {self.head.method} {self.head.path} {state} whole={self.whole}>"
 
     # ---- what the connection tells
 
@@ -123,24 +153,64 @@ class Request:
         """Something has changed for who waits in `receive`."""
         if self._event is not None:
             self._event.set()
-        if self.gone and self._on_gone is not None:
-            on_gone, self._on_gone = self._on_gone, None
-            on_gone()
+        if self.lost and self._listens:
+            self._listens = False
+            self._left()
 
-    # ---- what an application may know of this server: `receive` is a method of this object
+    def give_whole(self, body: bytes) -> None:
+        """All of the body at once."""
+        self.whole = True
+        if body:
+            self._parts.append(body)
 
-    def when_gone(self, act: Callable[[], None] | None) -> None:
-        """Call back once when the client leaves before its answer is over; None: no more. To be told spares a task
-        that waits in `receive`, which is 2 kB for each open stream."""
-        self._on_gone = act
-        if act is not None and self.gone:
+    # ---- as a client
+
+    def body_at_once(self, bytes_max: int) -> bytes | None:
+        """See `Client`."""
+        self._check_length(bytes_max)
+        if not self.whole or self._delivered or len(self._parts) != 1 or self._buffered > bytes_max or self.lost:
+            return None
+        self._delivered = True
+        self._buffered = 0
+        return self._parts.pop()
+
+    def _listen(self) -> None:
+        self._listens = True
+        if self.lost:
             self.wake()
+
+    def _stop_listening(self) -> None:
+        self._listens = False
+
+    async def respond(self, status: int, lines: str, body: bytes) -> None:
+        """See `Client`."""
+        if self._connection.writing_paused is not None:
+            await self._connection.drained()
+        if self.gone:
+            return
+        self._open(status, f"{lines}content-length: {len(body)}\r\n".encode("ascii"), len(body))
+        if not self.lost:
+            self._body(body, last=True)
+
+    async def start(self, status: int, lines: str) -> None:
+        """See `Client`."""
+        if not self.gone:
+            self._open(status, lines.encode("ascii"), None)
+
+    async def send(self, body: bytes, *, last: bool = False) -> None:
+        """See `Client`."""
+        if self._connection.writing_paused is not None:
+            await self._connection.drained()
+        if self.done:
+            raise RuntimeError("more of a response after its end")
+        if not self.lost:
+            self._body(body, last=last)
 
     # ---- ASGI
 
     async def receive(self) -> Message:
         """ASGI's `receive`: the body as it arrives, then `http.disconnect` once client or response is gone."""
-        while not (self.gone or self.done):
+        while not (self.lost or self.done):
             if self._parts or (self.whole and not self._delivered):
                 parts = self._parts
                 body = parts[0] if len(parts) == 1 else b"".join(parts)
@@ -158,12 +228,31 @@ class Request:
             await self._event.wait()
         return {"type": "http.disconnect"}
 
-    async def send(self, message: Message) -> None:
+    @property
+    def scope(self) -> Scope:
+        """ASGI's, made anew each time."""
+        head, connection = self.head, self._connection
+        return {
+            "type": "http",
+            "asgi": ASGI,
+            "http_version": head.version,
+            "method": head.method,
+            "scheme": "http",
+            "path": head.path,
+            "raw_path": head.raw_path,
+            "query_string": head.query,
+            "root_path": "",
+            "headers": list(head.headers),
+            "client": connection.client,
+            "server": connection.server,
+        }
+
+    async def send_message(self, message: Message) -> None:
         """ASGI's `send`; to a client that is gone nothing is sent. Raises RuntimeError for a wrong application."""
         connection = self._connection
         if connection.writing_paused is not None:
             await connection.drained()
-        if self.gone:
+        if self.lost:
             return
         if not self.started:
             if message["type"] != "http.response.start":
@@ -175,53 +264,61 @@ class Request:
         self._body(message.get("body", b""), last=not message.get("more_body", False))
 
     def _start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
-        lines = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
-        count = 1
+        parts: list[bytes] = []
+        length: int | None = None
         for name, value in headers:
             if name == b"content-length":
-                self._left = int(value)
+                length = int(value)
             elif name == b"connection":
                 if b"close" in value.lower():
                     self.keep_alive = False
                 continue
             elif name == b"transfer-encoding":
                 continue
-            lines += (name, b": ", value, b"\r\n")
-            count += 1
-        self._silent = status in _WITHOUT_BODY or self.scope["method"] == "HEAD"
-        if self._left is None and not self._silent:
-            self._chunked = self.scope["http_version"] == "1.1"
+            parts += (name, b": ", value, b"\r\n")
+        lines = b"".join(parts)
+        if not lines.count(b"\n") == lines.count(b"\r") == len(parts) // 4 or b"\0" in lines:
+            raise RuntimeError("a line break or NUL in a response's header")
+        self._open(status, lines, length)
+
+    # ---- the response
+
+    def _open(self, status: int, lines: bytes, length: int | None) -> None:
+        """Make the head, which leaves with the first of the body. `length` is what `lines` state."""
+        if self.started and not self._begun:
+            raise RuntimeError("a second start of a response")
+        self.started = True
+        if self.lost:
+            return
+        self._left_bytes = length
+        self._silent = status in _WITHOUT_BODY or self.method == "HEAD"
+        if length is None and not self._silent:
+            self._chunked = self.head.version == "1.1"
             self.keep_alive = self.keep_alive and self._chunked  # else the connection's end is the body's
         shared = self._connection.shared
         if shared.stopping or not self.whole:  # what is left of the request's body is not read
             self.keep_alive = False
         if not self.keep_alive:
-            lines.append(b"connection: close\r\n")
-            count += 1
+            lines += b"connection: close\r\n"
         if self._chunked:
-            lines.append(b"transfer-encoding: chunked\r\n")
-            count += 1
-        lines += (shared.date, b"\r\n")
-        head = b"".join(lines)
-        if head.count(b"\n") != count + 2 or head.count(b"\r") != count + 2 or b"\0" in head:
-            raise RuntimeError("a line break or NUL in a response's header")
-        self.started, self._head = True, head
+            lines += b"transfer-encoding: chunked\r\n"
+        self._begun = b"%b%b%b\r\n" % (_STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status, lines, shared.date)
 
     def _body(self, body: bytes, *, last: bool) -> None:
         if self._silent:
-            data, self._left = b"", 0
+            data, self._left_bytes = b"", 0
         elif self._chunked:
             data = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
             if last:
                 data += b"0\r\n\r\n"
         else:
             data = body
-            if self._left is not None:
-                self._left -= len(body)
-                if self._left < 0 or (last and self._left):
+            if self._left_bytes is not None:
+                self._left_bytes -= len(body)
+                if self._left_bytes < 0 or (last and self._left_bytes):
                     raise RuntimeError("a response's body is not of the stated length")
-        if self._head:
-            data, self._head = self._head + data, b""
+        if self._begun:
+            data, self._begun = self._begun + data, b""
         if data:
             self._connection.write(data)
         if last:
@@ -233,29 +330,82 @@ class Request:
         """The task of the request: the application, and what is answered in its place if it fails."""
         shared = self._connection.shared
         try:
-            await shared.application(self.scope, self.receive, self.send)
+            work = None if shared.direct is None else shared.direct(self)
+            await (shared.application(self.scope, self.receive, self.send_message) if work is None else work)
         except Exception:
-            shared.log.exception("request_crashed", path=self.scope["path"])
+            shared.log.exception("request_crashed", path=self.head.path)
         finally:
-            if not (self.done or self.gone):
+            shared.tasks.discard(self.task)
+            if not (self.done or self.lost):
                 self._give_up()
 
     def _give_up(self) -> None:
         """The application ended without an answer, or in the middle of one."""
-        if self.started and not self._head:
+        if self.started and not self._begun:
             self._connection.abort()  # a cut connection is the only way left to say that the answer is not whole
             return
-        self._head, self._left, self._chunked, self._silent = b"", None, False, False
+        self.keep_alive = self._chunked = self._silent = False
         text = b"Internal Server Error"
-        self._start(500, ((b"content-type", b"text/plain"), (b"content-length", b"%d" % len(text)), CLOSE))
+        self._open(500, b"content-type: text/plain\r\ncontent-length: %d\r\n" % len(text), len(text))
         self._body(text, last=True)
+
+
+class Repeated(msgspec.Struct):
+    """A head that a client has sent, to know it again: SDKs repeat theirs to the byte, but for the body's length.
+
+    `before` and `after` are what stands around the length's digits. What is equal to them was parsed, and found
+    valid, already.
+    """
+
+    before: bytes
+    after: bytes
+    digits: bytes
+    head: Head
+
+    @classmethod
+    def of(cls, data: bytes, head: Head) -> "Repeated | None":
+        """Of a request that `data` holds to the byte; None if its head is not worth it or not simple."""
+        length, lower = head.fields.get(LENGTH, b""), data[:REPEATED_BYTES_MAX].lower()
+        end, name = lower.find(b"\r\n\r\n") + 4, lower.find(b"\r\ncontent-length:")
+        if end < 4 or name < 0 or lower.count(LENGTH, 0, end) != 1 or not _plain(length) or not head.keep_alive:
+            return None
+        begin = data.index(length, name)
+        stop = begin + len(length)
+        if data[name:begin].split(b":")[1].strip(b" \t") or data[stop : stop + 2] != b"\r\n":
+            return None
+        return cls(data[:begin], data[stop:end], length, head) if len(data) - end == int(length) else None
+
+    def body_of(self, data: bytes) -> bytes | None:
+        """The body of the request that `data` is to the byte, and `head` its head; None if it is no such request."""
+        if not data.startswith(self.before):
+            return None
+        begin = len(self.before)
+        stop = data.find(b"\r", begin, begin + DIGITS_MAX + 1)
+        digits, start = data[begin:stop], stop + len(self.after)
+        if (
+            stop < 0
+            or not data.startswith(self.after, stop)
+            or not _plain(digits)
+            or len(data) - start != int(digits)
+        ):
+            return None
+        if digits != self.digits:
+            head = self.head
+            headers = [(name, digits if name == LENGTH else value) for name, value in head.headers]
+            self.head = msgspec.structs.replace(head, headers=headers, fields={**head.fields, LENGTH: digits})
+            self.digits = digits
+        return data[start:]
+
+
+def _plain(digits: bytes) -> bool:
+    """A number as everybody reads it, above 0."""
+    return digits.isdigit() and digits[0] != ZERO and len(digits) <= DIGITS_MAX
 
 
 class Connection(asyncio.Protocol):
     """One client. `idle_since` and `header_since` (the loop's time, None: neither) are for who ends slow ones."""
 
     __slots__ = (
-        "_client",
         "_current",
         "_deaf",
         "_expects",
@@ -265,13 +415,16 @@ class Connection(asyncio.Protocol):
         "_parser",
         "_reading",
         "_refusal",
-        "_server",
+        "_repeated",
         "_transport",
+        "_tries",
         "_url",
         "_waiting",
+        "client",
         "header_since",
         "idle_since",
         "lingers_since",
+        "server",
         "shared",
         "writing_paused",
     )
@@ -285,6 +438,8 @@ class Connection(asyncio.Protocol):
         self._refusal: Refused | None = None  # to be told after what came before it
         self._deaf = False  # nothing more is taken from this client
         self._reading = True
+        self._repeated: Repeated | None = None
+        self._tries = REPEATED_TRIES
         self.writing_paused: asyncio.Future[None] | None = None
         self.header_since: float | None = shared.loop.time()
         self.idle_since: float | None = None
@@ -299,26 +454,48 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by the event loop."""
         self._transport = cast(asyncio.Transport, transport)
-        self._client, self._server = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
+        self.client, self.server = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
         self.shared.connections.add(self)
 
     def data_received(self, data: bytes) -> None:
         """Called by the event loop."""
         if self._deaf:
             return
+        between = self._current is None and self._newest is None and self.header_since is None
+        if between and self._repeated is not None:
+            body = self._repeated.body_of(data)
+            if body is not None and len(self.shared.connections) <= self.shared.connections_max:
+                self.idle_since = None
+                request = Request(self, self._repeated.head)
+                request.give_whole(body)
+                self._start(request)
+                return
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
             self._deaf = True  # the request is answered as if it had not asked; nothing after it is HTTP
-            for request in (self._current, *self._waiting):
-                if request is not None:
-                    request.keep_alive = False
+            for request in filter(None, (self._current, *self._waiting)):
+                request.keep_alive = False
         except httptools.HttpParserCallbackError as error:
             if not isinstance(error.__context__, Refused):
                 raise
             self._refuse(error.__context__)
         except httptools.HttpParserError:
             self._refuse(Refused(400, "The request is not valid HTTP."))
+        else:
+            if between and self._tries:
+                self._keep_head(data)
+
+    def _keep_head(self, data: bytes) -> None:
+        """Know this head again, if `data` is one request to the byte."""
+        request = self._current
+        if request is None or not request.whole or self._waiting or self._expects:
+            return
+        repeated = Repeated.of(data, request.head)
+        if repeated is not None:
+            self._repeated, self._tries = repeated, self._tries - 1
+            if not self._tries:
+                self._repeated = None
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone, or we closed."""
@@ -327,7 +504,7 @@ class Connection(asyncio.Protocol):
         self.shared.one_left.set()
         for request in (self._current, *self._waiting):
             if request is not None and not request.done:
-                request.gone = True
+                request.lost = True
                 request.wake()
         self._waiting.clear()
         self.resume_writing()
@@ -387,24 +564,18 @@ class Connection(asyncio.Protocol):
         except UnicodeDecodeError:
             raise Refused(400, "The request's target has characters that must be percent-encoded.") from None
         version = parser.get_http_version()
-        scope = {
-            "type": "http",
-            "asgi": ASGI,
-            "http_version": version,
-            "method": parser.get_method().decode("ascii"),
-            "scheme": "http",
-            "path": unquote(path) if "%" in path else path,
-            "raw_path": raw_path,
-            "query_string": query,
-            "root_path": "",
-            # trailers come after the header is complete and belong nowhere
-            "headers": self._headers,
-            "client": self._client,
-            "server": self._server,
-        }
-        self._headers = []
-        keep_alive = version == "1.1" and parser.should_keep_alive()
-        request = self._newest = Request(self, scope, keep_alive=keep_alive, expects=self._expects)
+        headers, self._headers = self._headers, []  # trailers come after the header is complete and belong nowhere
+        head = Head(
+            version,
+            parser.get_method().decode("ascii"),
+            unquote(path) if "%" in path else path,
+            raw_path,
+            query,
+            headers,
+            dict(reversed(headers)),
+            version == "1.1" and parser.should_keep_alive(),
+        )
+        request = self._newest = Request(self, head, expects=self._expects)
         if len(self.shared.connections) > self.shared.connections_max:
             raise Refused(503, "The gateway has too many connections. Try again shortly.")
         if self._current is None:
@@ -432,10 +603,10 @@ class Connection(asyncio.Protocol):
 
     def _start(self, request: Request) -> None:
         self._current = request
-        self.read_on()
-        task = self.shared.loop.create_task(request.run())
+        if not self._reading:
+            self.read_on()
+        task = request.task = self.shared.loop.create_task(request.run())
         self.shared.tasks.add(task)
-        task.add_done_callback(self.shared.tasks.discard)
 
     def answered(self, request: Request) -> None:
         """A response has been written to its end."""
@@ -457,7 +628,7 @@ class Connection(asyncio.Protocol):
         current = self._current
         if current is not None and current is self._newest and not current.started:
             # its body became unreadable: it will never be whole
-            current.gone, self._current = True, None
+            current.lost, self._current = True, None
             current.wake()
         if self._current is None:
             self._tell(refusal)

@@ -7,7 +7,7 @@ but the order, and what a part needs to be called ready.
 import gc
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from contextlib import AsyncExitStack
 from typing import Any, Final
 
@@ -21,6 +21,7 @@ from tollkeeper.app.database import open_database
 from tollkeeper.app.log_queue import LOG_SPOOL, open_log_client
 from tollkeeper.domain.errors import DatabaseUnavailable, LogStoreUnavailable, OutboxUnavailable, StoreUnavailable
 from tollkeeper.domain.ports import Accounts
+from tollkeeper.gateway.asgi import Client
 from tollkeeper.gateway.server import DataPlane
 from tollkeeper.governance import Ledger, Outage, RedisStore, Store, SyncWorker
 from tollkeeper.governance.logins import LoginLimits
@@ -78,6 +79,11 @@ class Gateway:
         self._admin: Any
         self._sync_worker: SyncWorker
         self._parts = AsyncExitStack()
+        self.public = Public(self)
+
+    def direct(self, client: Client) -> Coroutine[Any, Any, None] | None:
+        """The data plane's requests, from our own server."""
+        return self._plane.direct(client) if client.path.startswith(DATA_PLANE_PREFIXES) else None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """The data plane for `/v1/` and Azure's paths, the control plane for everything else."""
@@ -91,13 +97,10 @@ class Gateway:
         about_request(None)  # a connection's next request begins where its last one ended
         await self._admin(scope, receive, send)
 
-    async def public(self, scope: Any, receive: Any, send: Any) -> None:
-        """The data plane and probes alone: for the listener beside one of the control plane's own."""
-        if scope["type"] == "http" and scope["path"].startswith(DATA_PLANE_PREFIXES):
-            await self._plane(scope, receive, send)
-        else:
-            about_request(None)
-            await self._admin.public(scope, receive, send)
+    async def probes(self, scope: Any, receive: Any, send: Any) -> None:
+        """Of the control plane only what everybody may ask."""
+        about_request(None)
+        await self._admin.public(scope, receive, send)
 
     async def start(self) -> None:
         """Start every part, in the order in which they need each other."""
@@ -232,6 +235,20 @@ class Gateway:
     async def _own_sync(self) -> bytes:
         await self._sync_worker.sync_once()
         return b""
+
+
+class Public:
+    """The data plane and probes alone: for the listener beside one of the control plane's own."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self.direct = gateway.direct
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http" and scope["path"].startswith(DATA_PLANE_PREFIXES):
+            await self._gateway(scope, receive, send)
+        else:
+            await self._gateway.probes(scope, receive, send)
 
 
 def _versions() -> list[tuple[tuple[str], int]]:

@@ -1,7 +1,8 @@
-"""The client's side of one exchange, as the ASGI server gives it: headers, body, hang-up, and the way back.
+"""The client's side of one exchange: headers, body, hang-up, and the way back.
 
 Deadlines and size limits of reading are here; what a request or an error means is not. A client that has hung up
-is no error: what is sent to it is dropped, and `gone` tells.
+is no error: what is sent to it is dropped, and `gone` tells. `AsgiClient` is one as any ASGI server gives it; our own
+server's requests are clients themselves (`app/connection.py`), so that nothing is packed into messages for it.
 """
 
 import asyncio
@@ -19,7 +20,7 @@ Header = tuple[bytes, bytes]
 
 SLOW_AFTER_S: Final = 0.1
 """Requests that take less are not watched for hang-ups and have no deadlines of their own: a watcher is a task, a
-deadline is a timer, and most requests need neither."""
+deadline is a timer, and most requests need neither. Those that take twice as long are and have, for sure."""
 MEGABYTE: Final = 10**6
 CLIENT_REQUEST_ID_BYTES_MAX: Final = 128
 
@@ -35,39 +36,30 @@ class HttpError(RequestError):
 
 
 class Client:
-    """One request's client. `gone`: it hung up. `started`: the response's status is out."""
+    """One request's client. `gone`: it hung up, as far as anybody heard. `started`: the response's status is out.
+    `task` carries the request out. What differs between servers is said by the classes below this one."""
 
     __slots__ = (
         "_on_gone",
         "_on_slow",
-        "_receive",
-        "_send",
         "_slow",
-        "_tell",
-        "_timer",
-        "_watcher",
         "gone",
         "headers",
         "method",
         "path",
         "query",
         "started",
+        "task",
     )
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._receive, self._send = receive, send
-        self.method: str = scope["method"]
-        self.path: str = scope["path"]
-        self.query: bytes = scope.get("query_string", b"")
-        self.headers: dict[bytes, bytes] = {}
-        for name, value in scope["headers"]:
-            self.headers.setdefault(name, value)
+    task: asyncio.Task[Any]
+
+    def __init__(self, method: str, path: str, query: bytes, headers: dict[bytes, bytes]) -> None:
+        """`headers`: the first of each name, which is in lower case."""
+        self.method, self.path, self.query, self.headers = method, path, query, headers
         self.gone = self.started = self._slow = False
         self._on_gone: Callable[[], None] | None = None
         self._on_slow: Callable[[], None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._watcher: asyncio.Task[None] | None = None
-        self._tell: Callable[[Callable[[], None] | None], None] | None = None
 
     def header(self, name: bytes) -> bytes:
         """A header by its lower-case name; empty if absent. The first of several counts."""
@@ -78,6 +70,10 @@ class Client:
         """The client's own id for the request, only ever recorded."""
         value = self.header(b"x-request-id")[:CLIENT_REQUEST_ID_BYTES_MAX]
         return value.decode("ascii", "replace") or None
+
+    def body_at_once(self, bytes_max: int) -> bytes | None:
+        """The whole body if it is here already, else None: see `body`. Raises as that does."""
+        return None
 
     async def body(self, bytes_max: int, timeout_s: float) -> bytes | None:
         """The whole body, or None if the client hung up.
@@ -97,19 +93,20 @@ class Client:
             self._on_slow = None
 
     def when_slow(self, act: Callable[[], None]) -> None:
-        """Call back once the request takes longer than `SLOW_AFTER_S`; only the last callback counts."""
+        """Call back once the request has become slow; only the last callback counts."""
         if self._slow:
             act()
-            return
-        self._on_slow = act
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(SLOW_AFTER_S, self._turn_slow)
+        else:
+            self._on_slow = act
 
-    def _turn_slow(self) -> None:
+    def turn_slow(self) -> None:
+        """The request takes longer than `SLOW_AFTER_S`. Called once, by `InFlight`."""
         self._slow = True
         act, self._on_slow = self._on_slow, None
         if act is not None:
             act()
+        if self._on_gone is not None:
+            self._listen()
 
     async def upload(self, bytes_max: int, timeout_s: float) -> bytearray | None:
         """The same for a body that may be large: in one buffer, of which views are taken instead of copies.
@@ -128,7 +125,7 @@ class Client:
         self._check_length(bytes_max)
         loop, counted = asyncio.get_running_loop(), 0
         while True:
-            message = await self._receive()
+            message = await self.receive()
             if message["type"] == "http.disconnect":
                 self._left()
                 return False
@@ -155,7 +152,7 @@ class Client:
         chunks: list[bytes] = []
         size = 0
         while True:
-            message = await self._receive()
+            message = await self.receive()
             if message["type"] == "http.disconnect":
                 self._left()
                 return None
@@ -170,28 +167,69 @@ class Client:
     def watch(self, on_gone: Callable[[], None], on_slow: Callable[[], None]) -> None:
         """Call back once if the client hangs up before `unwatch`, and once if the request is slow. Only after the
         body was read."""
-        self._on_gone = on_gone
-
-        def begin() -> None:
-            on_slow()
-            # Our own server tells who asks; any other has to be waited for.
-            self._tell = getattr(getattr(self._receive, "__self__", None), "when_gone", None)
-            if self._tell is not None:
-                self._tell(self._left)
-            else:
-                self._watcher = asyncio.get_running_loop().create_task(self._wait_for_hangup())
-
-        self.when_slow(begin)
+        self._on_gone, self._on_slow = on_gone, on_slow
+        if self._slow:
+            self.turn_slow()
 
     def unwatch(self) -> None:
         """Stop watching, for hang-ups and slowness."""
         self._on_gone = self._on_slow = None
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._tell is not None:
-            self._tell(None)
-            self._tell = None
+        if self._slow:
+            self._stop_listening()
+
+    def _left(self) -> None:
+        self.gone = True
+        on_gone, self._on_gone = self._on_gone, None
+        if on_gone is not None:
+            on_gone()
+
+    # ---- what each server has its own way for
+
+    async def receive(self) -> Message:
+        """ASGI's `receive`."""
+        raise NotImplementedError
+
+    def _listen(self) -> None:
+        """From now on `_left` is to be called when the client leaves."""
+        raise NotImplementedError
+
+    def _stop_listening(self) -> None:
+        """No more. May be called without `_listen`, and twice."""
+        raise NotImplementedError
+
+    async def respond(self, status: int, lines: str, body: bytes) -> None:
+        """A whole response at once. `lines`: header fields, each with its line end. Nothing for a client that is
+        gone."""
+        raise NotImplementedError
+
+    async def start(self, status: int, lines: str) -> None:
+        """Status and headers. Nothing starts for a client that is gone."""
+        raise NotImplementedError
+
+    async def send(self, body: bytes, *, last: bool = False) -> None:
+        """Part of the body; waits while the client reads more slowly than we send."""
+        raise NotImplementedError
+
+
+class AsgiClient(Client):
+    """A client as an ASGI server gives it. A task of its own waits for its hang-up."""
+
+    __slots__ = ("_receive", "_send", "_watcher")
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        fields = dict(reversed(scope["headers"]))
+        super().__init__(scope["method"], scope["path"], scope.get("query_string", b""), fields)
+        self._receive, self._send = receive, send
+        self._watcher: asyncio.Task[None] | None = None
+
+    async def receive(self) -> Message:
+        """ASGI's."""
+        return await self._receive()
+
+    def _listen(self) -> None:
+        self._watcher = self.task.get_loop().create_task(self._wait_for_hangup())
+
+    def _stop_listening(self) -> None:
         if self._watcher is not None:
             self._watcher.cancel()
             self._watcher = None
@@ -201,26 +239,20 @@ class Client:
             pass
         self._left()
 
-    def _left(self) -> None:
-        self.gone = True
-        on_gone, self._on_gone = self._on_gone, None
-        if on_gone is not None:
-            on_gone()
-
     async def respond(self, status: int, lines: str, body: bytes) -> None:
-        """A whole response at once. `lines`: header fields, each with its line end."""
+        """See `Client`."""
         await self.start(status, f"{lines}content-length: {len(body)}\r\n")
         await self.send(body, last=True)
 
     async def start(self, status: int, lines: str) -> None:
-        """Status and headers. Nothing starts for a client that is gone."""
+        """See `Client`."""
         if self.gone:
             return
         self.started = True
         await self._out({"type": "http.response.start", "status": status, "headers": _fields(lines)})
 
     async def send(self, body: bytes, *, last: bool = False) -> None:
-        """Part of the body; waits while the client reads more slowly than we send."""
+        """See `Client`."""
         await self._out({"type": "http.response.body", "body": body, "more_body": not last})
 
     async def _out(self, message: Message) -> None:
@@ -230,6 +262,54 @@ class Client:
             await self._send(message)
         except OSError:
             self._left()
+
+
+class InFlight:
+    """The clients whose requests are being carried out. One timer tells all of them that have become slow."""
+
+    def __init__(self) -> None:
+        # Each turn of the timer finds those slow that the turn before has seen already.
+        self._young: dict[Client, None] = {}
+        self._older: dict[Client, None] = {}
+        self._slow: dict[Client, None] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._over = asyncio.Event()
+
+    def __len__(self) -> int:
+        return len(self._young) + len(self._older) + len(self._slow)
+
+    def begin(self, client: Client) -> None:
+        """Its request has begun."""
+        self._young[client] = None
+        if self._timer is None:
+            self._timer = client.task.get_loop().call_later(SLOW_AFTER_S, self._turn)
+
+    def end(self, client: Client) -> None:
+        """It has come to its end."""
+        for among in (self._young, self._older, self._slow):
+            if client in among:
+                del among[client]
+                break
+        if not self._young and not len(self):
+            self._over.set()
+
+    def _turn(self) -> None:
+        slow, self._older, self._young, self._timer = self._older, self._young, {}, None
+        self._slow |= slow
+        if self._older:
+            self._timer = next(iter(self._older)).task.get_loop().call_later(SLOW_AFTER_S, self._turn)
+        for client in slow:
+            client.turn_slow()
+
+    async def over(self) -> None:
+        """Return when there are none."""
+        while len(self):
+            self._over.clear()
+            await self._over.wait()
+
+    def tasks(self) -> list[asyncio.Task[Any]]:
+        """Those that carry them out."""
+        return [client.task for among in (self._young, self._older, self._slow) for client in among]
 
 
 def _fields(lines: str) -> list[Header]:

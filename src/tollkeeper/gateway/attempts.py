@@ -91,7 +91,7 @@ class Attempts:
             drain_s=self.settings.server.drain_timeout_s,
         )
         try:
-            async with patience:
+            with patience:
                 return await _Walk(self, exchange, endpoint, pools, patience).go()
         except TimeoutError:
             if exchange.client.gone:

@@ -4,7 +4,6 @@ It wakes whoever pauses when the client leaves. It knows nothing of attempts or 
 """
 
 import asyncio
-from functools import partial
 from types import TracebackType
 
 from tollkeeper.gateway.asgi import Client
@@ -12,32 +11,58 @@ from tollkeeper.gateway.instruments import Instruments
 
 
 class Patience:
-    """An async context; raises TimeoutError when the time is over. Clients are watched, and deadlines set, only once
-    a request is slow."""
+    """A context within the request's task; raises TimeoutError when the time is over, as `asyncio.timeout` does.
 
-    __slots__ = ("_client", "_drain_s", "_drained", "_ends_at", "_instruments", "_loop", "_pause", "_timeout")
+    Clients are watched, and deadlines set, only once a request is slow.
+    """
+
+    __slots__ = (
+        "_cancelling",
+        "_client",
+        "_drain_s",
+        "_drained",
+        "_ends_at",
+        "_expired",
+        "_instruments",
+        "_loop",
+        "_pause",
+        "_task",
+        "_timer",
+    )
 
     def __init__(self, client: Client, instruments: Instruments, *, total_s: float, drain_s: float) -> None:
         self._client, self._instruments, self._drain_s = client, instruments, drain_s
-        self._loop = asyncio.get_running_loop()
+        self._task = client.task
+        self._loop = self._task.get_loop()
         self._ends_at = self._loop.time() + total_s
-        self._timeout = asyncio.timeout(None)
-        self._drained = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._drained = self._expired = False
         self._pause: asyncio.Future[None] | None = None
 
-    async def __aenter__(self) -> "Patience":
-        await self._timeout.__aenter__()
-        self._client.watch(self._hung_up, partial(self._timeout.reschedule, self._ends_at))
+    def __enter__(self) -> "Patience":
+        self._cancelling = self._task.cancelling()
+        self._client.watch(self._hung_up, self._became_slow)
         return self
 
-    async def __aexit__(
+    def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._client.unwatch()
+        if self._timer is not None:
+            self._timer.cancel()
         if self._drained:
             self._instruments.draining -= 1
             self._instruments.drains.inc()
-        await self._timeout.__aexit__(kind, error, traceback)
+        # Who else wanted the task cancelled in the meantime is heard.
+        if self._expired and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
+            raise TimeoutError from error
+
+    def _became_slow(self) -> None:
+        self._timer = self._loop.call_at(self._ends_at, self._expire)
+
+    def _expire(self) -> None:
+        self._expired = True
+        self._task.cancel()
 
     @property
     def left_s(self) -> float:
@@ -61,9 +86,11 @@ class Patience:
             self._pause.set_result(None)
 
     def _hung_up(self) -> None:
-        if self._timeout.expired():
+        if self._expired:
             return
         self._drained = True
         self._instruments.draining += 1
-        self._timeout.reschedule(self._loop.time() + self._drain_s)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(self._loop.time() + self._drain_s, self._expire)
         self._wake()

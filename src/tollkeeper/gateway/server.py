@@ -20,7 +20,7 @@ from tollkeeper.domain.policy import Principal
 from tollkeeper.domain.ports import Corrector, Governor, KeyDirectory, RecordSink
 from tollkeeper.domain.record import RequestRecord
 from tollkeeper.gateway.admit import RequestIds
-from tollkeeper.gateway.asgi import Client, Header, HttpError, Receive, Scope, Send
+from tollkeeper.gateway.asgi import AsgiClient, Client, Header, HttpError, InFlight, Receive, Scope, Send
 from tollkeeper.gateway.attempts import Attempts
 from tollkeeper.gateway.authenticate import KeyTable, secret_of
 from tollkeeper.gateway.bound import Bounder
@@ -127,8 +127,7 @@ class DataPlane:
         self._follow_up = FollowUp(settings, self._objects, self._kept, self._attempts, metrics, now_us)
         self._capture = capturing(settings.logs, ByteBudget(CAPTURED_BYTES_MAX))
         self._ids = RequestIds()
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._idle = asyncio.Event()
+        self._in_flight = InFlight()
         self._log = logger("gateway")
 
     def __repr__(self) -> str:
@@ -143,14 +142,13 @@ class DataPlane:
 
     async def stop(self) -> None:
         """Let requests in flight and drains end by themselves up to `drain_timeout_s`, then end and charge them."""
-        if self._tasks:
-            self._idle.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._settings.server.drain_timeout_s):
-                    await self._idle.wait()
-        for task in tuple(self._tasks):
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.server.drain_timeout_s):
+                await self._in_flight.over()
+        tasks = self._in_flight.tasks()
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self._follow_up.stop()
         await self._objects.stop()
         await self._keys.stop()
@@ -168,23 +166,26 @@ class DataPlane:
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        client = Client(scope, receive, send)
+        client = AsgiClient(scope, receive, send)
+        task = asyncio.current_task()
+        assert task is not None
+        client.task = task
+        await self.direct(client)
+
+    async def direct(self, client: Client) -> None:
+        """Carry out a request in its task, from our own server without ASGI's messages in between."""
         exchange = Exchange(client, self._ids.next(), self._now_us())
         about_request(exchange.request_id)
         if self._tracing is not None:
             exchange.trace = self._tracing.begin(client.header(b"traceparent"), client.header(b"tracestate"))
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
+        self._in_flight.begin(client)
         self._instruments.active += 1
         try:
             await self._serve(exchange)
         finally:
             self._instruments.active -= 1
-            self._tasks.discard(task)
+            self._in_flight.end(client)
             client.unwatch()
-            if not self._tasks:
-                self._idle.set()
             self._close(exchange)
 
     async def _serve(self, exchange: Exchange) -> None:
@@ -251,7 +252,9 @@ class DataPlane:
         if endpoint.form:
             await self._generate_of_form(exchange, endpoint, principal)
             return
-        body = await client.body(server.body_bytes_max, server.body_timeout_s)
+        body = client.body_at_once(server.body_bytes_max)
+        if body is None:
+            body = await client.body(server.body_bytes_max, server.body_timeout_s)
         if body is None:
             return
         capture = exchange.capture = self._capture(client, principal, endpoint)
