@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from tests.campaigns import Outcome
 from tests.governance.limiter_trials import BucketTrial, WindowTrial, bucket_moves, window_moves
 from tests.governance.lua_redis import LuaClient, LuaRedis
-from tests.governance.script_trials import admissions, play_admission, schedules
+from tests.governance.script_trials import admissions, play_admission, schedules, togethers
 from tests.governance.test_oracle import anywhere, buckets, play_oracle, play_pair, uncorrected, windows
-from tests.governance.test_twin import START_US, Pair, moves, policies, principal
+from tests.governance.test_twin import START_US, Pair, moves, policies, principal, together
 from tests.servers.redis import RedisServer
 from tollkeeper import RedisClient
 from tollkeeper.domain.policy import Policy, TokenBucket, Unit
@@ -166,9 +166,10 @@ KINDS: Final = (
         _oracle_redis,
     ),
     Kind("a tree and all that befalls it: Lua, twin, each stored field", admissions(5), _tree),
+    Kind("settlements that come together: Lua, twin, each stored field", togethers(1), _tree),
     Kind(
         "a tree without buckets and all that befalls it: Redis, twin",
-        st.tuples(bucketless, st.none() | bucketless, st.none() | bucketless, schedules(moves, 5)),
+        st.tuples(bucketless, st.none() | bucketless, st.none() | bucketless, schedules(moves | together, 5)),
         _redis,
     ),
 )

@@ -87,6 +87,7 @@ async def play_damage(lua: LuaRedis) -> None:
                 assert _costs(lua.redis.values, but=key) == _costs(right_then, but=key), (entry.kind, key, value)
                 assert _others(lua.redis.values, but=key) == _others(right, but=key), (entry.kind, key, value)
                 assert lua.redis.values[key] == value or key in HASHES or len(value) >= 48, (entry.kind, key)
+    await _together(lua, store, whole, entries)
     await _hold_again(lua, store, whole)
     await _seed(lua, store, whole)
     await _push(lua, store, whole)
@@ -105,6 +106,7 @@ async def _tree(lua: LuaRedis, store: LuaStore) -> list[Entry]:
     store.apply(ROOT, "p_0", settle_entry(1, one, 5, Usage(), 0), lambda _: None)
     store.apply(ROOT, "p_0", presume_entry(2, two), lambda _: None)
     store.apply(ROOT, "p_0", usage_entry(3, "untold", 9, one.counters), lambda _: None)
+    await asyncio.sleep(0)
     await asyncio.sleep(0)
     snapshot = await store.snapshot(ROOT)  # a new generation: the next charge has to flag again
     assert snapshot is not None
@@ -152,8 +154,34 @@ async def _apply(store: LuaStore, entry: Entry) -> Applied | StoreUnavailable:
     answers: list[Applied | StoreUnavailable] = []
     store.apply(ROOT, "p_1", entry, answers.append)
     await asyncio.sleep(0)
+    await asyncio.sleep(0)
     (answer,) = answers
     return answer
+
+
+async def _together(lua: LuaRedis, store: LuaStore, whole: dict[bytes, Any], entries: list[Entry]) -> None:
+    """Two ends of one turn find what they would find one after the other."""
+    settled = msgspec.structs.replace(entries[0], buckets=())
+    ended = Entry(2, EntryKind.VOID, "other.1", counters=settled.counters[:1], slots=settled.slots)
+    for key, value in _damages(whole):
+        found: list[tuple[list[Applied | StoreUnavailable], dict[bytes, Any]]] = []
+        for turns in (2, 1):
+            lua.redis.values = copy.deepcopy(whole) | {key: copy.deepcopy(value)}
+            answers: list[Applied | StoreUnavailable] = []
+            for entry in (settled, ended):
+                store.apply(ROOT, "p_1", entry, answers.append)
+                for _ in range(4 * (turns - 1)):
+                    await asyncio.sleep(0)
+            for _ in range(6):
+                await asyncio.sleep(0)
+            found.append((answers, lua.redis.values))
+        (apart, left_apart), (at_once, left_at_once) = found
+        assert left_apart == left_at_once, key
+        assert [_said(answer) for answer in apart] == [_said(answer) for answer in at_once], key
+
+
+def _said(answer: Applied | StoreUnavailable) -> str:
+    return answer.status if isinstance(answer, Applied) else type(answer).__name__
 
 
 async def _hold_again(lua: LuaRedis, store: LuaStore, whole: dict[bytes, Any]) -> None:

@@ -40,6 +40,7 @@ _LAST_LIFE = (
 )
 _BEGINNING = "0 is the beginning, too."
 _NO_SLOTS = "The key before the slot sets is of another type: its error is caught, as that of a broken slot set is."
+_NO_PLACE = "Places begin at 1, so nothing is found at 0."
 _NOTHING_LEASED = "Nothing leased is less than half of any bound."
 _FEWER_CALLS = "Only the number of calls differs."
 _NONE_REPEATED = "Of no repeated records nothing is subtracted."
@@ -61,6 +62,8 @@ ARGUMENTS: Final = (
         "What is written again is the same; where there is no log, an empty one is left, which answers like none.",
         new=(">=",),
     ),
+    Argument("batch.lua", "for i = 1, log_count do", "1", _NO_PLACE, new=("(0)",)),
+    Argument("batch.lua", "for i = 1, slot_count do", "1", _NO_PLACE, new=("(0)",)),
     Argument("apply.lua", "for i = 1, slot_count do", "1", _NO_SLOTS, new=("(0)",)),
     Argument("apply.lua", "if bucket_count > 0 then", ">", _MADE_IN_VAIN, new=(">=",)),
     Argument("apply.lua", "if bucket_count > 0 then", "0", _MADE_IN_VAIN, new=("(-1)",)),
@@ -105,6 +108,12 @@ ARGUMENTS: Final = (
     Argument("admit.lua", "refusals[#refusals + 1] = {NEVER, 0,", "0", _WAITLESS, new=("1",)),
     Argument("admit.lua", "refusals[#refusals + 1] = {BUSY, 0,", "0", _WAITLESS, nth=(1,)),
     Argument("admit.lua", "{severity, severity == WAIT and ends - now or 0", "0", _WAITLESS, nth=(1,), new=("(-1)",)),
+    Argument("batch.lua", "if ends > 0 and ends <= clock", "0", _FIRST_US, new=("1",)),
+    Argument("batch.lua", "counter.flagged = string.sub(raw, COUNTER_BYTES + 1)", "+", _FLAGGED),
+    Argument("batch.lua", "counter.flagged = string.sub(raw, COUNTER_BYTES + 1)", "1", _FLAGGED),
+    Argument("amend.lua", "local raw = call('GETRANGE', key, '-96'", "'-17'", _LONGER, new=("'-16'",)),
+    Argument("amend.lua", "local stamp, had_requests, had_tokens = read(RUN", "-", _LONGER),
+    Argument("amend.lua", "local stamp, had_requests, had_tokens = read(RUN", "1", _LONGER, new=("(0)",)),
     Argument("apply.lua", "if ends > 0 and ends <= clock", "0", _FIRST_US, new=("1",)),
     Argument("apply.lua", "flagging = flagging or string.sub(raw, COUNTER_BYTES + 1)", "+", _FLAGGED),
     Argument("apply.lua", "flagging = flagging or string.sub(raw, COUNTER_BYTES + 1)", "1", _FLAGGED),

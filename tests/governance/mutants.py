@@ -34,7 +34,9 @@ from tests.governance.script_trials import (
     play_heavy_runs,
     play_limits_of_nothing,
     play_replies,
+    play_step,
     play_window,
+    togethers,
     windows,
 )
 from tests.governance.test_twin import START_US
@@ -474,6 +476,8 @@ def trials(kind: str) -> list[Trial]:
             *_each("known", play_admission, KNOWN),
             *_each("yet to come", play_admission, YET_TO_COME),
             *_each("following", play_admission, FOLLOWING),
+            Trial("step", play_step),
+            *_each("together", play_admission, fixed(togethers(6), 100)),
             *_each("admission", play_admission, fixed(admissions(40), 300)),
             Trial("heavy runs", play_heavy_runs),
             Trial("damage", play_damage),

@@ -19,7 +19,7 @@ from tests.governance.limiter_trials import (
     window_moves,
 )
 from tests.governance.lua_redis import LuaClient, LuaRedis, word
-from tests.governance.test_twin import START_US, Pair, moves, policies_of, principal
+from tests.governance.test_twin import START_US, Pair, moves, policies_of, principal, together
 from tollkeeper.domain.admission import Checks, Demand, Grant, Reply, Status, checks_for
 from tollkeeper.domain.bucket import Bucket
 from tollkeeper.domain.charges import UNCHARGED
@@ -43,8 +43,8 @@ from tollkeeper.domain.entries import (
     void_entry,
 )
 from tollkeeper.domain.errors import StoreUnavailable
-from tollkeeper.domain.periods import Span
-from tollkeeper.domain.policy import Policy, Principal
+from tollkeeper.domain.periods import Period, Span
+from tollkeeper.domain.policy import Budget, Policy, Principal, Unit, Window
 from tollkeeper.domain.ports import SpendTotals
 from tollkeeper.domain.tree import Tree
 from tollkeeper.domain.usage import Usage
@@ -73,6 +73,10 @@ HEADER = (
     *("generation", "offset", "first", "head", "tail", "requests", "tokens"),
     *("last", "last_requests", "last_tokens", "oldest", "expires"),
 )
+
+
+_MINUTE = 60_000_000
+_STATUS_NUMBER = {"ok": 0, "gap": 1, "cold": 2, "absent": 3}
 
 
 class LuaStore(RedisStore):
@@ -283,6 +287,37 @@ def admissions(least: int) -> st.SearchStrategy[Any]:
     return st.tuples(policies, st.none() | policies, st.none() | policies, schedules(of, least), st.booleans())
 
 
+def _flat(rounds: list[tuple[list[tuple[Move, Move]], list[Move], list[Move]]]) -> list[Move]:
+    found: list[Move] = []
+    for arrived, ends, others in rounds:
+        for wait, admit in arrived:
+            found += (wait, admit)
+        found += [*ends, *others]
+    return found
+
+
+def togethers(rounds: int) -> st.SearchStrategy[Any]:
+    """The same, of little but admissions, apart in time, and ends that come together."""
+    admit = st.tuples(st.just("admit"), st.integers(0, 15), st.integers(0, 20))
+    short = st.tuples(st.just("wait"), st.sampled_from([0, 10_000, 10_000, 20_000]))
+    long = st.tuples(st.just("wait"), st.sampled_from([700_000, 5_950_000, 59_990_000, 60_000_000]))
+    others = st.sampled_from(
+        [("snapshot", True), ("snapshot", False), ("reset",), ("void", 0), ("skip",), ("state",)]
+    )
+    ends = st.lists(together, min_size=1, max_size=2)
+    arrivals = st.lists(st.tuples(short, admit), min_size=1, max_size=6)
+    one = st.tuples(arrivals, ends, st.lists(others | others | long, max_size=2))
+    flat = st.lists(one, min_size=rounds, max_size=20).map(_flat)
+    windows = st.builds(Window, st.sampled_from(Unit), st.integers(20, 1_000), st.sampled_from([_MINUTE, 6_000_000]))
+    policies = st.builds(
+        Policy,
+        windows=st.lists(windows, min_size=1, max_size=3).map(tuple),
+        concurrency=st.none() | st.integers(3, 9),
+        budgets=st.lists(st.builds(Budget, st.integers(50, 9_000), st.sampled_from(Period)), max_size=2).map(tuple),
+    )
+    return st.tuples(policies, st.none() | policies, st.none(), flat, st.booleans())
+
+
 def windows(least: int) -> st.SearchStrategy[Any]:
     """A window in µs and a schedule."""
     return st.tuples(st.sampled_from([60_000_000, 6_000_000, 7_001, 1_000]), schedules(window_moves, least))
@@ -327,10 +362,20 @@ class LuaPair(Pair):
         answers: list[Applied | StoreUnavailable] = []
         for store in self.stores():
             store.apply(self.root, producer, entry, answers.append)
+        await asyncio.sleep(0)  # the end of the turn
         await asyncio.sleep(0)  # callbacks of a future that is done
         assert len(answers) == 2 and answers[0] == answers[1], answers
         assert isinstance(answers[0], Applied)
         return answers[0]
+
+    async def apply_together(self, entries: list[Entry]) -> list[Applied]:
+        """The step itself, without what is done when it refuses."""
+        entries = [msgspec.structs.replace(entry, buckets=()) for entry in entries]
+        store, _ = self.stores()
+        reply = self.lua.run("batch", *store._batch_call(self.root, "p_1", entries))
+        said = self.tree.apply_all(self.now_us, "p_1", entries)
+        assert reply == [_STATUS_NUMBER[said.status], said.mark], (reply, said)
+        return [said] * len(entries)
 
     @property
     def tree(self) -> Tree:
@@ -724,6 +769,37 @@ async def play_admission(
     await pair.on_state()
     await pair.on_snapshot(clear=True)
     pair.compare()
+
+
+async def play_step(lua: LuaRedis) -> None:
+    """What schedules seldom reach: several entries in one step on a cold tree, of a producer that nobody knows, on a
+    counter that is none, and with a run that a log does not have yet."""
+    policy = Policy(windows=(Window(Unit.TOKENS, 99),), budgets=(Budget(99, Period.TOTAL),))
+    pair = LuaPair(lua, principal("org_1", policy, None, None), server_time=False)
+    store, _ = pair.stores()
+
+    def step(*entries: Entry) -> Any:
+        return lua.run("batch", *store._batch_call("org_1", "p_new", entries))
+
+    void = Entry(1, EntryKind.VOID, "x.1")
+    assert step(void, msgspec.structs.replace(void, number=2)) == [2, 0]
+    await pair.on_seed(0, 7)
+    for ahead in (2, 9):
+        assert step(msgspec.structs.replace(void, number=ahead)) == [1, 0]
+    assert step(void, msgspec.structs.replace(void, number=2)) == [0, 2]
+    await pair.on_admit(9, 9)
+    (grant, dispatch) = pair.grants[0]
+    log = pair.tree.logs[dispatch.runs[0].name]
+    later = [msgspec.structs.replace(run, index=run.index + 1) for run in dispatch.runs]
+    settled = settle_entry(3, msgspec.structs.replace(dispatch, runs=tuple(later)), 5, Usage(1), 3)
+    assert step(settled, Entry(4, EntryKind.VOID, "x.2")) == [0, 4]
+    Log(lua.redis.values[log_key("org_1", dispatch.runs[0].name).encode()]).equals(log)
+    counter = counter_key("org_1", grant.checks.counters[0].name).encode()
+    for length, said in ((47, [5, 4]), (48, [0, 5])):
+        lua.redis.values[counter] = lua.redis.values[counter][:length].ljust(length, b"\0")
+        before = dict(lua.redis.values)
+        assert step(msgspec.structs.replace(settled, number=5)) == said
+        assert said[0] == 0 or lua.redis.values == before
 
 
 async def play_window(lua: LuaRedis, example: tuple[int, list[Move]]) -> None:

@@ -14,7 +14,9 @@ from tests.governance.script_trials import (
     play_heavy_runs,
     play_limits_of_nothing,
     play_replies,
+    play_step,
     play_window,
+    togethers,
     windows,
 )
 from tollkeeper.domain.policy import Policy, TokenBucket, Unit, Window
@@ -31,6 +33,18 @@ Admission = tuple[Policy, Policy | None, Policy | None, list[Move], bool]
 def test_admission_and_settlement(trial: Admission) -> None:
     """Any schedule of admissions, entries, losses, forged corrections, dead producers and clock moves."""
     play(None, lambda lua: play_admission(lua, trial))
+
+
+@settings(max_examples=100, deadline=None)
+@given(togethers(0))
+def test_settlements_together(trial: Admission) -> None:
+    """What entries do in one step is what they do one after the other, or nothing."""
+    play(None, lambda lua: play_admission(lua, trial))
+
+
+def test_step() -> None:
+    """The same, where schedules seldom get."""
+    play(None, play_step)
 
 
 @settings(max_examples=150, deadline=None)

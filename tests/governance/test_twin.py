@@ -4,6 +4,7 @@ windows agree with a brute-force oracle."""
 import asyncio
 import itertools
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -15,6 +16,7 @@ from tollkeeper.domain.admission import Checks, Demand, Grant, Reply, Status, ch
 from tollkeeper.domain.charges import UNCHARGED, Charge
 from tollkeeper.domain.entries import (
     Applied,
+    AppliedStatus,
     CounterRef,
     Dispatch,
     Entry,
@@ -24,6 +26,7 @@ from tollkeeper.domain.entries import (
     close_entry,
     counter_ref,
     dispatch_of,
+    is_plain,
     presume_entry,
     settle_entry,
     void_entry,
@@ -89,6 +92,20 @@ def policies_of(*rates: int) -> st.SearchStrategy[Policy]:
 
 policies = policies_of(1, 2, 3)
 """So slow that no bucket is full by Redis' own clock before the test's."""
+ends = st.tuples(
+    st.integers(0, 20),
+    st.integers(0, 80),
+    st.integers(0, 30),
+    st.sampled_from(["settle", "settle", "void", "flood"]),
+    st.sampled_from([0, 2**40 - 1, 2**41, -(2**41)]),
+)
+together = st.tuples(
+    st.just("together"),
+    st.lists(ends, min_size=1, max_size=5),
+    st.sampled_from([0, 0, 0, 0, 0, -2, -1, 1]),
+    st.none() | st.tuples(st.integers(0, 4), st.sampled_from([-1, 0, 1, None])),
+)
+"""Not among the moves, from which the trials of mutants are drawn: they have schedules of their own for it."""
 moves = st.one_of(
     st.tuples(
         st.just("wait"), st.sampled_from([0, 1, 37, 5_000, 10_000, 700_000, 6_000_000, 59_990_000, 60_000_000])
@@ -219,6 +236,70 @@ class Pair:
     async def on_settle(self, which: int, cost: int, tokens: int) -> None:
         usage = Usage(input_tokens=tokens, output_tokens=1, cached_tokens=tokens // 2)
         await self.end(which, lambda g, d, n: settle_entry(n, d, cost, usage, tokens + 1 - g.demand.tokens))
+
+    async def on_together(
+        self, ends: list[tuple[int, int, int, str, int]], shift: int, past: tuple[int, int | None] | None
+    ) -> None:
+        """Ends that one turn of the event loop brings. `shift`: some of the numbers came before, or one is missing;
+        `past`: one of the entries charges a counter of a period that ends about now, or never, too."""
+        entries: list[Entry] = []
+        taken: list[tuple[Grant, Dispatch]] = []
+        for which, cost, tokens, kind, more in ends[: len(self.grants)]:
+            taken.append(self.grants.pop(which % len(self.grants)))
+            demand, dispatch = taken[-1][0].demand, taken[-1][1]
+            number = self.number + 1 + shift + len(entries)
+            usage = Usage(input_tokens=tokens, output_tokens=1, cached_tokens=tokens // 2)
+            if kind == "settle":
+                entries.append(settle_entry(number, dispatch, cost, usage, tokens + 1 - demand.tokens))
+            elif kind == "void":
+                entries.append(void_entry(number, dispatch, demand.requests, demand.tokens))
+            else:
+                entries.append(void_entry(number, dispatch, -more, more - demand.tokens))
+        if not entries or entries[0].number < 1:
+            self.grants += taken
+            return
+        if past is not None:
+            which, ends_in = past[0] % len(entries), past[1]
+            ref = CounterRef(f"key_1:21{self.number:02d}", 0, 0)
+            if ends_in is not None:
+                ref = CounterRef(ref.name, self.now_us + ends_in, START_US + 10**12 + 1)
+            counters = (*entries[which].counters, ref)
+            entries[which] = msgspec.structs.replace(entries[which], counters=counters)
+        answers = await self.apply_together(entries)
+        for entry, answer, back in zip(entries, answers, taken, strict=True):
+            if answer.status == "ok" and entry.number > self.number:
+                self.number += 1
+                self.entries.append(entry)
+            else:
+                self.grants.append(back)
+
+    async def apply_together(self, entries: list[Entry]) -> list[Applied]:
+        """The memory's answers, which are Redis' too: in one step, or if that refuses, one after the other."""
+        self.stores()
+        answers: dict[int, Applied | StoreUnavailable] = {}
+        arrived = asyncio.Event()
+
+        def put(number: int, answer: Applied | StoreUnavailable) -> None:
+            answers[number] = answer
+            if len(answers) == len(entries):
+                arrived.set()
+
+        for number, entry in enumerate(entries):
+            self.redis.apply(self.root, "p_1", entry, partial(put, number))
+        await arrived.wait()
+        tree = self.memory.tree(self.root)
+        plain = all(is_plain(entry) for entry in entries)
+        expected: list[Applied] = []
+        if plain:
+            expected = [tree.apply_all(self.now_us, "p_1", entries)] * len(entries)
+        if not plain or expected[0].status is not AppliedStatus.OK:
+            expected = [tree.apply(self.now_us, "p_1", entry, self.memory.life) for entry in entries]
+        for number, one in enumerate(expected):
+            answer = answers[number]
+            assert isinstance(answer, Applied)
+            # Some of a mixture may have gone together: then they are told one mark.
+            assert answer == one or (not plain and (answer.status, answer.absent) == (one.status, one.absent))
+        return expected
 
     async def on_presume(self, which: int) -> None:
         await self.end(which, lambda g, d, n: presume_entry(n, d))
@@ -390,7 +471,7 @@ class Pair:
     key=policies,
     team=st.none() | policies,
     organisation=st.none() | policies,
-    schedule=st.lists(moves, max_size=40),
+    schedule=st.lists(moves | together, max_size=40),
 )
 def test_scripts_equal_their_twin(
     redis_server: RedisServer,

@@ -141,6 +141,11 @@ class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     told: bool = False
 
 
+def is_plain(entry: Entry) -> bool:
+    """Whether it may be applied in one step with others like it: it needs nothing but counters, runs and slots."""
+    return (entry.kind is EntryKind.SETTLE or entry.kind is EntryKind.VOID) and not entry.buckets
+
+
 class Dispatch(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The outbox line written before the first byte goes upstream: what a successor needs to presume the charge."""
 

@@ -315,6 +315,24 @@ class Tree:
             self.marks[producer] = entry.number
         return missing or Applied(AppliedStatus.OK, entry.number)
 
+    def apply_all(self, now_us: int, producer: str, entries: Sequence[Entry]) -> Applied:
+        """Apply consecutive entries of the kinds settle and void in one step: all, or none if one is refused."""
+        if self.run is None:
+            return Applied(AppliedStatus.COLD)
+        mark, last = self.marks.get(producer, 0), entries[-1].number
+        if last <= mark:
+            return Applied(AppliedStatus.OK, mark)
+        if entries[0].number != mark + 1:
+            return Applied(AppliedStatus.GAP, mark)
+        for entry in entries:
+            absent = self._absent(now_us, mark, entry)
+            if absent is not None:
+                return Applied(AppliedStatus.ABSENT, mark)
+        for entry in entries:
+            self._charge(now_us, entry)
+        self.marks[producer] = last
+        return Applied(AppliedStatus.OK, last)
+
     def _do(self, now_us: int, producer: str, entry: Entry, server: str) -> None:
         if entry.kind in (EntryKind.BURY, EntryKind.CLOSE):
             self._bury(entry)

@@ -15,7 +15,20 @@ from importlib.resources import files
 from typing import Final
 
 SCRIPTS: Final = (
-    *("admit", "apply", "charge", "quarantine", "bury", "seed", "restore", "reassert", "snapshot", "clear", "reset"),
+    *(
+        "admit",
+        "apply",
+        "batch",
+        "charge",
+        "quarantine",
+        "bury",
+        "seed",
+        "restore",
+        "reassert",
+        "snapshot",
+        "clear",
+        "reset",
+    ),
     *("push",),
     *("once", "remember", "looked", "bring"),
     *("gate", "ready", "recall", "fence", "flag"),
