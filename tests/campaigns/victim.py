@@ -26,6 +26,7 @@ from tollkeeper.domain.admission import Checks, Demand, Grant, Reply, Status
 from tollkeeper.domain.ports import RootSnapshot
 from tollkeeper.gateway import attempts, dispatch, stream
 from tollkeeper.gateway.settle import Attempt
+from tollkeeper.gateway.upstream import RequestHeaders
 from tollkeeper.governance import Ledger, RedisStore, scripts
 from tollkeeper.governance.outbox import Outbox, Segment
 from tollkeeper.storage import spend
@@ -219,7 +220,7 @@ def attempts_named() -> None:
         begin(self, grant, *rest)
         latest.set(grant.demand.attempt)
 
-    def named(*args: Any, request_id: str, **more: Any) -> dict[str, str]:
+    def named(*args: Any, request_id: str, **more: Any) -> RequestHeaders:
         return headers(*args, request_id=latest.get(), **more)
 
     setattr(Attempt, "__init__", begun)  # noqa: B010 - a method

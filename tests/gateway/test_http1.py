@@ -29,7 +29,7 @@ from tollkeeper.domain.errors import Fault, UpstreamError
 from tollkeeper.gateway import http1, http1_pool
 from tollkeeper.gateway.http1 import BUFFER_BYTES_MAX, Connection, Http1Response
 from tollkeeper.gateway.http1_pool import Http1Upstream, Pool
-from tollkeeper.gateway.upstream import Upstream
+from tollkeeper.gateway.upstream import FixedHeaders, RequestHeaders, Upstream
 from tollkeeper.gateway.upstream_aiohttp import AiohttpUpstream
 from tollkeeper.settings import ProviderSettings
 
@@ -578,6 +578,43 @@ async def test_headers_that_would_frame_something_else_are_not_sent(headers: dic
         assert (caught.value.fault, caught.value.sent, seen) == (Fault.INTERNAL, False, [])
         with pytest.raises(UpstreamError):
             await upstream.send("p", "/chat HTTP/1.1\r\nx: y", {}, b"{}")
+        for fixed, own in ((headers, {}), ({}, headers), ({"a": "b"}, headers)):
+            with pytest.raises(UpstreamError) as caught:
+                await upstream.send("p", "/chat", RequestHeaders(FixedHeaders(fixed), own), b"{}")
+            assert (caught.value.fault, caught.value.sent, seen) == (Fault.INTERNAL, False, [])
+
+
+async def test_fixed_headers_are_written_as_any_others() -> None:
+    """The first time, and when they are known; other ones on the same path are told apart."""
+    handle, _ = counting(endless)
+    async with listening(handle) as url, http1_to(url) as (_, pool):
+        for value in ("1", "2"):
+            fixed = FixedHeaders({"accept": "*/*", "key": value})
+            for number in ("a", "b"):
+                head = pool._head("POST", "/chat", RequestHeaders(fixed, {"x-id": number}), 5)
+                assert head == pool._head("POST", "/chat", {"accept": "*/*", "key": value, "x-id": number}, 5)
+        assert len(pool._heads) == 3  # the two, and none fixed
+
+
+async def test_a_body_that_is_here_is_taken_at_once() -> None:
+    """Whole, once, within the bound; never a part."""
+    for pieces, whole in ((1, b"abc"), (2, None)):
+        loop = asyncio.get_running_loop()
+        connection = Connection(Owned(), loop)
+        connection.connection_made(Wire())
+        task = asyncio.create_task(connection.exchange(b"", b"", provider("http://h"), loop.time() + 9))
+        await asyncio.sleep(0)
+        data = HTTP + b"content-length: 3\r\n\r\nabc"
+        connection.data_received(data if pieces == 1 else data[:-1])
+        response = await task
+        assert response.whole(2) is None
+        assert response.whole() == whole
+        if pieces == 2:
+            connection.data_received(b"c")
+            assert response.whole() is None  # in two parts: it is read
+            assert await response.read() == b"abc"
+        assert response.whole() is None and await response.read() == b""
+        connection.close()
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "[::1]", "localhost"])

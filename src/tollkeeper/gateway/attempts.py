@@ -288,7 +288,7 @@ class _Walk:
         )
         if exchange.trace is not None:
             tried.span_id = new_id()
-            headers |= exchange.trace.headers(tried.span_id)
+            headers.own |= exchange.trace.headers(tried.span_id)
         path = upstream_path(call, settings, model)
         attempt.dispatch()
         exchange.mark_dispatched()

@@ -4,10 +4,12 @@ Nothing of the client's but the listed headers reaches a provider: no key, cooki
 """
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Final
 
 from tollkeeper.gateway.asgi import Client
 from tollkeeper.gateway.dialects import Call, Dialect, Endpoint, provider_path
+from tollkeeper.gateway.upstream import NO_HEADERS, FixedHeaders, RequestHeaders
 from tollkeeper.settings import ProviderSettings
 
 PASSED_ON: Final[Mapping[str, tuple[bytes, ...]]] = {
@@ -16,22 +18,39 @@ PASSED_ON: Final[Mapping[str, tuple[bytes, ...]]] = {
 }
 """Client headers that change what the provider does, by dialect."""
 ANTHROPIC_VERSION: Final = "2023-06-01"
+DEFAULTS: Final = {b"anthropic-version": ANTHROPIC_VERSION.encode()}
+"""What is sent in any case need not be passed on."""
 HEADER_BYTES_MAX: Final = 1024
+FIXED_MAX: Final = 256
+"""Sets of headers kept: there are a few for each provider's key."""
 USER_AGENT: Final = "tollkeeper"
 
 
 def upstream_headers(
     client: Client, endpoint: Endpoint, *, key: str | None, request_id: str, call: Call, azure: bool
-) -> dict[str, str]:
+) -> RequestHeaders:
     """All headers of the upstream request, but Host and Content-Length."""
-    headers = provider_headers(endpoint.dialect, key=key, request_id=request_id, azure=azure)
-    headers["content-type"] = "application/json" if call.form is None else call.form.content_type
-    headers["accept"] = "text/event-stream" if call.stream else "*/*" if endpoint.media else "application/json"
-    for name in PASSED_ON[endpoint.dialect]:
-        value = client.header(name)
-        if value and len(value) <= HEADER_BYTES_MAX and value.isascii():
-            headers[name.decode()] = value.decode()
-    return headers
+    dialect = endpoint.dialect
+    accept = "text/event-stream" if call.stream else "*/*" if endpoint.media else "application/json"
+    fixed = _fixed(dialect, key, accept, azure)
+    own = {"x-request-id": request_id}
+    for name in PASSED_ON[dialect]:
+        value = client.headers.get(name)
+        if value and value != DEFAULTS.get(name) and len(value) <= HEADER_BYTES_MAX and value.isascii():
+            own[name.decode()] = value.decode()
+    if call.form is not None:
+        own["content-type"] = call.form.content_type
+    if len(own) > 1 and not fixed.keys().isdisjoint(own):
+        return RequestHeaders(NO_HEADERS, dict(fixed) | own)
+    return RequestHeaders(fixed, own)
+
+
+@lru_cache(FIXED_MAX)
+def _fixed(dialect: Dialect, key: str | None, accept: str, azure: bool) -> FixedHeaders:
+    """Also of no request of its own."""
+    headers = provider_headers(dialect, key=key, request_id="", azure=azure) | {"accept": accept}
+    del headers["x-request-id"]
+    return FixedHeaders(headers)
 
 
 def provider_headers(dialect: Dialect, *, key: str | None, request_id: str, azure: bool) -> dict[str, str]:

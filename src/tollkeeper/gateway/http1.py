@@ -141,6 +141,16 @@ class Http1Response:
             chunks.append(chunk)
         return b"".join(chunks)
 
+    def whole(self, bytes_max: int = RESPONSE_BYTES_MAX) -> bytes | None:
+        """See `UpstreamResponse.whole`."""
+        parts = self._parts
+        if self._connection is not None or self._error is not None or len(parts) != 1:
+            return None
+        if self._buffered != self.received or self.received > bytes_max:
+            return None
+        self._buffered = 0
+        return parts.pop()
+
     async def next_chunk(self) -> bytes:
         """See `UpstreamResponse.next_chunk`. All that has arrived comes in one chunk."""
         parts = self._parts

@@ -16,7 +16,17 @@ from urllib.parse import quote, urlsplit
 from tollkeeper.domain.errors import Fault, UpstreamError
 from tollkeeper.gateway.http1 import Connection
 from tollkeeper.gateway.http1_dial import Dialer, tls_context
-from tollkeeper.gateway.upstream import Body, UpstreamResponse, hung_up, no_connection, unreachable, unusable_url
+from tollkeeper.gateway.upstream import (
+    NO_HEADERS,
+    Body,
+    FixedHeaders,
+    RequestHeaders,
+    UpstreamResponse,
+    hung_up,
+    no_connection,
+    unreachable,
+    unusable_url,
+)
 from tollkeeper.settings import ProviderSettings
 
 WAITERS_MAX: Final = 10_000
@@ -24,7 +34,7 @@ WAITERS_MAX: Final = 10_000
 CLOSE_TIMEOUT_S: Final = 1.0
 """Longest wait for the event loop to let go of closed sockets."""
 HEADS_MAX: Final = 64
-"""Beginnings of requests kept by path; there are as many as endpoints."""
+"""Beginnings of requests kept, by path and fixed headers; there are about as many as endpoints."""
 NAMES_MAX: Final = 64
 """Header names known to be good; there are a dozen."""
 _NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+")
@@ -48,7 +58,7 @@ class Pool:
         self._sockets: set[Connection] = set()
         self._slots = settings.connections_max
         self._waiting: deque[asyncio.Future[Connection | None]] = deque()
-        self._heads: dict[tuple[str, str], str] = {}
+        self._heads: dict[tuple[str, str, FixedHeaders], str] = {}
         self._names: set[str] = set()
         self._closed = False
         self._all_lost = asyncio.Event()
@@ -72,19 +82,27 @@ class Pool:
 
     def _head(self, method: str, path: str, headers: Mapping[str, str], length: int) -> bytes:
         """Request line and headers in one piece; nothing that could end a line early gets into it."""
-        start = self._heads.get((method, path))
+        fixed, own = (headers.fixed, headers.own) if type(headers) is RequestHeaders else (NO_HEADERS, headers)
+        start = self._heads.get((method, path, fixed))
         if start is None:
-            if not self._host:
-                raise unusable_url()
-            start = f"{method} {self._prefix}{path} HTTP/1.1\r\nhost: {self._host}\r\n"
-            if not _PATH.fullmatch(self._prefix + path):
-                raise _unsendable()
-            if len(self._heads) < HEADS_MAX:
-                self._heads[method, path] = start
+            start = self._start(method, path, fixed)
+        return f"{start}{self._lines(own)}content-length: {length}\r\n\r\n".encode("ascii")
+
+    def _start(self, method: str, path: str, fixed: FixedHeaders) -> str:
+        if not self._host:
+            raise unusable_url()
+        if not _PATH.fullmatch(self._prefix + path):
+            raise _unsendable()
+        start = f"{method} {self._prefix}{path} HTTP/1.1\r\nhost: {self._host}\r\n{self._lines(fixed)}"
+        if len(self._heads) < HEADS_MAX:
+            self._heads[method, path, fixed] = start
+        return start
+
+    def _lines(self, headers: Mapping[str, str]) -> str:
         lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
         if lines.count("\n") != len(headers) or not _LINES.fullmatch(lines) or not self._named_well(headers):
             raise _unsendable()
-        return f"{start}{lines}content-length: {length}\r\n\r\n".encode("ascii")
+        return lines
 
     def _named_well(self, headers: Mapping[str, str]) -> bool:
         if headers.keys() <= self._names:

@@ -78,13 +78,15 @@ async def answer(exchange: Exchange, response: UpstreamResponse) -> Rejection | 
         raise UpstreamError(Fault.UPSTREAM_BROKEN, message, sent=True)
     if not 200 <= response.status < 300:
         return await _read_error(exchange, response)
-    media_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if plan.call.stream and media_type == "text/event-stream":
-        await _pass_stream(exchange, response)
-    elif plan.call.endpoint.media and media_type != "application/json":
-        await _pass_media(exchange, response, media_type)
-    else:
-        await _pass_whole(exchange, response)
+    if plan.call.stream or plan.call.endpoint.media:
+        media_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if plan.call.stream and media_type == "text/event-stream":
+            await _pass_stream(exchange, response)
+            return None
+        if plan.call.endpoint.media and media_type != "application/json":
+            await _pass_media(exchange, response, media_type)
+            return None
+    await _pass_whole(exchange, response)
     return None
 
 
@@ -133,7 +135,9 @@ async def reject(exchange: Exchange, rejection: Rejection) -> None:
 async def _pass_whole(exchange: Exchange, response: UpstreamResponse) -> None:
     endpoint = exchange.endpoint
     assert endpoint is not None
-    body = await _read(exchange, response, RESPONSE_BYTES_MAX)
+    body = response.whole()
+    if body is None:
+        body = await _read(exchange, response, RESPONSE_BYTES_MAX)
     if exchange.capture is not None:
         exchange.capture.response(body)
     told = read_answer(endpoint, body)

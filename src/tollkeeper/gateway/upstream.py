@@ -5,7 +5,7 @@ leaves them as an UpstreamError that says whether a byte of the request can have
 decides between void and charge. Neither knows dialects, money or the client.
 """
 
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from tollkeeper.domain.errors import Fault, UpstreamError
@@ -19,6 +19,48 @@ a connection being closed may or may not have been taken."""
 
 
 Body = bytes | Sequence[bytes | memoryview]
+
+
+class FixedHeaders(Mapping[str, str]):
+    """Headers that many requests carry alike, made once and kept: what was found out is known of the object."""
+
+    __slots__ = ("_fields",)
+
+    def __init__(self, fields: Mapping[str, str]) -> None:
+        self._fields = dict(fields)
+
+    __hash__, __eq__ = object.__hash__, object.__eq__
+
+    def __getitem__(self, name: str) -> str:
+        return self._fields[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._fields)
+
+    def __len__(self) -> int:
+        return len(self._fields)
+
+
+NO_HEADERS: Final = FixedHeaders({})
+
+
+class RequestHeaders(Mapping[str, str]):
+    """Those of one request: `fixed` ones, and its `own`, none of which is among the fixed."""
+
+    __slots__ = ("fixed", "own")
+
+    def __init__(self, fixed: FixedHeaders, own: dict[str, str]) -> None:
+        self.fixed, self.own = fixed, own
+
+    def __getitem__(self, name: str) -> str:
+        return self.own[name] if name in self.own else self.fixed[name]
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self.fixed
+        yield from self.own
+
+    def __len__(self) -> int:
+        return len(self.fixed) + len(self.own)
 
 
 class UpstreamResponse(Protocol):
@@ -39,6 +81,10 @@ class UpstreamResponse(Protocol):
     async def next_chunk(self) -> bytes:
         """What has arrived since, at least one byte; empty at the end. Raises UpstreamError if the body is cut or
         silent for too long."""
+        ...
+
+    def whole(self, bytes_max: int = RESPONSE_BYTES_MAX) -> bytes | None:
+        """As `read`, if all of the body is here and nothing of it was taken; else None, and nothing is taken."""
         ...
 
     def close(self) -> None:

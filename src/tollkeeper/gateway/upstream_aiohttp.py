@@ -85,6 +85,9 @@ class _Response:
             chunks.append(chunk)
         return b"".join(chunks)
 
+    def whole(self, bytes_max: int = RESPONSE_BYTES_MAX) -> bytes | None:
+        return None
+
     async def next_chunk(self) -> bytes:
         try:
             return await self._response.content.readany()
