@@ -3,8 +3,11 @@
 import asyncio
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.gateway.fakes import DIGEST_KEY, MemoryDirectory, principal_of
+from tollkeeper.domain.accounts import Digester, digest_presented
 from tollkeeper.domain.errors import DatabaseUnavailable, Fault, RequestError
 from tollkeeper.gateway.authenticate import KeyTable, secret_of
 from tollkeeper.observability.metrics import Metrics
@@ -145,3 +148,10 @@ async def test_cancelled_request_does_not_cancel_the_shared_poll(directory: Memo
 )
 def test_where_the_secret_is_looked_for(authorization: bytes, x_api_key: bytes, secret: bytes) -> None:
     assert secret_of(authorization, x_api_key) == secret
+
+
+@given(st.binary(max_size=200), st.binary(max_size=200), st.booleans())
+def test_a_secret_is_digested_alike_everywhere(digest_key: bytes, secret: bytes, ours: bool) -> None:
+    """With the key's blocks hashed before or not, keys longer than a block included."""
+    sent = b"tk_" + secret if ours else secret
+    assert Digester(digest_key).presented(sent) == digest_presented(digest_key, sent)

@@ -8,10 +8,14 @@ from typing import Any
 import jsonschema
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.gateway.conftest import Stand, chat, message, settings_for
 from tollkeeper.domain.policy import Policy, Unit, Window
 from tollkeeper.domain.record import RequestRecord
+from tollkeeper.domain.usage import Usage
+from tollkeeper.gateway.record import tell_usage
 from tollkeeper.settings import LogSettings
 from tollkeeper.simulator import Simulator
 
@@ -112,3 +116,24 @@ async def test_refusals_are_not_recorded_by_default(stand: Stand) -> None:
     assert (await stand.post(chat())).status == 429
     await stand.settled()
     assert len(stand.records.all) == 1
+
+
+COUNTED = [name for name in Usage.__struct_fields__ if name != "service_tier"]
+
+
+@given(st.dictionaries(st.sampled_from(COUNTED), st.integers(1, 9)), st.sampled_from(("", "flex")))
+def test_a_record_has_every_kind_of_usage(used: dict[str, int], tier: str) -> None:
+    """Also those that are hardly ever used, which are only written where there are any."""
+    usage, record = (
+        Usage(**used, service_tier=tier),
+        msgspec.convert(dict.fromkeys(NAMES, "") | NUMBERS, RequestRecord),
+    )
+    tell_usage(record, usage)
+    for name in COUNTED:
+        kind, tokens, _ = name.partition("_tokens")
+        assert getattr(record, f"tokens_{kind}" if tokens else name) == getattr(usage, name)
+    assert record.service_tier == (tier or None)
+
+
+NAMES = ("request_id", "key_id", "key_name", "organisation_id", "endpoint", "dialect", "provider", "model")
+NUMBERS = {"time_us": 0, "status": 200}

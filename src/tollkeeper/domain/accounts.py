@@ -18,6 +18,8 @@ SECRET_PREFIX: Final = "tk_"  # noqa: S105 - a public prefix
 _PREFIX: Final = SECRET_PREFIX.encode()
 SECRET_BYTES: Final = 32
 IMPORTED: Final = b"tollkeeper: SHA-256 of an imported key"
+BLOCK_BYTES: Final = 64
+"""Of SHA-256."""
 NAME_MAX: Final = 200
 
 
@@ -39,6 +41,27 @@ def digest_presented(digest_key: bytes, secret: bytes) -> bytes:
     if secret.startswith(_PREFIX):
         return digest_secret(digest_key, secret)
     return digest_imported(digest_key, hashlib.sha256(secret).digest())
+
+
+class Digester:
+    """`digest_presented` under one key. The key's own two blocks of HMAC are hashed once and not for every request
+    (RFC 2104, section 4), which leaves half of the work; the secrets themselves are not kept."""
+
+    def __init__(self, digest_key: bytes) -> None:
+        self._digest_key = digest_key
+        block = hashlib.sha256(digest_key).digest() if len(digest_key) > BLOCK_BYTES else digest_key
+        block = block.ljust(BLOCK_BYTES, b"\0")
+        self._inner = hashlib.sha256(bytes([byte ^ 0x36 for byte in block]))
+        self._outer = hashlib.sha256(bytes([byte ^ 0x5C for byte in block]))
+
+    def presented(self, secret: bytes) -> bytes:
+        """See `digest_presented`."""
+        if not secret.startswith(_PREFIX):
+            return digest_presented(self._digest_key, secret)
+        inner, outer = self._inner.copy(), self._outer.copy()
+        inner.update(secret)
+        outer.update(inner.digest())
+        return outer.digest()
 
 
 class Organisation(msgspec.Struct, frozen=True):

@@ -111,7 +111,8 @@ class TokenEstimator:
         learned = self._models.get(model)
         if learned is None:
             return max(1, input_bytes // self.FIRST_BYTES_PER_TOKEN + min(max_output, self.FIRST_OUTPUT) * choices)
-        output = min(max_output * choices, -(-learned.milli_output // 1000))
+        most, output = max_output * choices, -(-learned.milli_output // 1000)
+        output = output if output < most else most
         return (input_bytes * 1000 // learned.milli_bytes_per_token + output) or 1
 
     def learn(self, model: str, *, input_bytes: int, input_tokens: int, output_tokens: int) -> None:

@@ -257,6 +257,11 @@ class Principal(msgspec.Struct, frozen=True, dict=True):
         )
 
     @cached_property
+    def restricts_models(self) -> bool:
+        """Whether any scope allows some models alone."""
+        return any(s.policy.models is not None for s in self.scopes)
+
+    @cached_property
     def cost_cap_nano(self) -> int | None:
         """The smallest cap of one request's cost above it, if there is any."""
         caps = [s.policy.cost_cap_nano for s in self.scopes if s.policy.cost_cap_nano is not None]

@@ -10,6 +10,7 @@ one ceiling is ever rounded. This file does not know where prices come from, nor
 """
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Final
 
 import msgspec
@@ -18,7 +19,7 @@ from tollkeeper.domain.money import PICO_PER_NANO
 from tollkeeper.domain.usage import NO_USAGE, Usage
 
 
-class Rates(msgspec.Struct, frozen=True, kw_only=True):
+class Rates(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """Per token, with every fallback filled in.
 
     `cached` is a cache read; `cache_write` a write that lives 5 minutes or as long as the provider's default.
@@ -37,6 +38,11 @@ class Rates(msgspec.Struct, frozen=True, kw_only=True):
     output_image: int
     reasoning: int
     citation: int
+
+    @cached_property
+    def dearest_of_text(self) -> tuple[int, int]:
+        """What a token of input that is text can cost at most, be it written to a cache or not, and one of output."""
+        return _dearest_input(self, cache_write=True), _dearest_output(self)
 
 
 TOKEN_KINDS: Final = Rates.__struct_fields__
@@ -169,7 +175,7 @@ def cost_nano(price: Price, usage: Usage) -> int:
         for_1h = min(usage.cache_write_1h_tokens, written)
         total += (written - for_1h) * at.cache_write + for_1h * at.cache_write_1h
         left -= written
-    cached = min(cached, left)
+    cached = cached if cached < left else left
     total += cached * at.cached + (left - cached) * at.input
     left = usage.output_tokens
     plain = at.output
@@ -182,7 +188,7 @@ def cost_nano(price: Price, usage: Usage) -> int:
         total += drawn * at.output_image
         left -= drawn
     if usage.reasoning_tokens:
-        thought = min(usage.reasoning_tokens, left)
+        thought = usage.reasoning_tokens if usage.reasoning_tokens < left else left
         total += thought * at.reasoning
         left -= thought
     if usage.citation_tokens:
@@ -243,21 +249,23 @@ def bound_nano(
     """
     bound = 0
     for tables in (price, *[price.served[name] for name in served if name in price.served]) if served else (price,):
-        at = tables.base
-        dearest_input = max(at.input, at.cached, at.cache_write) if cache_write else max(at.input, at.cached)
-        dearest_output = max(at.output, at.reasoning, at.citation, at.output_image)
-        if tables.tiers or cache_write_1h or images or audio:
-            reached = [at, *[tier.rates for tier in tables.tiers if input_tokens > tier.start]]
-            dearest_input = max([_dearest_input(its, cache_write, cache_write_1h, images, audio) for its in reached])
-            dearest_output = max([_dearest_output(its, audio) for its in reached])
+        if not tables.tiers and cache_write and not (cache_write_1h or images or audio):
+            dearest_input, dearest_output = tables.base.dearest_of_text
+        else:
+            reached = [tables.base, *[tier.rates for tier in tables.tiers if input_tokens > tier.start]]
+            dearest_input = max([_dearest_input(at, cache_write, cache_write_1h, images, audio) for at in reached])
+            dearest_output = max([_dearest_output(at, audio) for at in reached])
         total = input_tokens * dearest_input + output_tokens * dearest_output + tables.per_request
         if most is not NO_USAGE:
             total += _measured(tables, most)
-        bound = max(bound, -(-total // tables.per_nano))
+        nano = -(-total // tables.per_nano)
+        bound = nano if nano > bound else bound
     return bound
 
 
-def _dearest_input(at: Rates, cache_write: bool, cache_write_1h: bool, images: bool, audio: bool) -> int:
+def _dearest_input(
+    at: Rates, cache_write: bool = False, cache_write_1h: bool = False, images: bool = False, audio: bool = False
+) -> int:
     dearest = max(at.input, at.cached)
     if cache_write:
         dearest = max(dearest, at.cache_write)
@@ -270,6 +278,6 @@ def _dearest_input(at: Rates, cache_write: bool, cache_write_1h: bool, images: b
     return dearest
 
 
-def _dearest_output(at: Rates, audio: bool) -> int:
+def _dearest_output(at: Rates, audio: bool = False) -> int:
     dearest = max(at.output, at.reasoning, at.citation, at.output_image)
     return max(dearest, at.output_audio) if audio else dearest

@@ -37,6 +37,11 @@ class Usage(msgspec.Struct, frozen=True, gc=False):
     service_tier: str = ""
 
     @property
+    def is_plain(self) -> bool:
+        """Whether it is tokens of text and nothing else, as most is."""
+        return self == Usage(self.input_tokens, self.output_tokens, self.cached_tokens, 0, 0, self.reasoning_tokens)
+
+    @property
     def total_tokens(self) -> int:
         """What a token limit counts."""
         return self.input_tokens + self.output_tokens

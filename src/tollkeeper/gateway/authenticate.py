@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from tollkeeper.domain.accounts import SECRET_PREFIX, digest_presented
+from tollkeeper.domain.accounts import SECRET_PREFIX, Digester
 from tollkeeper.domain.errors import DatabaseUnavailable, Fault, RequestError, Unavailable
 from tollkeeper.domain.policy import Principal
 from tollkeeper.domain.ports import KeyDirectory
@@ -40,7 +40,8 @@ class KeyTable:
         clock_s: Callable[[], float] = time.monotonic,
         poll_interval_s: float = POLL_INTERVAL_S,
     ) -> None:
-        self._directory, self._digest_key, self._clock_s = directory, digest_key, clock_s
+        self._directory, self._clock_s = directory, clock_s
+        self._digest = Digester(digest_key).presented
         self._poll_interval_s = poll_interval_s
         self._table: dict[bytes, tuple[bytes, Principal]] = {}
         self._version = 0
@@ -91,6 +92,19 @@ class KeyTable:
                 await asyncio.gather(task, return_exceptions=True)
         self._task = self._polling = None
 
+    def known(self, secret: bytes, now_us: int) -> Principal | None:
+        """Whom an active key of the table stands for; None: it is for `principal` to say."""
+        if len(secret) > SECRET_BYTES_MAX:
+            return None
+        digest = self._digest(secret)
+        entry = self._table.get(digest)
+        if entry is None or not hmac.compare_digest(entry[0], digest):
+            return None
+        principal = entry[1]
+        if principal.revoked_at_us is not None:
+            return None
+        return principal if principal.expires_at_us is None or principal.expires_at_us > now_us else None
+
     async def principal(self, secret: bytes, now_us: int) -> Principal:
         """Whom an active key stands for.
 
@@ -101,7 +115,7 @@ class KeyTable:
             raise RequestError(Fault.NO_KEY, MISSING_KEY)
         if len(secret) > SECRET_BYTES_MAX:
             raise RequestError(Fault.BAD_KEY, "The API key is far too long to be one of this gateway.")
-        digest = digest_presented(self._digest_key, secret)
+        digest = self._digest(secret)
         entry = self._table.get(digest)
         if entry is None:
             self._misses.inc()

@@ -29,7 +29,9 @@ _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
 def end_user(client: Client, call: Call) -> str | None:
     """The caller's end user: from the header if there is one, else from the body, as each dialect names it."""
-    header = client.header(USER_HEADER)
+    header = client.headers.get(USER_HEADER)
+    if not header and call.user is None:
+        return None
     user = _header_text(header) if header else call.user
     if user is not None and len(user) >= USER_CHARS_MAX:
         # Bounded, and still not to be mixed up with another that begins alike, nor with one that is written like

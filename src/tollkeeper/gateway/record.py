@@ -9,7 +9,7 @@ from typing import Final, Protocol
 from tollkeeper.domain.policy import Principal
 from tollkeeper.domain.pricing import version_of
 from tollkeeper.domain.record import AttemptRecord, RequestRecord
-from tollkeeper.domain.usage import NO_USAGE
+from tollkeeper.domain.usage import NO_USAGE, Usage
 from tollkeeper.gateway.asgi import Client
 from tollkeeper.gateway.bound import Plan
 from tollkeeper.gateway.capture import Capture
@@ -26,7 +26,7 @@ from tollkeeper.gateway.dialects import (
     client_address,
     find_route,
 )
-from tollkeeper.gateway.labels import metadata_of, tags_of
+from tollkeeper.gateway.labels import METADATA_HEADER, TAGS_HEADER, metadata_of, tags_of
 from tollkeeper.gateway.measured import drawn, metered
 from tollkeeper.gateway.settle import Attempt
 from tollkeeper.observability.tracing import Trace
@@ -251,70 +251,96 @@ def _dialect(client: Client, endpoint: Endpoint | None) -> Dialect:
     return "anthropic" if anthropic else "openai"
 
 
-def record_of(exchange: Exchange) -> RequestRecord:
-    """The record of a request of a known key that has come to its end, admitted or not."""
-    attempt, plan, principal, endpoint = exchange.attempt, exchange.plan, exchange.principal, exchange.endpoint
+def record_of(exchange: Exchange, total_s: float) -> RequestRecord:
+    """The record of a request of a known key that has come to its end after `total_s`, admitted or not.
+
+    Only what every record has is given to the constructor, the rest is written into it afterwards: it looks for each
+    of its keywords among all of them, and with sixty that is dearer than anything else a request needs.
+    """
+    principal, endpoint, client, call = exchange.principal, exchange.endpoint, exchange.client, exchange.call
+    plan, attempt = exchange.plan, exchange.attempt
     assert principal is not None and endpoint is not None
-    client, call = exchange.client, exchange.call
-    usage = NO_USAGE if attempt is None else attempt.usage
-    return RequestRecord(
+    record = RequestRecord(
         request_id=exchange.request_id,
-        client_request_id=client.request_id,
         time_us=exchange.time_us,
         key_id=principal.key_id,
         key_name=principal.key_name,
-        team_id=principal.team_id,
         organisation_id=principal.root,
         endpoint=endpoint.path,
         dialect=endpoint.dialect,
-        provider="" if plan is None else plan.route.provider,
-        model=plan.route.model if plan is not None else "" if call is None else call.model[:MODEL_CHARS_MAX],
-        upstream_model=None if plan is None else plan.route.upstream_model,
-        streaming=call is not None and call.stream,
-        admitted=attempt is not None,
-        refused_by=exchange.refused_by,
-        shadow_refusals=()
-        if attempt is None
-        else tuple([f"{s.scope}/{s.kind}" for s in attempt.grant.reply.shadowed]),
+        provider="",
+        model="",
         status=exchange.status,
-        error=exchange.error,
-        client_disconnected=client.gone,
-        queue_us=_us(exchange.queue_s),
-        admission_us=int(exchange.admission_s * 1e6),
-        first_byte_us=_us(exchange.first_byte_s),
-        total_us=int(exchange.age_s * 1e6),
-        attempts=exchange.attempts,
-        tokens_input=usage.input_tokens,
-        tokens_output=usage.output_tokens,
-        tokens_cached=usage.cached_tokens,
-        tokens_cache_write=usage.cache_write_tokens,
-        tokens_reasoning=usage.reasoning_tokens,
-        tokens_cache_write_1h=usage.cache_write_1h_tokens,
-        tokens_input_audio=usage.input_audio_tokens,
-        tokens_cached_audio=usage.cached_audio_tokens,
-        tokens_output_audio=usage.output_audio_tokens,
-        tokens_input_image=usage.input_image_tokens,
-        tokens_cached_image=usage.cached_image_tokens,
-        tokens_output_image=usage.output_image_tokens,
-        tokens_citation=usage.citation_tokens,
-        web_searches=usage.web_searches,
-        file_searches=usage.file_searches,
-        images=usage.images,
-        audio_ms=usage.audio_ms,
-        characters=usage.characters,
-        searches=usage.searches,
-        service_tier=usage.service_tier or None,
-        cost_nano=exchange.cost_nano,
-        hold_nano=sum([tried.attempt.grant.demand.hold_nano for tried in exchange.tries]),
-        presumed=any(tried.attempt.presumed for tried in exchange.tries),
-        cost_source=None if attempt is None else attempt.cost_source,
-        price_version=None if plan is None or plan.info.price is None else version_of(plan.info.price, usage),
-        upstream_request_id=exchange.upstream_request_id,
-        user=exchange.user,
-        metadata=metadata_of(client, call),
-        tags=tags_of(client),
-        attempt_list=tuple([tried.record() for tried in exchange.tries]) if len(exchange.tries) > 1 else (),
     )
+    headers = client.headers
+    if b"x-request-id" in headers:
+        record.client_request_id = client.request_id
+    if METADATA_HEADER in headers or (call is not None and "metadata" in call.fields):
+        record.metadata = metadata_of(client, call)
+    if TAGS_HEADER in headers:
+        record.tags = tags_of(client)
+    record.team_id = principal.team_id
+    record.admitted = attempt is not None
+    record.refused_by = exchange.refused_by
+    record.error = exchange.error
+    record.client_disconnected = client.gone
+    record.queue_us = _us(exchange.queue_s)
+    record.admission_us = int(exchange.admission_s * 1e6)
+    record.first_byte_us = _us(exchange.first_byte_s)
+    record.total_us = int(total_s * 1e6)
+    record.attempts = exchange.attempts
+    record.upstream_request_id = exchange.upstream_request_id
+    record.user = exchange.user
+    if call is not None:
+        record.model, record.streaming = call.model[:MODEL_CHARS_MAX], call.stream
+    if plan is not None:
+        route, price = plan.route, plan.info.price
+        record.provider, record.model, record.upstream_model = route.provider, route.model, route.upstream_model
+        record.price_version = None if price is None else version_of(price, attempt.usage if attempt else NO_USAGE)
+    if attempt is not None:
+        _tell_charge(record, exchange, attempt)
+    return record
+
+
+def _tell_charge(record: RequestRecord, exchange: Exchange, attempt: Attempt) -> None:
+    """What its attempts held and were charged, and what the last of them used."""
+    tries = exchange.tries
+    record.cost_source = attempt.cost_source
+    if len(tries) == 1:
+        record.cost_nano, record.hold_nano = attempt.cost_nano, attempt.grant.demand.hold_nano
+        record.presumed = attempt.presumed
+    else:
+        record.cost_nano = exchange.cost_nano
+        record.hold_nano = sum([tried.attempt.grant.demand.hold_nano for tried in tries])
+        record.presumed = any(tried.attempt.presumed for tried in tries)
+        record.attempt_list = tuple([tried.record() for tried in tries])
+    if attempt.grant.reply.shadowed:
+        record.shadow_refusals = tuple([f"{s.scope}/{s.kind}" for s in attempt.grant.reply.shadowed])
+    tell_usage(record, attempt.usage)
+
+
+def tell_usage(record: RequestRecord, usage: Usage) -> None:
+    """Write every kind of usage into a record that has none yet."""
+    record.tokens_input, record.tokens_output = usage.input_tokens, usage.output_tokens
+    record.tokens_cached, record.tokens_reasoning = usage.cached_tokens, usage.reasoning_tokens
+    if usage.is_plain:
+        return
+    record.tokens_cache_write = usage.cache_write_tokens
+    record.tokens_cache_write_1h = usage.cache_write_1h_tokens
+    record.tokens_input_audio = usage.input_audio_tokens
+    record.tokens_cached_audio = usage.cached_audio_tokens
+    record.tokens_output_audio = usage.output_audio_tokens
+    record.tokens_input_image = usage.input_image_tokens
+    record.tokens_cached_image = usage.cached_image_tokens
+    record.tokens_output_image = usage.output_image_tokens
+    record.tokens_citation = usage.citation_tokens
+    record.web_searches = usage.web_searches
+    record.file_searches = usage.file_searches
+    record.images = usage.images
+    record.audio_ms = usage.audio_ms
+    record.characters = usage.characters
+    record.searches = usage.searches
+    record.service_tier = usage.service_tier or None
 
 
 def _us(seconds: float | None) -> int | None:

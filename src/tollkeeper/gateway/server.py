@@ -52,7 +52,7 @@ from tollkeeper.gateway.labels import end_user
 from tollkeeper.gateway.models import ModelList
 from tollkeeper.gateway.objects import Objects
 from tollkeeper.gateway.record import HUNG_UP, Exchange, record_of
-from tollkeeper.gateway.routing import Router, check_allowed, confined
+from tollkeeper.gateway.routing import Pool, Router, check_allowed, confined
 from tollkeeper.gateway.spans import plain_span, spans_of
 from tollkeeper.gateway.stream import JSON, degraded_header, lines_for
 from tollkeeper.gateway.upstream import Upstream
@@ -181,46 +181,50 @@ class DataPlane:
         self._in_flight.begin(client)
         self._instruments.active += 1
         try:
-            await self._serve(exchange)
+            if exchange.endpoint is not None and exchange.named is None and client.method == "POST":
+                await self._generate(exchange, exchange.endpoint)
+            else:
+                await self._route(exchange)
+        except asyncio.CancelledError:
+            exchange.error = CANCELLED
+            raise
+        except Exception as error:  # noqa: BLE001 - everything that can go wrong becomes HTTP, here and nowhere else
+            await self._tell(exchange, error)
         finally:
             self._instruments.active -= 1
             self._in_flight.end(client)
             client.unwatch()
             self._close(exchange)
 
-    async def _serve(self, exchange: Exchange) -> None:
-        """Everything that can go wrong becomes HTTP here."""
-        try:
-            await self._route(exchange)
-        except HttpError as error:
+    async def _tell(self, exchange: Exchange, error: Exception) -> None:
+        """What went wrong with a request, in its dialect. What nobody foresaw is logged, and settled all the same."""
+        if isinstance(error, HttpError):
             await self._fail(exchange, error.fault, error.message, status=error.status, headers=error.headers)
-        except RequestError as error:
+        elif isinstance(error, RequestError):
             await self._fail(exchange, error.fault, error.message, param=error.param)
-        except UpstreamError as error:
+        elif isinstance(error, UpstreamError):
             await self._fail(exchange, error.fault, str(error))
-        except Unavailable as error:
+        elif isinstance(error, Unavailable):
             # The key table's words are meant for clients; those of other parts are for operators.
             message = str(error) if exchange.principal is None else STORE_AWAY
             if isinstance(error, DatabaseUnavailable) and exchange.principal is not None:
                 message = OBJECTS_AWAY
             await self._fail(exchange, Fault.STORE_AWAY, message, headers=(RETRY_AFTER,))
-        except asyncio.CancelledError:
-            exchange.error = CANCELLED
-            raise
-        except Exception:  # noqa: BLE001 - the last resort: logged, answered, and settled in any case
-            self._log.exception("request_failed", request_id=exchange.request_id, path=exchange.client.path)
+        else:
+            self._log.error(
+                "request_failed", request_id=exchange.request_id, path=exchange.client.path, exc_info=error
+            )
             message = f"The gateway failed. Quote the request id {exchange.request_id} to its operator."
             await self._fail(exchange, Fault.INTERNAL, message)
 
     async def _route(self, exchange: Exchange) -> None:
-        client, endpoint, methods = exchange.client, exchange.endpoint, exchange.methods
+        """All that is not asking a model for something."""
+        client, methods = exchange.client, exchange.methods
         if methods and client.method not in methods:
             said = f"{client.path[:200]} takes {', '.join(methods)}."
             raise HttpError(Fault.WRONG_METHOD, said, headers=((b"allow", ", ".join(methods).encode()),))
         if exchange.named is not None:
             await self._kept.serve(exchange, exchange.named, await self._authenticate(exchange))
-        elif endpoint is not None:
-            await self._generate(exchange, endpoint)
         elif client.path == MODELS_PATH or client.path.startswith(f"{MODELS_PATH}/"):
             if client.method not in ("GET", "HEAD"):
                 raise HttpError(Fault.WRONG_METHOD, f"{client.path} takes GET.", headers=(ALLOW_GET,))
@@ -239,15 +243,20 @@ class DataPlane:
         await exchange.client.respond(200, exchange.id_lines() + JSON, body)
 
     async def _authenticate(self, exchange: Exchange) -> Principal:
-        client = exchange.client
-        secret = secret_of(client.header(b"authorization"), client.header(b"x-api-key"), client.header(b"api-key"))
-        principal = exchange.principal = await self._keys.principal(secret, exchange.time_us)
+        principal = exchange.principal = await self._keys.principal(_secret_of(exchange.client), exchange.time_us)
         self._instruments.authentication.observe(exchange.age_s)
+        return principal
+
+    def _known(self, exchange: Exchange) -> Principal | None:
+        """The same for a key of the table that nothing speaks against, without waiting; None for any other."""
+        principal = exchange.principal = self._keys.known(_secret_of(exchange.client), exchange.time_us)
+        if principal is not None:
+            self._instruments.authentication.observe(exchange.age_s)
         return principal
 
     async def _generate(self, exchange: Exchange, endpoint: Endpoint) -> None:
         client, server = exchange.client, self._settings.server
-        principal = await self._authenticate(exchange)
+        principal = self._known(exchange) or await self._authenticate(exchange)
         client.check_encoding()
         if endpoint.form:
             await self._generate_of_form(exchange, endpoint, principal)
@@ -262,10 +271,12 @@ class DataPlane:
             capture.request(body)
         call = parse(endpoint, body, model=exchange.model)
         named = references(call, body)
-        if named:
-            await self._serve_call(exchange, endpoint, principal, call, await self._place_of(principal, named))
-        else:
-            await self._serve_call(exchange, endpoint, principal, call)
+        place = await self._place_of(principal, named) if named else None
+        denial = await self._attempts.serve(
+            exchange, endpoint, self._begun(exchange, endpoint, principal, call, place)
+        )
+        if denial is not None:
+            await self._refuse(exchange, denial)
 
     async def _place_of(self, principal: Principal, named: Collection[Reference]) -> str:
         """The one provider that keeps all of these. Raises RequestError, Unavailable."""
@@ -291,26 +302,29 @@ class DataPlane:
             if capture is not None:
                 assert call.form is not None
                 capture.request(call.form.described())
-            await self._serve_call(exchange, endpoint, principal, call)
+            denial = await self._attempts.serve(exchange, endpoint, self._begun(exchange, endpoint, principal, call))
+            if denial is not None:
+                await self._refuse(exchange, denial)
         finally:
             self._uploads.give(room)
 
-    async def _serve_call(
+    def _begun(
         self, exchange: Exchange, endpoint: Endpoint, principal: Principal, call: Call, place: str | None = None
-    ) -> None:
-        """`place`: the provider that keeps what the request refers to."""
-        client = exchange.client
+    ) -> tuple[Pool, ...]:
+        """What serves a call that was read; `place` is the provider that keeps what it refers to.
+
+        Raises RequestError.
+        """
         exchange.call = call
-        exchange.user = end_user(client, call)
+        exchange.user = end_user(exchange.client, call)
         pools = self._router.pools(call.model, endpoint.dialect)
-        check_allowed(principal, call.model, pools[0].deployments[0].route.model)
+        if principal.restricts_models:
+            check_allowed(principal, call.model, pools[0].deployments[0].route.model)
         if place is not None:
             pools = (confined(pools, place),)
         if endpoint.name == "responses" and call.fields.get("store") != FALSE:
             exchange.keep = ObjectKeeper(self._objects, exchange, ObjectKind.RESPONSE, self._now_us)
-        denial = await self._attempts.serve(exchange, endpoint, pools)
-        if denial is not None:
-            await self._refuse(exchange, denial)
+        return pools
 
     async def _refuse(self, exchange: Exchange, denial: Denial) -> None:
         refusal = denial.refusal
@@ -361,43 +375,51 @@ class DataPlane:
             exchange.status = HUNG_UP
         elif exchange.status == 0:
             exchange.status = error_status(Fault.OVERLOADED)
-        attempt, record = exchange.attempt, None
+        attempt, record, age_s = exchange.attempt, None, exchange.age_s
         if attempt is not None:
             try:
                 attempt.finish()
                 if exchange.keep is not None:
                     exchange.keep.ended()
             finally:
-                record = self._record(exchange)
+                record = self._record(exchange, age_s)
         elif self._settings.logs.refusals and exchange.endpoint is not None and exchange.principal is not None:
-            record = self._record(exchange)
+            record = self._record(exchange, age_s)
         elif exchange.capture is not None:
             exchange.capture.captured().done()
         instruments.count("other" if exchange.endpoint is None else exchange.endpoint.name, exchange.status)
-        instruments.total.observe(exchange.age_s)
+        instruments.total.observe(age_s)
         if exchange.first_byte_s is not None:
             instruments.first_byte.observe(exchange.first_byte_s)
             instruments.overhead.observe(max(0.0, exchange.first_byte_s - exchange.upstream_s - exchange.paused_s))
         if self._tracing is not None:
-            self._trace(self._tracing, exchange, record)
+            self._trace(self._tracing, exchange, record, age_s)
 
-    def _trace(self, tracing: Tracing, exchange: Exchange, record: RequestRecord | None) -> None:
+    def _trace(self, tracing: Tracing, exchange: Exchange, record: RequestRecord | None, age_s: float) -> None:
         trace, method = exchange.trace, exchange.client.method
         if trace is None or not trace.sampled:
             return
         if record is None and exchange.endpoint is not None and exchange.principal is not None:
-            record = record_of(exchange)
+            record = record_of(exchange, age_s)
         if record is None:
-            tracing.end(trace, partial(plain_span, trace, exchange, exchange.time_us + int(exchange.age_s * 1e6)))
+            tracing.end(trace, partial(plain_span, trace, exchange, exchange.time_us + int(age_s * 1e6)))
         else:
             tracing.end(trace, partial(spans_of, trace, record, method, exchange.tries))
 
-    def _record(self, exchange: Exchange) -> RequestRecord:
+    def _record(self, exchange: Exchange, age_s: float) -> RequestRecord:
         capture = exchange.capture
-        record = record_of(exchange)
+        record = record_of(exchange, age_s)
         self._instruments.recorded(record)
         self._records.put(record, None if capture is None else capture.captured())
         return record
+
+
+def _secret_of(client: Client) -> bytes:
+    """The client's secret, or empty."""
+    headers = client.headers
+    authorization = headers.get(b"authorization", b"")
+    secret = authorization[7:].strip() if authorization.startswith(b"Bearer ") else b""
+    return secret or secret_of(authorization, headers.get(b"x-api-key", b""), headers.get(b"api-key", b""))
 
 
 def _open_upstreams(providers: Mapping[str, ProviderSettings]) -> dict[str, Upstream]:

@@ -592,7 +592,8 @@ _READ: Final[Mapping[Name, Mapping[str, Callable[[msgspec.Raw, _Reader], None]]]
 
 def _mentions(body: bytes, word: bytes) -> bool:
     """Whether a JSON text has this ASCII word, however it is escaped."""
-    return word in body or (b"\\u" in body and word in _encode(_decode_any(body)))
+    # `in` first takes the word for a number, which raises and catches an exception.
+    return body.find(word) >= 0 or (body.find(b"\\u") >= 0 and word in _encode(_decode_any(body)))
 
 
 _TEXT_FIELDS: Final[Mapping[Name, frozenset[str]]] = {
