@@ -9,8 +9,8 @@ errors.
 
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, Final
 
 import msgspec
 
@@ -24,7 +24,7 @@ from tollkeeper.gateway.catalog import asks_stream_usage
 from tollkeeper.gateway.dialects import Endpoint, upstream_body
 from tollkeeper.gateway.dispatch import upstream_headers, upstream_path
 from tollkeeper.gateway.fleet import Fleet, Turn
-from tollkeeper.gateway.instruments import Instruments
+from tollkeeper.gateway.instruments import ANSWERED, Instruments
 from tollkeeper.gateway.itinerary import Itinerary, Stop
 from tollkeeper.gateway.patience import Patience
 from tollkeeper.gateway.record import Exchange, Try
@@ -40,7 +40,7 @@ from tollkeeper.gateway.retry import (
 from tollkeeper.gateway.routing import Pool, model_allowed
 from tollkeeper.gateway.settle import Attempt
 from tollkeeper.gateway.stream import Rejection, answer, reject
-from tollkeeper.gateway.upstream import Body, Upstream
+from tollkeeper.gateway.upstream import Body, Upstream, UpstreamResponse
 from tollkeeper.observability.tracing import new_id
 from tollkeeper.settings import Settings
 
@@ -78,7 +78,9 @@ class Attempts:
         self.upstreams: Mapping[str, Upstream] = {}
         self.budget = RetryBudget(settings.routing.retry_ratio, settings.routing.retry_burst)
 
-    async def serve(self, exchange: Exchange, endpoint: Endpoint, pools: Sequence[Pool]) -> Denial | None:
+    def serve(
+        self, exchange: Exchange, endpoint: Endpoint, pools: Sequence[Pool]
+    ) -> Coroutine[Any, Any, Denial | None]:
         """Answer the client; or the refusal to tell it.
 
         Raises what becomes an error of the gateway's own: RequestError, UpstreamError, Unavailable.
@@ -90,15 +92,7 @@ class Attempts:
             total_s=provider.connect_timeout_s + provider.total_timeout_s,
             drain_s=self.settings.server.drain_timeout_s,
         )
-        try:
-            with patience:
-                return await _Walk(self, exchange, endpoint, pools, patience).go()
-        except TimeoutError:
-            if exchange.client.gone:
-                return None
-            plan = exchange.plan
-            self.instruments.upstream_failed("" if plan is None else plan.route.provider, Fault.UPSTREAM_TIMEOUT)
-            raise UpstreamError(Fault.UPSTREAM_TIMEOUT, TOO_LATE, sent=True) from None
+        return _Walk(self, exchange, endpoint, pools, patience).go()
 
 
 class _Walk:
@@ -123,9 +117,11 @@ class _Walk:
     ) -> None:
         principal = exchange.principal
         assert principal is not None
-        # A fallback is another model: a key that may not use it does not get it by way of a failure.
-        mine = [p for p in pools[1:] if model_allowed(principal, p.name, p.deployments[0].route.model)]
-        self._way = Itinerary([pools[0], *mine], its.fleet, its.settings.routing)
+        if len(pools) > 1 and principal.restricts_models:
+            # A fallback is another model: a key that may not use it does not get it by way of a failure.
+            mine = [p for p in pools[1:] if model_allowed(principal, p.name, p.deployments[0].route.model)]
+            pools = [pools[0], *mine]
+        self._way = Itinerary(pools, its.fleet, its.settings.routing)
         self._its, self._exchange, self._endpoint, self._patience = its, exchange, endpoint, patience
         self._ids = attempt_ids(exchange.request_id)
         self._failure: Failure | None = None
@@ -136,25 +132,34 @@ class _Walk:
 
     async def go(self) -> Denial | None:
         """See `Attempts.serve`."""
-        client = self._exchange.client
-        while (stop := self._next()) is not None:
-            if self._failure is not None:
-                self._let_go()
-                if stop.pause_us:
-                    paused_at = time.perf_counter()
-                    await self._patience.pause(stop.pause_us / 1e6)
-                    self._exchange.paused_s += time.perf_counter() - paused_at
-                if client.gone:
-                    return None
-            turn = await self._admitted(stop)
-            if turn is None:
-                if self._denial is not None and self._failure is None:
-                    return self._denial
-                continue
-            self._failure = await self._dispatched(stop, turn)
-            if self._failure is None:
+        try:
+            with self._patience:
+                while (stop := self._next()) is not None:
+                    if self._failure is not None and not await self._may_go_on(stop):
+                        return None
+                    turn = await self._admitted(stop)
+                    if turn is not None:
+                        self._failure = await self._dispatched(stop, turn)
+                        if self._failure is None:
+                            return None
+                    elif self._denial is not None and self._failure is None:
+                        return self._denial
+                return await self._give_up()
+        except TimeoutError:
+            if self._exchange.client.gone:
                 return None
-        return await self._give_up()
+            plan, instruments = self._exchange.plan, self._its.instruments
+            instruments.upstream_failed("" if plan is None else plan.route.provider, Fault.UPSTREAM_TIMEOUT)
+            raise UpstreamError(Fault.UPSTREAM_TIMEOUT, TOO_LATE, sent=True) from None
+
+    async def _may_go_on(self, stop: Stop) -> bool:
+        """After a failure: let it go and pause. False if the client does not wait for more."""
+        self._let_go()
+        if stop.pause_us:
+            paused_at = time.perf_counter()
+            await self._patience.pause(stop.pause_us / 1e6)
+            self._exchange.paused_s += time.perf_counter() - paused_at
+        return not self._exchange.client.gone
 
     def _next(self) -> Stop | None:
         """Where to go, if anywhere and if a retry may be spent on it."""
@@ -203,12 +208,12 @@ class _Walk:
             return None
         if exchange.attempt is None:
             exchange.plan = plan
-        now_us = its.now_us()
-        full_for_us = stop.member.full_for_us(now_us, plan.tokens)
+        member, now_us = stop.member, its.now_us()
+        full_for_us = None if member.unlimited else member.full_for_us(now_us, plan.tokens)
         if full_for_us is not None:
-            way.full(stop.member, full_for_us)
+            way.full(member, full_for_us)
             return None
-        turn = stop.member.take(now_us, plan.tokens)
+        turn = member.take(now_us, plan.tokens)
         asked_at = time.perf_counter()
         try:
             decision = await admit(its.governor, principal, self._ids, plan, exchange.user or "")
@@ -243,11 +248,29 @@ class _Walk:
             its.budget.earn()
         result = "unfinished"
         cause: Rejection | UpstreamError | None = None
+        meter = its.instruments.meter(stop.deployment)
         try:
-            cause = await self._ask(stop, turn, tried)
-            result = "answered" if cause is None else _result(cause)
-            if cause is not None and cause.fault is not None:
-                its.instruments.upstream_failed(stop.deployment.route.provider, cause.fault)
+            sending = self._sending(stop, tried)
+            asked_at = time.perf_counter()
+            exchange.mark_dispatched(asked_at)
+            try:
+                response = await sending
+            finally:
+                heard_at = time.perf_counter()
+                waited_s = heard_at - asked_at
+                exchange.upstream_s += waited_s
+                meter.upstream.observe(waited_s)
+            try:
+                tried.status, tried.first_byte_s = response.status, heard_at - exchange.arrived
+                cause = await self._answered(stop, turn, response, waited_s)
+            finally:
+                response.close()
+            if cause is None:
+                result = ANSWERED
+            else:
+                result = _result(cause)
+                if cause.fault is not None:
+                    its.instruments.upstream_failed(stop.deployment.route.provider, cause.fault)
         except UpstreamError as error:
             turn.failed(its.now_us())
             if not error.sent:
@@ -259,16 +282,17 @@ class _Walk:
             tried.end(exchange, result)
             known = attempt.ended and not attempt.presumed
             turn.end(attempt.usage.total_tokens if known else None, sent=tried.sent)
-            its.instruments.attempted(stop.deployment, result)
+            meter.ended(result)
         return None if cause is None else self._judged(stop, cause)
 
-    async def _ask(self, stop: Stop, turn: Turn, tried: Try) -> Rejection | None:
+    def _sending(self, stop: Stop, tried: Try) -> Coroutine[Any, Any, UpstreamResponse]:
+        """The request as the provider gets it, on its way once this is awaited. Raises OutboxUnavailable."""
         its, exchange, endpoint = self._its, self._exchange, self._endpoint
         attempt, plan, call = exchange.attempt, exchange.plan, exchange.call
         assert attempt is not None and plan is not None and call is not None
-        provider = stop.deployment.route.provider
+        route = stop.deployment.route
+        provider, model = route.provider, route.upstream_model
         settings = its.settings.providers[provider]
-        model = stop.deployment.route.upstream_model
         body: Body
         if call.form is not None:
             body = call.form.written(model=model) if call.model else call.form.written()
@@ -291,32 +315,27 @@ class _Walk:
             headers.own |= exchange.trace.headers(tried.span_id)
         path = upstream_path(call, settings, model)
         attempt.dispatch()
-        exchange.mark_dispatched()
-        asked_at = time.perf_counter()
-        try:
-            response = await its.upstreams[provider].send(provider, path, headers, body, call.method)
-        finally:
-            waited_s = time.perf_counter() - asked_at
-            exchange.upstream_s += waited_s
-            its.instruments.waited(stop.deployment, waited_s)
-        del headers, body  # a stream may last for minutes, and a prompt be large
-        try:
-            status, told = response.status, response.headers
-            tried.status, tried.first_byte_s = status, exchange.age_s
-            if status < 300:
-                turn.measured(its.now_us(), int(waited_s * 1e6))
-            if status < 300 and call.stream:
-                turn.succeeded(its.now_us())  # streams are long, and others wait for a probe's word
-            rejection = await answer(exchange, response)
-            if rejection is not None:
-                rejection = _discreet(rejection, its.provider_keys.get(provider))
-            if is_failure(status):
-                turn.failed(its.now_us(), self._cool_us(status, told))
-            else:
-                turn.succeeded(its.now_us())
-            return rejection
-        finally:
-            response.close()
+        return its.upstreams[provider].send(provider, path, headers, body, call.method)
+
+    async def _answered(
+        self, stop: Stop, turn: Turn, response: UpstreamResponse, waited_s: float
+    ) -> Rejection | None:
+        """Pass the answer on, and tell the deployment's breaker what to think of it."""
+        its, exchange, status = self._its, self._exchange, response.status
+        now_us = its.now_us()
+        if status < 300:
+            turn.measured(now_us, int(waited_s * 1e6))
+            assert exchange.call is not None
+            if exchange.call.stream:
+                turn.succeeded(now_us)  # streams are long, and others wait for a probe's word
+        rejection = await answer(exchange, response)
+        if is_failure(status):
+            turn.failed(its.now_us(), self._cool_us(status, response.headers))
+        else:
+            turn.succeeded(now_us)
+        if rejection is None:
+            return None
+        return _discreet(rejection, its.provider_keys.get(stop.deployment.route.provider))
 
     def _cool_us(self, status: int, headers: Mapping[str, str]) -> int:
         """How long a deployment that answered so is left alone at once; 0: it is only counted."""

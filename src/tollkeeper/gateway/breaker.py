@@ -60,6 +60,8 @@ class Breaker:
 
     def begin(self, now_us: int) -> bool:
         """A request goes there, also one that `lets` advised against. True: it is the probe."""
+        if self.open_until_us is None:
+            return False
         probe = self.state(now_us) is BreakerState.HALF_OPEN and not self._probing
         self._probing = self._probing or probe
         return probe

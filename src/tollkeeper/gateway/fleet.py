@@ -26,7 +26,7 @@ MEMBERS_MAX: Final = 4096
 class Member:
     """One deployment as it does in this process."""
 
-    __slots__ = ("_log", "breaker", "deployment", "first_byte_us", "in_flight", "measured_us")
+    __slots__ = ("_log", "breaker", "deployment", "first_byte_us", "in_flight", "measured_us", "unlimited")
 
     def __init__(self, deployment: Deployment, rules: BreakerRules) -> None:
         self.deployment = deployment
@@ -36,6 +36,8 @@ class Member:
         self.measured_us: int | None = None
         limited = deployment.requests_per_minute is not None or deployment.tokens_per_minute is not None
         self._log = RunLog(MINUTE_US, TICK_US, 0) if limited else None
+        self.unlimited = not limited and deployment.concurrency is None
+        """It is never full."""
 
     def __repr__(self) -> str:
         route = self.deployment.route

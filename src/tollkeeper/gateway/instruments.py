@@ -27,7 +27,31 @@ CHARGED: Final = (
         *("provider", "model", "kind"),
     ),
 )
+ANSWERED: Final = "answered"
+"""How most attempts end."""
 TOKEN_KINDS: Final = ("input", "cached", "output")
+
+
+class Meter:
+    """What is counted of the attempts at one deployment. `upstream`: waiting for the head of an answer."""
+
+    __slots__ = ("_answered", "_attempts", "_labels", "upstream")
+
+    def __init__(
+        self, labels: tuple[str, str], attempts: Family[CounterChild], upstream: Family[HistogramChild]
+    ) -> None:
+        self._labels, self._attempts = labels, attempts
+        self._answered: CounterChild | None = None
+        self.upstream = upstream.labels(*labels)
+
+    def ended(self, result: str) -> None:
+        """One attempt is over."""
+        if result == ANSWERED:
+            if self._answered is None:
+                self._answered = self._attempts.labels(*self._labels, ANSWERED)
+            self._answered.value += 1
+        else:
+            self._attempts.labels(*self._labels, result).inc()
 
 
 class Instruments:
@@ -109,6 +133,7 @@ class Instruments:
         metrics.gauge("tollkeeper_draining_requests", "Answers read on for clients gone.", lambda: self.draining)
         self._charged = [metrics.counter(name, text, *labels) for name, text, *labels in CHARGED]
         self._deployments: dict[tuple[str, str], list[CounterChild]] = {}
+        self._meters: dict[tuple[str, str], Meter] = {}
         self._by_status: dict[tuple[str, int], Callable[[], None]] = {}
 
     def count(self, endpoint: str, status: int) -> None:
@@ -171,15 +196,12 @@ class Instruments:
         """One failed exchange."""
         self.upstream_errors.labels(provider, fault).inc()
 
-    def attempted(self, deployment: Deployment, result: str) -> None:
-        """One attempt is over."""
-        self.attempts.labels(*_labels(deployment), result).inc()
-
-    def waited(self, deployment: Deployment, seconds: float) -> None:
-        """One attempt has the head of its answer, or waits no longer."""
-        self.upstream.labels(*_labels(deployment)).observe(seconds)
-
-
-def _labels(deployment: Deployment) -> tuple[str, str]:
-    route = deployment.route
-    return route.provider, route.upstream_model if deployment.named else "other"
+    def meter(self, deployment: Deployment) -> Meter:
+        """What is counted of the attempts at a deployment."""
+        labels = deployment.labels
+        meter = self._meters.get(labels)
+        if meter is None:
+            meter = Meter(labels, self.attempts, self.upstream)
+            if len(self._meters) < CHILDREN_MAX:
+                self._meters[labels] = meter
+        return meter

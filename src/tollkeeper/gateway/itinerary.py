@@ -46,6 +46,10 @@ class Itinerary:
         """The next attempt, or None."""
         if self.attempts >= self._settings.attempts_max:
             return None
+        if not (self.attempts or self._barred) and self._pools and len(self._pools[0].deployments) == 1:
+            stop = self._only_one(self._pools[0])
+            if stop is not None:
+                return stop
         for number, pool in enumerate(self._pools):
             if number or self._here < self._settings.attempts_per_model_max:
                 stop = self._at(pool, now_us, random)
@@ -57,6 +61,13 @@ class Itinerary:
                 if options:
                     return self._onwards(number, Stop(*choose(pool.strategy, options, now_us, random), pool))
         return None
+
+    def _only_one(self, pool: Pool) -> Stop | None:
+        """The first attempt, where nothing is to be chosen or waited for, as it mostly is."""
+        deployment = pool.deployments[0]
+        member = self._fleet.member(deployment)
+        free = member.unlimited and member.breaker.open_until_us is None
+        return Stop(deployment, member, pool) if free else None
 
     def went(self, stop: Stop) -> None:
         """The attempt is made."""

@@ -203,11 +203,11 @@ class Exchange:
         if self.first_byte_s is None:
             self.first_byte_s = self.age_s
 
-    def mark_dispatched(self) -> None:
+    def mark_dispatched(self, at: float) -> None:
         """An attempt is about to be sent to a provider."""
         self.attempts += 1
         if self.queue_s is None:
-            self.queue_s = self.age_s
+            self.queue_s = at - self.arrived
 
     def id_lines(self) -> str:
         """The request's id as the dialect's SDK looks for it, in lines of the response's head."""

@@ -81,7 +81,8 @@ class RetryBudget:
 
     def earn(self) -> None:
         """A request's first attempt."""
-        self.balance = min(self._burst, self.balance + self._ratio)
+        earned = self.balance + self._ratio
+        self.balance = earned if earned < self._burst else self._burst
 
     def spend(self) -> bool:
         """Take one retry; False if the purse has none."""

@@ -6,6 +6,7 @@ the deployments are doing.
 """
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Final
 
 import msgspec
@@ -32,7 +33,7 @@ class Route(msgspec.Struct, frozen=True):
     """The entry of [models.<name>] with its prices and limits; None: that of `model`."""
 
 
-class Deployment(msgspec.Struct, frozen=True):
+class Deployment(msgspec.Struct, frozen=True, dict=True):
     """One place that serves a model. `named`: the settings name it, so that it may be a metric's label."""
 
     route: Route
@@ -41,6 +42,11 @@ class Deployment(msgspec.Struct, frozen=True):
     tokens_per_minute: int | None = None
     concurrency: int | None = None
     named: bool = False
+
+    @cached_property
+    def labels(self) -> tuple[str, str]:
+        """Provider and model as metrics name them; model `other`: a name that the settings do not have."""
+        return self.route.provider, self.route.upstream_model if self.named else "other"
 
 
 class Pool(msgspec.Struct, frozen=True):
