@@ -15,8 +15,8 @@ from tests.servers.redis import RedisServer
 
 from benchmarks.table import table
 from tollkeeper import BillingCache, Budget, NewKey, Policy
-from tollkeeper.domain.admission import Demand, Grant, checks_for
-from tollkeeper.domain.entries import Dispatch, counter_ref, dispatch_of, settle_entry
+from tollkeeper.domain.admission import Demand, Grant, checks_for, counter_ref
+from tollkeeper.domain.entries import Dispatch, dispatch_of, settle_entry
 from tollkeeper.domain.policy import Principal, Scope, ScopeKind
 from tollkeeper.domain.ports import RootSnapshot, SpendTotals
 from tollkeeper.domain.usage import Usage

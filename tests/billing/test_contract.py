@@ -12,7 +12,7 @@ from tests.servers.redis import RedisServer
 from tollkeeper import BillingCache, InvalidInput, KeyChange, MoneyError, NotFound
 from tollkeeper.domain.periods import Period
 from tollkeeper.domain.policy import Policy, Raise
-from tollkeeper.governance.redis_store import counter_key
+from tollkeeper.governance.redis_keys import counter_key
 
 
 def at(year: int, month: int, day: int, hour: int = 0) -> int:

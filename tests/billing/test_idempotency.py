@@ -13,10 +13,10 @@ import pytest
 
 from tests.billing.conftest import DAY_US, NOW_US, Shop, make_family, make_key
 from tollkeeper import BillingCache, Charged, IdempotencyConflict, InvalidInput, KeyChange
+from tollkeeper.domain.admission import CounterRef
 from tollkeeper.domain.entries import (
     Applied,
     AppliedStatus,
-    CounterRef,
     Entry,
     EntryKind,
     Origin,

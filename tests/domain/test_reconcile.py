@@ -3,8 +3,8 @@
 import msgspec
 import pytest
 
+from tollkeeper.domain.admission import CounterRef
 from tollkeeper.domain.charges import Charge, Known
-from tollkeeper.domain.entries import CounterRef
 from tollkeeper.domain.ports import ListedCharge, StoreAccount, StoreAccounts
 from tollkeeper.domain.reconcile import Line, Logged, reconcile
 

@@ -14,12 +14,11 @@ import msgspec
 from tests.governance.lua_redis import LuaRedis
 from tests.governance.script_trials import Log, LuaStore
 from tests.governance.test_twin import START_US
-from tollkeeper.domain.admission import Demand, Grant, checks_for
+from tollkeeper.domain.admission import CounterRef, Demand, Grant, checks_for
 from tollkeeper.domain.charges import UNCHARGED
 from tollkeeper.domain.entries import (
     Applied,
     AppliedStatus,
-    CounterRef,
     Dispatch,
     Entry,
     EntryKind,
@@ -38,7 +37,7 @@ from tollkeeper.domain.policy import Policy, Principal, Scope, ScopeKind, TokenB
 from tollkeeper.domain.ports import SpendTotals
 from tollkeeper.domain.usage import Usage
 from tollkeeper.domain.windows import LogPush
-from tollkeeper.governance.redis_store import (
+from tollkeeper.governance.redis_keys import (
     changed_key,
     charges_key,
     counter_key,

@@ -462,6 +462,20 @@ def word(value: Any) -> bytes:
     return str(value).encode("utf-8", "surrogatepass")
 
 
+def words_of(packed: bytes) -> list[bytes]:
+    """The words of one packed command, which must be whole and nothing else."""
+    at, words = packed.index(b"\r\n") + 2, list[bytes]()
+    wanted = int(packed[1 : at - 2])
+    while at < len(packed):
+        end = packed.index(b"\r\n", at)
+        start, length = end + 2, int(packed[at + 1 : end])
+        assert packed[at : at + 1] == b"$" and packed[start + length : start + length + 2] == b"\r\n"
+        words.append(packed[start : start + length])
+        at = start + length + 2
+    assert len(words) == wanted
+    return words
+
+
 class LuaClient:
     """Stands where a RedisClient stands: what is sent is done at once."""
 
@@ -472,6 +486,21 @@ class LuaClient:
 
     def life_of(self, _: str) -> str:
         return self.life
+
+    def lead_of(self, _: str) -> "LuaClient":
+        return self
+
+    def post(self, waiter: Any, packed: bytes) -> None:
+        try:
+            waiter.set_result(self.lua.execute(*words_of(packed)))
+        except ReplyError as error:
+            waiter.set_exception(error)
+
+    def write_packed(self, packed: bytes) -> "asyncio.Future[Any]":
+        return self.send(*words_of(packed))
+
+    async def run_again(self, error: Exception, *_: Any, **__: Any) -> Any:
+        raise error
 
     def send(self, *parts: Any, key: str | None = None) -> "asyncio.Future[Any]":
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()

@@ -20,20 +20,18 @@ from tests.governance.limiter_trials import (
 )
 from tests.governance.lua_redis import LuaClient, LuaRedis, word
 from tests.governance.test_twin import START_US, Pair, moves, policies_of, principal, together
-from tollkeeper.domain.admission import Checks, Demand, Grant, Reply, Status, checks_for
+from tollkeeper.domain.admission import Checks, CounterRef, Demand, Grant, Reply, Status, checks_for, counter_ref
 from tollkeeper.domain.bucket import Bucket
 from tollkeeper.domain.charges import UNCHARGED
 from tollkeeper.domain.entries import (
     BURIED,
     Applied,
-    CounterRef,
     Entry,
     EntryKind,
     Origin,
     Used,
     bury_entry,
     close_entry,
-    counter_ref,
     dispatch_of,
     included,
     quarantined,
@@ -50,9 +48,8 @@ from tollkeeper.domain.tree import Tree
 from tollkeeper.domain.usage import Usage
 from tollkeeper.domain.windows import LogPush, RunLog
 from tollkeeper.governance.limit_stores import LimitStore, MemoryLimits, RedisLimits
-from tollkeeper.governance.redis_store import (
+from tollkeeper.governance.redis_keys import (
     ROOT_SLOT,
-    RedisStore,
     bucket_key,
     changed_key,
     charges_key,
@@ -66,6 +63,7 @@ from tollkeeper.governance.redis_store import (
     unsaved_key,
     used_key,
 )
+from tollkeeper.governance.redis_store import RedisStore
 from tollkeeper.governance.store import SeedTotals, Store
 from tollkeeper.settings import StoreSettings
 

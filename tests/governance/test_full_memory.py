@@ -11,8 +11,8 @@ from tests.governance.log_trials import QueuePair
 from tests.governance.parts import Clock, Parts, budget, one_key
 from tests.governance.test_twin import START_US, Pair, principal
 from tests.servers.redis import RedisServer
-from tollkeeper.domain.admission import Demand, Grant, checks_for
-from tollkeeper.domain.entries import CounterRef, Used, presume_entry, quarantined, usage_entry
+from tollkeeper.domain.admission import CounterRef, Demand, Grant, checks_for
+from tollkeeper.domain.entries import Used, presume_entry, quarantined, usage_entry
 from tollkeeper.domain.errors import StoreDamaged, StoreUnavailable
 from tollkeeper.domain.log_queue import Chunk
 from tollkeeper.domain.outage import OutageModes

@@ -178,7 +178,9 @@ async def test_scripts_by_name_and_by_text(client: RedisClient) -> None:
 
 
 async def test_script_flush_in_the_middle_shows_nowhere(client: RedisClient, redis_server: RedisServer) -> None:
-    """Neither to `run` nor to ordered sends, and each runs once, in order."""
+    """Neither to `run` nor to ordered sends, and each runs once, in order; as long as nobody else loads the script in
+    the middle, as a new connection does."""
+    await until(lambda: client.get_stats().total_conns == 2)
     await client.call("DEL", "flushed")
     digest = client.know("return redis.call('RPUSH', KEYS[1], ARGV[1])")
     futures = []

@@ -21,7 +21,8 @@ from tollkeeper.domain.errors import StoreUnavailable
 from tollkeeper.domain.policy import Policy
 from tollkeeper.domain.usage import Usage
 from tollkeeper.governance.doctor import inspect
-from tollkeeper.governance.redis_store import RedisStore, counter_key
+from tollkeeper.governance.redis_keys import counter_key
+from tollkeeper.governance.redis_store import RedisStore
 from tollkeeper.settings import Settings, StoreSettings
 
 PLAIN = Policy()

@@ -14,13 +14,14 @@ import pytest
 
 from tests.governance.test_twin import principal
 from tests.servers.redis import RedisServer
-from tollkeeper.domain.admission import Checks, Demand, Grant, Status, checks_for
-from tollkeeper.domain.entries import Applied, AppliedStatus, CounterRef, Entry, EntryKind, dispatch_of, settle_entry
+from tollkeeper.domain.admission import Checks, CounterRef, Demand, Grant, Status, checks_for
+from tollkeeper.domain.entries import Applied, AppliedStatus, Entry, EntryKind, dispatch_of, settle_entry
 from tollkeeper.domain.errors import StoreUnavailable
 from tollkeeper.domain.periods import Period
 from tollkeeper.domain.policy import Budget, Policy, Unit, Window
 from tollkeeper.domain.usage import Usage
-from tollkeeper.governance.redis_store import TOGETHER_MAX, RedisStore, counter_key
+from tollkeeper.governance.redis_keys import counter_key
+from tollkeeper.governance.redis_store import TOGETHER_MAX, RedisStore
 from tollkeeper.settings import StoreSettings
 
 roots = itertools.count()

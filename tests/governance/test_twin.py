@@ -12,19 +12,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.servers.redis import RedisServer
-from tollkeeper.domain.admission import Checks, Demand, Grant, Reply, Status, checks_for
+from tollkeeper.domain.admission import Checks, CounterRef, Demand, Grant, Reply, Status, checks_for, counter_ref
 from tollkeeper.domain.charges import UNCHARGED, Charge
 from tollkeeper.domain.entries import (
     Applied,
     AppliedStatus,
-    CounterRef,
     Dispatch,
     Entry,
     EntryKind,
     Origin,
     bury_entry,
     close_entry,
-    counter_ref,
     dispatch_of,
     is_plain,
     presume_entry,
@@ -38,7 +36,8 @@ from tollkeeper.domain.ports import SpendTotals
 from tollkeeper.domain.recovery import UNKNOWN
 from tollkeeper.domain.usage import Usage
 from tollkeeper.governance.memory import MemoryStore
-from tollkeeper.governance.redis_store import RedisStore, marks_key
+from tollkeeper.governance.redis_keys import marks_key
+from tollkeeper.governance.redis_store import RedisStore
 from tollkeeper.governance.store import Held, SeedTotals, Store
 from tollkeeper.settings import StoreSettings
 

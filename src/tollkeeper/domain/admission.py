@@ -95,6 +95,19 @@ class CounterCheck(msgspec.Struct, frozen=True):
     thresholds: tuple[int, ...] = ()
 
 
+class CounterRef(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A counter that an attempt is charged to: the periods are those of its admission. 0 stands for never."""
+
+    name: str
+    ends_us: int
+    expires_us: int
+
+
+def counter_ref(check: CounterCheck) -> CounterRef:
+    """The counter of a check, as entries name it."""
+    return CounterRef(check.name, check.span.ends_us or 0, check.span.expires_us or 0)
+
+
 class Checks(msgspec.Struct, frozen=True, dict=True):
     """All that one request of a principal is checked against, valid while `valid_from_us <= now < valid_until_us`.
 
@@ -132,6 +145,11 @@ class Checks(msgspec.Struct, frozen=True, dict=True):
             _comparable([(i, log.tokens_limit, log.window_us) for i, log in enumerate(self.logs)]),
             tuple([(i, c.budget_nano) for i, c in enumerate(self.counters) if c.budget_nano is not None]),
         )
+
+    @cached_property
+    def counter_refs(self) -> tuple[CounterRef, ...]:
+        """What an attempt is charged to, as entries name it."""
+        return tuple([counter_ref(counter) for counter in self.counters])
 
     @cached_property
     def counter_names(self) -> tuple[str, ...]:

@@ -8,7 +8,8 @@ from typing import Final
 
 import msgspec
 
-from tollkeeper.domain.entries import PRESUMED, SETTLED, CounterRef, Entry
+from tollkeeper.domain.admission import CounterRef
+from tollkeeper.domain.entries import PRESUMED, SETTLED, Entry
 
 QUARANTINED: Final = "?"
 """Before the attempt's id: the record of an entry that could not be placed. It charged nothing."""

@@ -9,8 +9,8 @@ from typing import Final
 
 import msgspec
 
+from tollkeeper.domain.admission import CounterRef
 from tollkeeper.domain.charges import QUARANTINED, Charge, Known
-from tollkeeper.domain.entries import CounterRef
 from tollkeeper.domain.errors import InvalidInput
 from tollkeeper.domain.money import usd
 from tollkeeper.domain.periods import Period, span_at

@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from tollkeeper.domain.admission import CounterCheck, Grant
+from tollkeeper.domain.admission import CounterRef, Grant
 from tollkeeper.domain.policy import Unit
 from tollkeeper.domain.usage import Usage
 
@@ -67,14 +67,6 @@ class EntryKind(StrEnum):
 QUARANTINE_NOTE_MAX: Final = 500
 """Characters that are kept of why an entry was refused."""
 RANKED: Final = frozenset({EntryKind.PRESUME, EntryKind.LATE, EntryKind.CORRECT})
-
-
-class CounterRef(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A counter that an attempt is charged to: the periods are those of its admission. 0 stands for never."""
-
-    name: str
-    ends_us: int
-    expires_us: int
 
 
 class RunRef(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -157,18 +149,13 @@ class Dispatch(msgspec.Struct, frozen=True, array_like=True, gc=False):
     buckets: tuple[BucketRef, ...] = ()
 
 
-def counter_ref(check: CounterCheck) -> CounterRef:
-    """The counter of a check, as entries name it."""
-    return CounterRef(check.name, check.span.ends_us or 0, check.span.expires_us or 0)
-
-
 def dispatch_of(grant: Grant) -> Dispatch:
     """The dispatch line of an admitted attempt."""
     checks, reply = grant.checks, grant.reply
     return Dispatch(
         grant.demand.attempt,
         grant.demand.hold_nano,
-        tuple([counter_ref(c) for c in checks.counters]),
+        checks.counter_refs,
         tuple([RunRef(c.name, s.generation, s.index) for c, s in zip(checks.logs, reply.logs, strict=True)]),
         checks.slot_names,
         tuple(_bucket_refs(grant)) if checks.buckets else (),

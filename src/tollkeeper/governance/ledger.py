@@ -44,7 +44,6 @@ from tollkeeper.domain.entries import (
     Used,
     bury_entry,
     close_entry,
-    counter_ref,
     dispatch_of,
     dominates,
     included,
@@ -163,8 +162,7 @@ class _Root:
 
 def _unanswered(checks: Checks, demand: Demand) -> Dispatch:
     """What an attempt may hold whose runs were never told."""
-    counters = tuple([counter_ref(check) for check in checks.counters])
-    return Dispatch(demand.attempt, demand.hold_nano, counters, (), tuple([slot.name for slot in checks.slots]))
+    return Dispatch(demand.attempt, demand.hold_nano, checks.counter_refs, (), checks.slot_names)
 
 
 class Ledger:
@@ -675,10 +673,9 @@ class Ledger:
         self._outbox.know(root)
         self._outbox.reserve()
         checks = self._checks_of(_Asked(principal, None, None), self._store.now_us())
-        counters = tuple([counter_ref(check) for check in checks.counters])
         self._settled.inc()
         self._look_at(checks)
-        unheld = Dispatch("", 0, counters, (), ())
+        unheld = Dispatch("", 0, checks.counter_refs, (), ())
         self._record(root, settle_entry(self._outbox.next_number(root), unheld, cost_nano, usage, 0))
 
     def _look_at(self, checks: Checks) -> None:
@@ -698,10 +695,9 @@ class Ledger:
         self._outbox.reserve()
         checks = self._checks_of(_Asked(principal, None, None), self._store.now_us())
         number = self._outbox.next_number(root)
-        counters = tuple([counter_ref(check) for check in checks.counters])
         self._used.inc()
         self._look_at(checks)
-        producer, entry = self.producer, usage_entry(number, digest, cost_nano, counters)
+        producer, entry = self.producer, usage_entry(number, digest, cost_nano, checks.counter_refs)
         self._record(root, entry)
         known = None
         try:

@@ -10,8 +10,8 @@ import random
 from collections.abc import Callable
 from typing import Final
 
-from tollkeeper.domain.admission import split_counter
-from tollkeeper.domain.entries import CounterRef, Dispatch, Origin, included
+from tollkeeper.domain.admission import CounterRef, split_counter
+from tollkeeper.domain.entries import Dispatch, Origin, included
 from tollkeeper.domain.errors import StoreUnavailable, Unavailable
 from tollkeeper.domain.periods import RETENTION_US, expiry_of_label
 from tollkeeper.domain.ports import SpendLedger

@@ -323,6 +323,27 @@ class RedisClient:
             until_s = begun_s + (self.settings.read_timeout_s if within_s is None else within_s)
             return await self._again(error, send, parts, key, until_s, idempotent)
 
+    async def run_again(
+        self,
+        error: StoreUnavailable,
+        script: str,
+        keys: Sequence[str],
+        args: Sequence[Any],
+        until_s: float,
+        *,
+        with_life: bool = False,
+    ) -> Any:
+        """What `run` does, until `until_s` (monotonic), after a first try that ended in `error`: the caller sent it
+        on `lead_of` the first key. For what is idempotent."""
+        send = self._send_with_life if with_life else self._send_in_order
+        parts = ("EVALSHA", self._digests.get(script) or self._digest(script), len(keys), *keys, *args)
+        return await self._again(error, send, parts, keys[0], until_s, True)
+
+    def lead_of(self, key: str) -> RedisConnection:
+        """The connection on which all commands for a key go in order. Raises StoreUnavailable on a cluster that is
+        not known."""
+        return (self._only or self._node_of(key)).lead
+
     def life_of(self, key: str) -> str:
         """The name that `on_connect` gave the life of the server of a key. Raises StoreUnavailable on a cluster that
         is not known."""

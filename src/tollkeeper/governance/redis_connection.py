@@ -1,9 +1,9 @@
 """One full-duplex connection to Redis: commands of one event-loop tick share a write, replies resolve in order.
 
-`redis-py` connects, authenticates and does TLS; after that its streams are used directly, one writer and one reader,
-so that nothing waits for the reply of the command before it. Order of `send` is order of execution: admissions and
-settlements rely on it. This file knows nothing of scripts, clusters or money, and never repeats a command by itself:
-whoever sent it knows whether that is safe.
+`redis-py` connects, authenticates and does TLS; after that its transport is used directly, and tells us what arrives
+instead of redis-py's stream: nothing waits for the reply of the command before it, and no task is woken to read.
+Order of `send` is order of execution: admissions and settlements rely on it. This file knows nothing of scripts,
+clusters or money, and never repeats a command by itself: whoever sent it knows whether that is safe.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from socket import gaierror
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import hiredis
 from redis.asyncio.connection import AbstractConnection
@@ -25,7 +25,6 @@ from tollkeeper.observability.logging import logger
 
 PENDING_MAX: Final = 20_000
 """Commands without a reply; above it `send` refuses, so that a slow Redis cannot fill our memory."""
-READ_BYTES: Final = 2**18
 CANCEL_AGAIN_S: Final = 0.05
 BACKOFF_MIN_S: Final = 0.05
 BACKOFF_MAX_S: Final = 0.5
@@ -58,7 +57,20 @@ class ReplyError(StoreUnavailable):
         super().__init__(message + hint, sent=self.code not in NOT_RUN)
 
 
-Command = tuple["asyncio.Future[Any]", bytes, int]
+class Waiter(Protocol):
+    """Who waits for a reply: a future, or what only wants to be told, at once and inside the reading of replies. So
+    it must be quick, send nothing and never raise."""
+
+    def done(self) -> bool:
+        """Whether nobody waits any more; the reply is then left out."""
+        ...
+
+    def set_result(self, result: Any, /) -> None: ...
+
+    def set_exception(self, exception: Any, /) -> None: ...
+
+
+Command = tuple[Waiter, bytes, int]
 """A command on its way: who waits, the bytes as they were sent, and how often it was sent on to somewhere else.
 A plain tuple, because one is made for every command."""
 
@@ -172,9 +184,24 @@ class RedisConnection:
 
     def write(self, parts: tuple[Any, ...]) -> "asyncio.Future[Any]":
         """`send`, for parts that are a tuple already."""
+        return self.write_packed(hiredis.pack_command(parts))
+
+    def write_packed(self, packed: bytes) -> "asyncio.Future[Any]":
+        """`send`, for a command that is packed already."""
         if self.state != "up":
-            raise StoreUnavailable(f"Redis at {self.shown_url} is away: {self._why}", sent=False)
-        return self._put((self._loop.create_future(), hiredis.pack_command(parts), 0))
+            raise self._away()
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self._put((future, packed, 0))
+        return future
+
+    def post(self, waiter: Waiter, packed: bytes) -> None:
+        """`write_packed`, for a waiter of the caller's."""
+        if self.state != "up":
+            raise self._away()
+        self._put((waiter, packed, 0))
+
+    def _away(self) -> StoreUnavailable:
+        return StoreUnavailable(f"Redis at {self.shown_url} is away: {self._why}", sent=False)
 
     def forward(self, command: Command, refused_by: "RedisConnection", *before: Any) -> None:
         """Send on a command that a connection (this one, perhaps) refused, right behind the command `before`.
@@ -184,7 +211,7 @@ class RedisConnection:
         nothing sent, when there is no connection.
         """
         if self.state != "up":
-            raise StoreUnavailable(f"Redis at {self.shown_url} is away: {self._why}", sent=False)
+            raise self._away()
         if before:
             ignored = self._loop.create_future()
             ignored.add_done_callback(_ignore)
@@ -207,16 +234,17 @@ class RedisConnection:
         """`send` while connecting. A connection that is lost by then would never write it, nor fail it."""
         if self._writer is None:
             raise StoreUnavailable(f"lost Redis at {self.shown_url}: it closed the connection", sent=False)
-        return self._put((self._loop.create_future(), hiredis.pack_command(parts), 0))
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self._put((future, hiredis.pack_command(parts), 0))
+        return future
 
-    def _put(self, command: Command) -> "asyncio.Future[Any]":
+    def _put(self, command: Command) -> None:
         if len(self._pending) >= PENDING_MAX:
             raise StoreUnavailable(f"Redis at {self.shown_url} has {PENDING_MAX} commands unanswered", sent=False)
         if not self._outgoing:
             self._loop.call_soon(self._flush)
         self._outgoing.append(command[1])
         self._pending.append(command)
-        return command[0]
 
     async def ready(self, timeout_s: float) -> bool:
         """Wait while the first tries to reconnect are under way. True if the connection is up."""
@@ -277,7 +305,7 @@ class RedisConnection:
         self._ticks.append((self.used_s - self._stalled_s, self._sent))
         try:
             self._writer.write(b"".join(self._outgoing))
-        except RuntimeError as error:  # uvloop's, of a transport that is closed, of which the reader has yet to hear
+        except RuntimeError as error:  # uvloop's, of a transport that is closed, of which we have yet to hear
             assert self._connection is not None, "there is a writer"
             self._lost(self._connection, str(error))
             return
@@ -294,29 +322,22 @@ class RedisConnection:
         self._outgoing[:0] = [packed for _, packed, _ in self._front]
         self._front.clear()
 
-    async def _read(self, connection: AbstractConnection, reader: asyncio.StreamReader) -> None:
-        parser = hiredis.Reader(notEnoughData=_NOTHING)
-        why = "Redis closed the connection"
-        try:
-            while data := await reader.read(READ_BYTES):
-                if connection is not self._connection:
-                    return
-                parser.feed(data)
-                while (reply := parser.gets()) is not _NOTHING:
-                    self._answered += 1
-                    command = self._pending.popleft()
-                    future = command[0]
-                    if future.done():
-                        continue  # whoever waited was cancelled; the command ran all the same
-                    if isinstance(reply, hiredis.ReplyError):
-                        self._refused(ReplyError(str(reply)), command)
-                    else:
-                        future.set_result(reply)
-                if self._marks:
-                    self._reach_marks(self._answered)
-        except (OSError, hiredis.ProtocolError) as error:
-            why = str(error) or type(error).__name__
-        self._lost(connection, why)
+    def _received(self, parser: hiredis.Reader, data: bytes) -> None:
+        """Resolve what has come, in order. Raises hiredis.ProtocolError."""
+        parser.feed(data)
+        pending = self._pending
+        while (reply := parser.gets()) is not _NOTHING:
+            self._answered += 1
+            command = pending.popleft()
+            waiter = command[0]
+            if waiter.done():
+                continue  # whoever waited was cancelled; the command ran all the same
+            if isinstance(reply, hiredis.ReplyError):
+                self._refused(ReplyError(str(reply)), command)
+            else:
+                waiter.set_result(reply)
+        if self._marks:
+            self._reach_marks(self._answered)
 
     def _refused(self, error: ReplyError, command: Command) -> None:
         if self._on_refusal is None or not self._on_refusal(self, error, command):
@@ -366,14 +387,13 @@ class RedisConnection:
     async def _connect(self) -> None:
         connection = await self._dialled()
         self._connection = connection
-        reader, self._writer = connection._reader, connection._writer  # its streams; nothing else is reading
-        assert reader is not None
+        self._writer = connection._writer
         self._sent = self._answered = 0
         self._ticks.clear()
         self._stuck_s = None
         self._checked_s = self._loop.time()
-        self._spawn(self._read(connection, reader))
         self._check_deadline()
+        _Replies(self, connection).take_over()
         try:
             if self._on_connect is not None:
                 self.life = await self._on_connect(self._enqueue) or ""
@@ -465,6 +485,36 @@ class RedisConnection:
 
 
 _NOTHING: Final = object()
+
+
+class _Replies(asyncio.Protocol):
+    """What arrives on one of redis-py's connections, once that has connected."""
+
+    def __init__(self, owner: RedisConnection, connection: AbstractConnection) -> None:
+        self._owner, self._connection = owner, connection
+        self._parser = hiredis.Reader(notEnoughData=_NOTHING)
+
+    def take_over(self) -> None:
+        """From redis-py's stream, with what that has heard already."""
+        reader, writer = self._connection._reader, self._connection._writer
+        assert reader is not None and writer is not None, "it has connected"
+        writer.transport.set_protocol(self)
+        if reader._buffer:  # type: ignore[attr-defined]
+            self.data_received(bytes(reader._buffer))  # type: ignore[attr-defined]
+        if reader._eof or writer.transport.is_closing():  # type: ignore[attr-defined]
+            self.connection_lost(reader.exception())
+
+    def data_received(self, data: bytes) -> None:
+        if self._connection is not self._owner._connection:
+            return
+        try:
+            self._owner._received(self._parser, data)
+        except hiredis.ProtocolError as error:
+            self.connection_lost(error)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        why = "Redis closed the connection" if exc is None else str(exc) or type(exc).__name__
+        self._owner._lost(self._connection, why)
 
 
 async def end(tasks: Iterable["asyncio.Task[Any]"]) -> None:

@@ -8,10 +8,10 @@ import asyncio
 import re
 import struct
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from functools import lru_cache
 from time import monotonic
 from typing import Any, Final
 
+from hiredis import pack_command
 from msgspec import structs
 
 from tollkeeper.domain.admission import (
@@ -43,7 +43,6 @@ from tollkeeper.domain.entries import (
 )
 from tollkeeper.domain.errors import StoreDamaged, StoreUnavailable
 from tollkeeper.domain.periods import RETENTION_US
-from tollkeeper.domain.policy import Unit
 from tollkeeper.domain.ports import RootSnapshot, SpendTotals
 from tollkeeper.domain.recovery import Gate, Looked, Ready
 from tollkeeper.domain.tree import PUSH_REMEMBERED_US
@@ -51,12 +50,26 @@ from tollkeeper.domain.windows import LogPush
 from tollkeeper.governance import redis_settings
 from tollkeeper.governance.redis_client import RedisClient
 from tollkeeper.governance.redis_connection import ReplyError, Send
+from tollkeeper.governance.redis_keys import (
+    ROOT_SLOT,
+    bucket_key,
+    changed_key,
+    charges_key,
+    counter_key,
+    hold_key,
+    log_key,
+    looked_key,
+    marks_key,
+    pushed_key,
+    slot_key,
+    unsaved_key,
+    used_key,
+)
+from tollkeeper.governance.redis_plan import Plan, doubles
 from tollkeeper.governance.scripts import SCRIPTS
 from tollkeeper.governance.store import COUNTERS_PAGE, Done, Held, Memory, Names, SeedTotals, Snapshot
 from tollkeeper.settings import StoreSettings
 
-ROOT_SLOT: Final = "."
-"""How a hold names the root's own slot set, whose name is empty."""
 ANNOUNCED_KEY: Final = "recovering"
 """Sorted set of roots that wait for producers after a loss → when it is given up (s)."""
 TURN_KEY: Final = "comparing"
@@ -64,7 +77,8 @@ TURN_KEY: Final = "comparing"
 ANNOUNCED_MAX: Final = 200
 _RUN_ID: Final = re.compile(rb"run_id:(\w+)")
 _NO_DECISION: Final = {-1: Status.LATE, -2: Status.COLD, -3: Status.RECOVERING, -4: Status.BURIED}
-_DAMAGED: Final = 5
+_OK, _DAMAGED = 0, 5
+APPLIED: Final = AppliedStatus.OK
 _DAMAGE: Final = re.compile(r"WRONGTYPE|(?<!@)user_script:\d+: (?!not enough memory)")
 """What only one root's content can cause: a key of another type, or an error of the script's own language on what it
 read. Errors of commands (OOM, READONLY, a command that is not allowed …) come without the second."""
@@ -75,74 +89,12 @@ LOG_BYTES, RUN_BYTES, BUCKET_BYTES = 96, 17, 48
 MEND_KEYS_MAX: Final = 200
 """Keys that are looked at at a time."""
 _STATUS: Final = {
-    0: AppliedStatus.OK,
+    _OK: APPLIED,
     1: AppliedStatus.GAP,
     2: AppliedStatus.COLD,
     3: AppliedStatus.ABSENT,
     4: AppliedStatus.UNKNOWN,
 }
-
-
-def marks_key(root: str) -> str:
-    """`marks:{root}`: hash of producer → last number applied, `run` and `sync`. No TTL."""
-    return f"marks:{{{root}}}"
-
-
-def hold_key(root: str) -> str:
-    """`hold:{root}`: hash of attempt → hold (scripts/holds.lua tells its form). No TTL."""
-    return f"hold:{{{root}}}"
-
-
-def changed_key(root: str) -> str:
-    """`changed:{root}`: hash of counter → generation in which it was flagged as changed. No TTL."""
-    return f"changed:{{{root}}}"
-
-
-def charges_key(root: str) -> str:
-    """`charges:{root}`: hash of attempt → record of a charge with a rank that the database may lack. No TTL."""
-    return f"charges:{{{root}}}"
-
-
-def log_key(root: str, name: str) -> str:
-    """`ratelimit:{root}[:<scope>]:<window µs>`: a log of runs; scripts/window.lua tells its form. 2 × window."""
-    return f"ratelimit:{{{root}}}:{name}"
-
-
-def bucket_key(root: str, name: str) -> str:
-    """`tokenbucket:{root}[:<scope>]:<unit>:<rate>:<burst>`: packed; scripts/refill.lua tells its form. Until full."""
-    return f"tokenbucket:{{{root}}}:{name}"
-
-
-def pushed_key(root: str) -> str:
-    """`pushed:{root}`: hash of the ids of pushes that were added, for a day after the last."""
-    return f"pushed:{{{root}}}"
-
-
-def slot_key(root: str, name: str) -> str:
-    """`slots:{root}[:<scope>]`: sorted set of attempt → end of its lease (µs). The lease."""
-    return f"slots:{{{root}}}:{name}" if name else f"slots:{{{root}}}"
-
-
-def counter_key(root: str, name: str) -> str:
-    """`cost:{root}[:<scope>]:<period>`: packed; scripts/counter.lua tells its form. 60 days after the period's end,
-    totals never."""
-    return f"cost:{{{root}}}:{name}"
-
-
-def used_key(root: str, digest: str) -> str:
-    """`used:{root}:<digest>`: what is remembered of an idempotency key; scripts/use.lua tells its form. 24 h."""
-    return f"used:{{{root}}}:{digest}"
-
-
-def unsaved_key(root: str) -> str:
-    """`unsaved:{root}`: hash of digest → the same, of the idempotency keys that the database may lack. No TTL."""
-    return f"unsaved:{{{root}}}"
-
-
-def looked_key(root: str) -> str:
-    """`looked:{root}`: hash of the idempotency keys that were looked up in the database while all that it remembers
-    are on their way after a loss; until then."""
-    return f"looked:{{{root}}}"
 
 
 class RedisStore:
@@ -161,7 +113,8 @@ class RedisStore:
         self._offset_us = 0
         self._lives: set[str] = set()
         self._on_new_life: Callable[[], None] = lambda: None
-        self._plans: dict[int, tuple[Checks, _Plan]] = {}
+        self._plans: dict[int, Plan] = {}  # by the identity of the checks
+        self._plans_by_counters: dict[int, Plan] = {}  # and of what entries name of them
         self._loop: asyncio.AbstractEventLoop | None = None
         self._gathered: dict[tuple[str, str], list[tuple[Entry, Done]]] = {}
         self._bringers: set[asyncio.Task[Any] | None] = set()
@@ -217,42 +170,57 @@ class RedisStore:
     # Admission
 
     async def admit(self, checks: Checks, demand: Demand) -> Reply:
-        self._send_own()
-        plan = self._plan(checks)
-        moving = _MOVING(
-            self.time_us,
-            checks.valid_from_us,
-            min(checks.valid_until_us, demand.not_after_us),
-            demand.requests,
-            demand.tokens,
-            demand.hold_nano,
-            SLOT_LEASE_US,
-        )
-        hold = f"{demand.hold_nano}\n{demand.producer}\n{plan.meta}"
-        arguments = (moving + plan.numbers, demand.attempt, hold, demand.producer)
-        misses = self.client.misses
-        if plan.has_budget and demand.attempt:
-            try:
-                raw = await self.client.run(
-                    "admit", plan.keys, arguments, idempotent=True, with_life=True, within_s=self._admission_s
-                )
-            except ReplyError as error:
-                raise _told(error) from None
-        else:
-            raw = await self._run("admit", plan.keys, *arguments, "", within_s=self._admission_s)
+        if not demand.attempt:
+            return await self._look(checks, demand)
+        if self._gathered:
+            self._send_own()
+        plan, begun_s, unheard = self._plan(checks), monotonic(), False
+        try:
+            lead = self.client.lead_of(plan.keys[0])
+            raw = await lead.write_packed(plan.admission(self.time_us, demand, lead.life if plan.has_budget else ""))
+        except StoreUnavailable as error:
+            misses = self.client.misses
+            raw = await self._admit_again(error, plan, demand, begun_s + self._admission_s)
+            unheard = self.client.misses != misses
         if not self.time_us:
             self._learn_clock(raw[1])
         reply = _reply(checks, raw)
-        return reply if self.client.misses == misses else structs.replace(reply, unheard=True)
+        return structs.replace(reply, unheard=True) if unheard else reply
 
-    def _plan(self, checks: Checks) -> "_Plan":
-        """The part of the call that is the same for every request of a principal."""
+    async def _admit_again(self, error: StoreUnavailable, plan: Plan, demand: Demand, until_s: float) -> Any:
+        """As long as it may be asked again."""
+        arguments = plan.arguments(self.time_us, demand)
+        try:
+            if plan.has_budget:
+                return await self.client.run_again(error, "admit", plan.keys, arguments, until_s, with_life=True)
+            return await self.client.run_again(error, "admit", plan.keys, (*arguments, ""), until_s)
+        except ReplyError as last:
+            raise _told(last) from None
+
+    async def _look(self, checks: Checks, demand: Demand) -> Reply:
+        """The state alone; it holds nothing, so nobody need be waited for."""
+        plan = self._plan(checks)
+        arguments = plan.arguments(self.time_us, demand)
+        raw = await self._run("admit", plan.keys, *arguments, "", within_s=self._admission_s)
+        if not self.time_us:
+            self._learn_clock(raw[1])
+        return _reply(checks, raw)
+
+    def _plan(self, checks: Checks) -> Plan:
+        """The part of the calls that is the same for every request of a principal."""
         known = self._plans.get(id(checks))
-        if known is None or known[0] is not checks:
+        if known is None or known.checks is not checks:
             if len(self._plans) >= PLANS_MAX:
                 self._plans.clear()
-            known = self._plans[id(checks)] = (checks, _Plan(checks))
-        return known[1]
+                self._plans_by_counters.clear()
+            known = Plan(checks, self._digests["admit"], self._digests["apply"], self._digests["batch"])
+            self._plans[id(checks)] = self._plans_by_counters[id(checks.counter_refs)] = known
+        return known
+
+    def _plan_for(self, entry: Entry) -> Plan | None:
+        """That of the checks which the entry's attempt was admitted by, if they are known."""
+        plan = self._plans_by_counters.get(id(entry.counters))
+        return plan if plan is not None and plan.checks.counter_refs is entry.counters else None
 
     # Settlement
 
@@ -286,34 +254,34 @@ class RedisStore:
                     self._apply_together(root, producer, part)
 
     def _apply_alone(self, root: str, producer: str, entry: Entry, done: Done) -> None:
+        plan = self._plan_for(entry)
+        packed = None if plan is None else plan.settlement(self.time_us, producer, entry)
         try:
-            script, keys, arguments = self._apply_call(root, producer, entry)
-            future = self.client.send("EVALSHA", self._digests[script], len(keys), *keys, *arguments, key=keys[0])
+            if packed is None:
+                script, keys, arguments = self._apply_call(root, producer, entry)
+                packed = pack_command(("EVALSHA", self._digests[script], len(keys), *keys, *arguments))
+            self.client.lead_of(marks_key(root)).post(_Settling(entry, done), packed)
         except StoreUnavailable as error:
             done(error)
-            return
-        future.add_done_callback(lambda f: done(_applied(entry, f)))
 
     def _apply_together(self, root: str, producer: str, brought: Sequence[tuple[Entry, Done]]) -> None:
         """All in one step. If the step finds anything in the way it does nothing, and each is sent alone, to be told
         what concerns it."""
+        plan = self._plan_for(brought[0][0])
+        packed = None if plan is None else plan.settlements(self.time_us, producer, brought)
+        if packed is None:
+            keys, arguments = self._batch_call(root, producer, [entry for entry, _ in brought])
+            packed = pack_command(("EVALSHA", self._digests["batch"], len(keys), *keys, *arguments))
 
-        def answered(future: "asyncio.Future[Any]") -> None:
-            answer = _applied_together(future)
+        def each_alone() -> None:
             for entry, done in brought:
-                if answer is None:
-                    self._apply_alone(root, producer, entry, done)
-                else:
-                    done(answer)
+                self._apply_alone(root, producer, entry, done)
 
         try:
-            keys, arguments = self._batch_call(root, producer, [entry for entry, _ in brought])
-            future = self.client.send("EVALSHA", self._digests["batch"], len(keys), *keys, *arguments, key=keys[0])
+            self.client.lead_of(marks_key(root)).post(_SettlingTogether(brought, each_alone), packed)
         except StoreUnavailable as error:
             for _, done in brought:
                 done(error)
-            return
-        future.add_done_callback(answered)
 
     def _apply_call(self, root: str, producer: str, entry: Entry) -> tuple[str, list[str], list[Any]]:
         keys = [marks_key(root), hold_key(root)]
@@ -358,7 +326,7 @@ class RedisStore:
             numbers += (b.rate, b.burst, b.generation, b.last_us, b.level, b.returned, b.tokens)
         for slot in slots:
             keys.append(slot_key(root, slot))
-        return "apply", keys, [_doubles(numbers), producer, entry.attempt, entry.number]
+        return "apply", keys, [doubles(numbers), producer, entry.attempt, entry.number]
 
     def _batch_call(self, root: str, producer: str, entries: Sequence[Entry]) -> tuple[list[str], list[Any]]:
         """Keys and arguments of `batch`, which name once what the entries share."""
@@ -397,7 +365,7 @@ class RedisStore:
         keys += [log_key(root, name) for name in logs]
         keys += [slot_key(root, name) for name in slots]
         head = (self.time_us, entries[0].number, len(entries), len(counters), len(logs), len(slots), len(prefix))
-        plan = _doubles([*head, *spans, *numbers])
+        plan = doubles([*head, *spans, *numbers])
         return keys, [plan, producer, entries[-1].number, *[entry.attempt for entry in entries]]
 
     def _use_call(self, root: str, producer: str, entry: Entry) -> tuple[list[str], list[Any]]:
@@ -410,7 +378,7 @@ class RedisStore:
         numbers += [origin.number for origin in entry.origins]
         origins = [origin.producer for origin in entry.origins]
         named = [producer, entry.attempt, entry.number, counter_key(root, "")]
-        return keys, [_doubles(numbers), *named, *origins, self.client.life_of(keys[0])]
+        return keys, [doubles(numbers), *named, *origins, self.client.life_of(keys[0])]
 
     def _charge_call(
         self, root: str, producer: str, entry: Entry, keys: list[str]
@@ -438,7 +406,7 @@ class RedisStore:
             numbers += (origin.number, int(origin.held))
         record, prefix = charge_of(entry).text(), counter_key(root, "")
         producers = [origin.producer for origin in entry.origins]
-        return "charge", keys, [_doubles(numbers), producer, entry.attempt, entry.number, record, prefix, *producers]
+        return "charge", keys, [doubles(numbers), producer, entry.attempt, entry.number, record, prefix, *producers]
 
     async def mend(self, root: str, names: Names) -> list[str]:
         tree = [f(root) for f in (marks_key, hold_key, changed_key, unsaved_key, charges_key, looked_key)]
@@ -523,7 +491,7 @@ class RedisStore:
             for run in push.runs:
                 numbers += run
         keys = [pushed_key(root), *(log_key(root, push.name) for push in pushes)]
-        return bool(await self._run("push", keys, _doubles(numbers), push_id, PUSH_REMEMBERED_US // 1000))
+        return bool(await self._run("push", keys, doubles(numbers), push_id, PUSH_REMEMBERED_US // 1000))
 
     async def claim(self, root: str, slots: Mapping[str, Sequence[str]]) -> None:
         until = self.now_us() + SLOT_LEASE_US
@@ -556,7 +524,7 @@ class RedisStore:
 
     async def gate(self, root: str, run: str, grace_us: int, open_producers: Sequence[str]) -> Gate | None:
         key = marks_key(root)
-        arguments = (self.client.life_of(key), run, _doubles([self.time_us, grace_us]), *open_producers)
+        arguments = (self.client.life_of(key), run, doubles([self.time_us, grace_us]), *open_producers)
         raw = await self._run("gate", [key], *arguments)
         if not raw:
             return None
@@ -564,7 +532,7 @@ class RedisStore:
         return Gate(raw[0].decode(), int(raw[1]), tuple(waits.split(",")) if waits else ())
 
     async def ready(self, root: str, run: str, producer: str) -> Ready:
-        return Ready(await self._run("ready", [marks_key(root)], run, producer, _doubles([self.time_us])))
+        return Ready(await self._run("ready", [marks_key(root)], run, producer, doubles([self.time_us])))
 
     async def announce(self, root: str, seconds: int) -> None:
         await self._call("ZADD", ANNOUNCED_KEY, self.now_us() // 1_000_000 + seconds, root)
@@ -592,7 +560,7 @@ class RedisStore:
             taken = [number for r in dispatch.runs for number in (r.generation, r.index)]
             for b in dispatch.buckets:
                 taken += (b.generation, b.last_us, b.level, b.returned)
-            runs = _doubles(taken)
+            runs = doubles(taken)
             hold = f"{dispatch.hold_nano}\n{producer}\n{counters}\n{slots}\n".encode() + runs
             expiries = [c.expires_us for c in dispatch.counters]
             told = (dispatch.attempt, dispatch.hold_nano, hold, producer, number)
@@ -620,7 +588,7 @@ class RedisStore:
         self, root: str, run: str, bearer: str, used: Mapping[str, Used], *, lease_us: int, last: bool
     ) -> bool:
         rows = [(digest, known.text, -(-known.until_us // 1000)) for digest, known in used.items()]
-        keys, common = [marks_key(root), looked_key(root)], (run, bearer, _doubles([self.time_us, lease_us]))
+        keys, common = [marks_key(root), looked_key(root)], (run, bearer, doubles([self.time_us, lease_us]))
         for start in range(0, max(1, len(rows)), REMEMBER_MAX):
             chunk = [part for row in rows[start : start + REMEMBER_MAX] for part in row]
             ends = "1" if last and start + REMEMBER_MAX >= len(rows) else ""
@@ -765,52 +733,6 @@ REMEMBER_MAX: Final = 500
 """Idempotency keys in one call: others wait for it, a millisecond or so."""
 
 
-class _Plan:
-    """Keys and arguments of `admit` that depend on the checks alone."""
-
-    __slots__ = ("has_budget", "keys", "meta", "numbers")
-
-    def __init__(self, checks: Checks) -> None:
-        root = checks.root
-        self.has_budget = checks.has_budget
-        self.keys = (
-            marks_key(root),
-            hold_key(root),
-            *(log_key(root, c.name) for c in checks.logs),
-            *(bucket_key(root, c.name) for c in checks.buckets),
-            *(slot_key(root, c.name) for c in checks.slots),
-            *(counter_key(root, c.name) for c in checks.counters),
-        )
-        counters = ",".join(checks.counter_names)
-        self.meta = f"{counters}\n{','.join([name or ROOT_SLOT for name in checks.slot_names])}\n"
-        numbers: list[int] = [len(checks.logs), len(checks.buckets), len(checks.slots), len(checks.counters)]
-        for log in checks.logs:
-            limits = (log.requests_limit, log.tokens_limit, log.requests_shadow, log.tokens_shadow)
-            numbers += (log.window_us, log.tick_us, *(_or(limit, -1) for limit in limits))
-        for bucket in checks.buckets:
-            numbers += (_UNIT[bucket.unit], bucket.rate, bucket.burst, int(bucket.shadow))
-        for slot in checks.slots:
-            numbers += (slot.limit, int(slot.shadow))
-        for counter in checks.counters:
-            span = counter.span
-            numbers += (_or(counter.budget_nano, -1), span.ends_us or 0, span.expires_us or 0)
-        self.numbers = _doubles(numbers)
-
-
-_UNIT: Final = {Unit.REQUESTS: 1, Unit.TOKENS: 2}
-_MOVING: Final = struct.Struct("<7d").pack
-
-
-def _doubles(numbers: Sequence[int]) -> bytes:
-    """Scripts read many numbers from one argument; integers below 2^53 are exact as doubles."""
-    return _struct_of(len(numbers)).pack(*numbers)
-
-
-@lru_cache(maxsize=1_000)
-def _struct_of(count: int) -> struct.Struct:
-    return struct.Struct(f"<{count}d")
-
-
 def _or(value: int | None, default: int) -> int:
     return default if value is None else value
 
@@ -910,31 +832,69 @@ def _told(error: ReplyError) -> StoreUnavailable:
     return StoreDamaged(f"Redis: {error}") if _DAMAGE.search(str(error)) else error
 
 
-def _applied_together(future: "asyncio.Future[Any]") -> Applied | StoreUnavailable | None:
-    """The answer to each of several entries; None: each must be asked alone."""
-    error = None if future.cancelled() else future.exception()
-    if error is None and not future.cancelled():
-        status, mark = future.result()
-        return Applied(AppliedStatus.OK, mark) if status == 0 else None
-    if isinstance(error, ReplyError):
-        return None
-    return error if isinstance(error, StoreUnavailable) else StoreUnavailable(str(error or "no reply was awaited"))
+class _Settling:
+    """Waits for the answer to an entry. What is usual is told at once; all else in the next turn of the loop, for it
+    may have consequences."""
+
+    __slots__ = ("_done", "_entry")
+
+    def __init__(self, entry: Entry, done: Done) -> None:
+        self._entry, self._done = entry, done
+
+    def done(self) -> bool:
+        return False
+
+    def set_result(self, result: Sequence[int]) -> None:
+        status, mark, *absent = result
+        if status == _OK and mark == self._entry.number:
+            self._done(Applied(APPLIED, mark))
+            return
+        name = self._entry.counters[absent[0] - 1].name if absent and absent[0] else ""
+        if status == _DAMAGED:
+            self._tell(StoreDamaged(f"a counter is too short: {name or 'one of a hold'}"))
+        else:
+            self._tell(Applied(_STATUS[status], mark, name))
+
+    def set_exception(self, exception: BaseException) -> None:
+        error = _told(exception) if isinstance(exception, ReplyError) else _lost(exception)
+        if isinstance(error, ReplyError):
+            error = StoreUnavailable(f"Redis refused a settlement: {error}", sent=error.sent)
+        self._tell(error)
+
+    def _tell(self, answer: Applied | StoreUnavailable) -> None:
+        asyncio.get_running_loop().call_soon(self._done, answer)
 
 
-def _applied(entry: Entry, future: "asyncio.Future[Any]") -> Applied | StoreUnavailable:
-    if future.cancelled():
-        return StoreUnavailable("the settlement's reply was not awaited")
-    error = future.exception()
-    if isinstance(error, ReplyError):
-        told = _told(error)
-        return (
-            told if told is not error else StoreUnavailable(f"Redis refused a settlement: {error}", sent=error.sent)
-        )
-    if error is not None:
-        return error if isinstance(error, StoreUnavailable) else StoreUnavailable(str(error))
-    status, mark, *absent = future.result()
-    if status == _DAMAGED:
-        name = entry.counters[absent[0] - 1].name if absent and absent[0] else "one of a hold"
-        return StoreDamaged(f"a counter is too short: {name}")
-    name = entry.counters[absent[0] - 1].name if absent and absent[0] else ""
-    return Applied(_STATUS[status], mark, name)
+class _SettlingTogether:
+    """The same for entries that are applied in one step; `each_alone` sends them again if that could not be done."""
+
+    __slots__ = ("_brought", "_each_alone")
+
+    def __init__(self, brought: Sequence[tuple[Entry, Done]], each_alone: Callable[[], None]) -> None:
+        self._brought, self._each_alone = brought, each_alone
+
+    def done(self) -> bool:
+        return False
+
+    def set_result(self, result: Sequence[int]) -> None:
+        status, mark = result
+        if status != _OK:
+            asyncio.get_running_loop().call_soon(self._each_alone)
+        elif mark == self._brought[-1][0].number:
+            self._tell(Applied(APPLIED, mark))
+        else:
+            asyncio.get_running_loop().call_soon(self._tell, Applied(APPLIED, mark))
+
+    def set_exception(self, exception: BaseException) -> None:
+        if isinstance(exception, ReplyError):
+            asyncio.get_running_loop().call_soon(self._each_alone)
+        else:
+            asyncio.get_running_loop().call_soon(self._tell, _lost(exception))
+
+    def _tell(self, answer: Applied | StoreUnavailable) -> None:
+        for _, done in self._brought:
+            done(answer)
+
+
+def _lost(error: BaseException) -> StoreUnavailable:
+    return error if isinstance(error, StoreUnavailable) else StoreUnavailable(str(error))

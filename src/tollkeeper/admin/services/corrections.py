@@ -11,6 +11,7 @@ from typing import Final
 
 from tollkeeper.admin.access import Caller
 from tollkeeper.admin.parts import Parts
+from tollkeeper.domain.admission import CounterRef
 from tollkeeper.domain.charges import Charge
 from tollkeeper.domain.corrections import (
     ADJUSTMENT,
@@ -23,7 +24,6 @@ from tollkeeper.domain.corrections import (
     cursor_of,
     place_of,
 )
-from tollkeeper.domain.entries import CounterRef
 from tollkeeper.domain.errors import InvalidInput, NotFound, Unavailable
 from tollkeeper.domain.money import nano_from_usd, usd
 from tollkeeper.domain.paging import Page, Paging
