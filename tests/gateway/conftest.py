@@ -248,12 +248,6 @@ def settings_for(base_url: str) -> Settings:
     )
 
 
-PATIENT = frozenset(
-    f"test_{name}.py" for name in ("azure", "batches", "choke_point", "hardening", "media", "objects", "schemas")
-)
-"""Whose tests wait for no deadline, and so must not meet one on a busy machine."""
-
-
 def patient(settings: Settings) -> Settings:
     """The same with deadlines that no test meets."""
     waits = dict.fromkeys(("connect_timeout_s", "first_byte_timeout_s", "idle_timeout_s", "total_timeout_s"), 60.0)
@@ -264,9 +258,11 @@ def patient(settings: Settings) -> Settings:
 
 @pytest.fixture
 async def stand(request: pytest.FixtureRequest, tmp_path: Path, simulator: Simulator) -> AsyncIterator[Stand]:
-    """The data plane with one key, unlimited at first."""
+    """The data plane with one key, unlimited at first. A test marked `hasty` waits for a deadline; no other may meet
+    one on a busy machine."""
     settings = settings_for(simulator.base_url)
-    made = Stand(tmp_path, patient(settings) if request.path.name in PATIENT else settings, simulator)
+    hasty = request.node.get_closest_marker("hasty") is not None
+    made = Stand(tmp_path, settings if hasty else patient(settings), simulator)
     made.key()
     async with made.running():
         yield made

@@ -33,7 +33,7 @@ def error_type(reply: Any, path: str) -> str:
     [
         ("fault=reset", 502, "upstream_unreachable"),
         ("fault=garbage", 502, "upstream_invalid_response"),
-        ("fault=stall", 504, "upstream_timeout"),
+        pytest.param("fault=stall", 504, "upstream_timeout", marks=pytest.mark.hasty),
         ("fault=huge_header", 502, "upstream_invalid_response"),
     ],
 )
@@ -156,7 +156,7 @@ async def test_usage_chunk_stays_for_who_asked(stand: Stand) -> None:
 
 
 @pytest.mark.parametrize(("path", "body_of"), BOTH)
-@pytest.mark.parametrize("fault", ["reset", "truncate", "garbage", "stall"])
+@pytest.mark.parametrize("fault", ["reset", "truncate", "garbage", pytest.param("stall", marks=pytest.mark.hasty)])
 async def test_cut_stream_ends_with_an_error_event(stand: Stand, path: str, body_of: Any, fault: str) -> None:
     """What came is passed on, then an error in the dialect; the hold is charged."""
     reply = await stand.post(body_of(f"[[sim output=20 chunk_delay_ms=10 fault={fault} after=3]]", stream=True), path)

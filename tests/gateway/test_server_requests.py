@@ -111,6 +111,7 @@ async def test_body_above_the_limit(stand: Stand) -> None:
     nothing_happened(stand)
 
 
+@pytest.mark.hasty
 async def test_slow_body(stand: Stand) -> None:
     """408 after the body's deadline."""
     reply = await raw(stand, b"content-length: 100\r\n\r\n{")
