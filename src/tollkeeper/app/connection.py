@@ -22,7 +22,7 @@ from urllib.parse import unquote
 import httptools
 import msgspec
 
-from tollkeeper.gateway.asgi import Client, Message, Receive, Scope
+from tollkeeper.gateway.asgi import Client, Message, Receive, Scope, too_large
 from tollkeeper.gateway.asgi import Send as AsgiSend
 from tollkeeper.observability.logging import logger
 
@@ -167,12 +167,14 @@ class Request(Client):
 
     def body_at_once(self, bytes_max: int) -> bytes | None:
         """See `Client`."""
-        self._check_length(bytes_max)
-        if not self.whole or self._delivered or len(self._parts) != 1 or self._buffered > bytes_max or self.lost:
+        if not self.whole or self._delivered or len(self._parts) != 1 or self.lost:
             return None
+        body = self._parts[0]
+        if len(body) > bytes_max:
+            raise too_large(bytes_max)
         self._delivered = True
-        self._buffered = 0
-        return self._parts.pop()
+        self._parts, self._buffered = [], 0
+        return body
 
     def _listen(self) -> None:
         self._listens = True

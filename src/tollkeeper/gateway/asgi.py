@@ -131,7 +131,7 @@ class Client:
                 return False
             buffer += message.get("body", b"")
             if len(buffer) > bytes_max:
-                raise _too_large(bytes_max)
+                raise too_large(bytes_max)
             if not message.get("more_body", False):
                 return True
             if len(buffer) - counted >= MEGABYTE:
@@ -146,7 +146,7 @@ class Client:
     def _check_length(self, bytes_max: int) -> None:
         stated = self.header(b"content-length")
         if stated.isdigit() and int(stated) > bytes_max:
-            raise _too_large(bytes_max)
+            raise too_large(bytes_max)
 
     async def _read(self, bytes_max: int) -> bytes | None:
         chunks: list[bytes] = []
@@ -159,7 +159,7 @@ class Client:
             chunk = message.get("body", b"")
             size += len(chunk)
             if size > bytes_max:
-                raise _too_large(bytes_max)
+                raise too_large(bytes_max)
             if not message.get("more_body", False):
                 return chunk if not chunks else b"".join((*chunks, chunk))
             chunks.append(chunk)
@@ -317,5 +317,6 @@ def _fields(lines: str) -> list[Header]:
     return [(name, value) for name, _, value in fields]
 
 
-def _too_large(bytes_max: int) -> RequestError:
+def too_large(bytes_max: int) -> RequestError:
+    """The body is larger than its reader takes."""
     return RequestError(Fault.TOO_LARGE, f"The request's body is larger than {bytes_max} bytes.")

@@ -12,6 +12,7 @@ It knows nothing of addresses, of other connections or of who waits for one: see
 
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Final, Protocol, cast
 
 import httptools
@@ -41,6 +42,8 @@ BUFFER_BYTES_MAX: Final = 2**18
 """Above this nothing is read from a provider until the reader has taken what is here."""
 WRITE_BYTES: Final = 2**18
 """Larger requests are written in pieces, each when the one before has left, so that others have their turn."""
+NAMES_MAX: Final = 64
+"""Names of headers kept as bytes; a dozen are asked for."""
 TIMER_SLACK_S: Final = 0.002
 """Timers of some event loops tick in milliseconds and fire that much early."""
 LENGTH, CODING = b"content-length", b"transfer-encoding"
@@ -79,11 +82,11 @@ class Headers(Mapping[str, str]):
         self._raw = raw
 
     def __getitem__(self, name: str) -> str:
-        return self._raw[name.lower().encode("latin-1", "replace")].decode("latin-1").rstrip(" \t")
+        return self._raw[_raw_name(name)].decode("latin-1").rstrip(" \t")
 
     def get(self, name: str, default: Any = None) -> Any:
         """As of any mapping, without the exception in between."""
-        value = self._raw.get(name.lower().encode("latin-1", "replace"))
+        value = self._raw.get(_raw_name(name))
         return default if value is None else value.decode("latin-1").rstrip(" \t")
 
     def __iter__(self) -> Iterator[str]:
@@ -91,6 +94,11 @@ class Headers(Mapping[str, str]):
 
     def __len__(self) -> int:
         return len(self._raw)
+
+
+@lru_cache(NAMES_MAX)
+def _raw_name(name: str) -> bytes:
+    return name.lower().encode("latin-1", "replace")
 
 
 class Http1Response:
@@ -159,7 +167,7 @@ class Http1Response:
                 raise self._error
             if self._connection is None:
                 return b""
-            await self._wait(self._connection.loop.time() + self._idle_timeout_s)
+            await self.arrival(self._connection.loop.time() + self._idle_timeout_s)
         chunk = parts[0] if len(parts) == 1 else b"".join(parts)
         parts.clear()
         self._buffered = 0
@@ -179,20 +187,19 @@ class Http1Response:
         """Whether somebody waits for something to arrive."""
         return self._waiter is not None and not self._waiter.done()
 
-    async def head(self, until: float) -> None:
-        """Return when status and headers are here. `until`: the latest time, by the loop's clock."""
-        while not self.status:
-            if self._error is not None:
-                raise self._error
-            await self._wait(until)
-
     async def change(self, until: float) -> bool:
         """Wait for anything to happen; False once the exchange has come to its end."""
         if self._connection is not None:
-            await self._wait(until)
+            await self.arrival(until)
         return self._connection is not None
 
-    async def _wait(self, until: float) -> None:
+    async def arrival(self, until: float) -> None:
+        """Wait for the head, or anything else, to come. `until`: the latest time, by the loop's clock.
+
+        Raises UpstreamError once it will not come.
+        """
+        if self._error is not None:
+            raise self._error
         connection = self._connection
         assert connection is not None and self._waiter is None
         self._waiter = connection.loop.create_future()
@@ -288,22 +295,26 @@ class Connection(asyncio.Protocol):
         Raises UpstreamError with `sent` True, whatever happens. A request that is refused before all of it is
         written (413) is not written to its end.
         """
-        assert self._response is None
         until = self.loop.time() + settings.first_byte_timeout_s
-        self._requests += 1
-        response = self._response = Http1Response(self, settings.idle_timeout_s, ends_at)
         if isinstance(body, bytes) and len(body) <= WRITE_BYTES:
-            self._transport.write(head + body)
+            response = self.ask(head + body, settings, ends_at)
         else:
-            await self._write(response, head, (body,) if isinstance(body, bytes) else body, until)
-        await response.head(until)
+            response = self.ask(head, settings, ends_at)
+            await self._write(response, (body,) if isinstance(body, bytes) else body, until)
+        while not response.status:
+            await response.arrival(until)
         return response
 
-    async def _write(
-        self, response: Http1Response, head: bytes, pieces: Sequence[bytes | memoryview], until: float
-    ) -> None:
+    def ask(self, data: bytes, settings: ProviderSettings, ends_at: float) -> Http1Response:
+        """Write a request, or the beginning of one; the answer is still to come, all of it by `ends_at`."""
+        assert self._response is None
+        self._requests += 1
+        response = self._response = Http1Response(self, settings.idle_timeout_s, ends_at)
+        self._transport.write(data)
+        return response
+
+    async def _write(self, response: Http1Response, pieces: Sequence[bytes | memoryview], until: float) -> None:
         self._unsent = True
-        self._transport.write(head)
         for piece in pieces:
             rest = memoryview(piece)
             while rest:
@@ -433,8 +444,7 @@ class Connection(asyncio.Protocol):
         costs a reuse.
         """
         assert self._response is not None
-        tail = self._response.tail
-        if tail and LENGTH in self._headers:
+        if LENGTH in self._headers and (tail := self._response.tail):
             return data.endswith(tail)
         return data.endswith(b"\r\n") and not data.endswith(b"\r\n\r\n\r\n")
 
@@ -443,7 +453,8 @@ class Connection(asyncio.Protocol):
         self._response = None
         transport = self._transport
         if reusable and not self._unsent and not transport.get_write_buffer_size() and not transport.is_closing():
-            self.read_on()
+            if not self._reading:
+                self.read_on()
             self._begin()
             self._rest()
             self._owner.idle(self)

@@ -14,7 +14,7 @@ from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
 from tollkeeper.domain.errors import Fault, UpstreamError
-from tollkeeper.gateway.http1 import Connection
+from tollkeeper.gateway.http1 import WRITE_BYTES, Connection
 from tollkeeper.gateway.http1_dial import Dialer, tls_context
 from tollkeeper.gateway.upstream import (
     NO_HEADERS,
@@ -78,7 +78,13 @@ class Pool:
         connection = self._take()
         if connection is None:
             connection = await self._acquire()
-        return await connection.exchange(head, body, settings, ends_at)
+        if length > WRITE_BYTES or not isinstance(body, bytes):
+            return await connection.exchange(head, body, settings, ends_at)
+        until = self._loop.time() + settings.first_byte_timeout_s
+        response = connection.ask(head + body, settings, ends_at)
+        while not response.status:
+            await response.arrival(until)
+        return response
 
     def _head(self, method: str, path: str, headers: Mapping[str, str], length: int) -> bytes:
         """Request line and headers in one piece; nothing that could end a line early gets into it."""

@@ -251,10 +251,13 @@ def lines_for(exchange: Exchange) -> str:
     checks, reply, demand = attempt.grant.checks, attempt.grant.reply, attempt.grant.demand
     if attempt.ended:
         tokens = 0 if attempt.presumed else attempt.usage.total_tokens - demand.tokens
+        cost_nano, charged_nano = attempt.cost_nano, attempt.cost_nano - demand.hold_nano
+        if len(exchange.tries) > 1:
+            cost_nano = exchange.cost_nano
         lines = (
             exchange.id_lines()
             + limit_lines(endpoint.dialect, checks, reply, tokens)
-            + money_lines(exchange.cost_nano, checks, reply, attempt.cost_nano - demand.hold_nano)
+            + money_lines(cost_nano, checks, reply, charged_nano)
         )
     else:
         lines = exchange.id_lines() + limit_lines(endpoint.dialect, checks, reply) + money_lines(None, checks, reply)
