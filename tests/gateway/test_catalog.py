@@ -16,11 +16,12 @@ from msgspec import structs
 
 from tollkeeper.domain.bound import Content
 from tollkeeper.domain.errors import ConfigurationError
-from tollkeeper.domain.pricing import cost_nano, version_of
+from tollkeeper.domain.pricing import Price, Tier, cost_nano, rates, version_of
 from tollkeeper.domain.usage import Usage
 from tollkeeper.gateway.catalog import (
     MODELS_MAX,
     Catalog,
+    ModelInfo,
     asks_stream_usage,
     output_limit_field,
 )
@@ -279,3 +280,42 @@ def test_inference_in_one_place_is_bounded_by_its_price() -> None:
     tokens = info.bound(content, max_output=100, choices=1)
     assert tokens.unbounded is None
     assert info.hold_nano(content, tokens) == (1000 * 5000 + 100 * 25_000) * 11 // 10
+
+
+FEW = st.integers(0, 9)
+RATES = st.builds(
+    rates,
+    input=FEW,
+    output=FEW,
+    **dict.fromkeys(("cached", "cache_write", "reasoning", "output_image"), FEW | st.none()),
+)
+PRICES = st.builds(
+    Price,
+    RATES,
+    st.just(()) | st.tuples(st.builds(Tier, FEW, RATES)),
+    per_request=FEW,
+    per_nano=st.sampled_from((1, 7)),
+    served=st.just({}) | st.fixed_dictionaries({"flex": st.builds(Price, RATES)}),
+)
+KNOWN = st.builds(
+    ModelInfo,
+    price=PRICES | st.none(),
+    image_tokens_max=FEW,
+    output_default=FEW,
+    context_window=st.none() | st.integers(1, 9),
+    max_output_tokens=st.none() | st.integers(1, 9),
+    unbounded=st.none() | st.just("it searches"),
+    served_unasked=st.just(()) | st.just(("flex",)),
+)
+
+
+@given(KNOWN, st.integers(1, 20), st.integers(0, 20), st.integers(1, 3))
+def test_text_is_held_for_like_anything_else(info: ModelInfo, size: int, output: int, choices: int) -> None:
+    """Where a model's hold for plain text is a line, it is the very hold that the whole rule gives, and a bound."""
+    quick = info.text_nano(size, max_output=output, choices=choices)
+    if quick is None:
+        return
+    content = Content(text_bytes=size, cache_write=True, plain=True)
+    bound = info.bound(content, max_output=output, choices=choices)
+    assert bound.unbounded is None
+    assert quick == info.hold_nano(content, bound)

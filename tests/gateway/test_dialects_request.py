@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tollkeeper.domain.bound import Content
 from tollkeeper.domain.errors import Fault, RequestError
 from tollkeeper.gateway.dialects import ENDPOINTS, Call, parse, request, upstream_body
 
@@ -478,7 +479,7 @@ def test_a_conversation_of_text_is_read_as_any(
     if twice:
         body = b'{"messages":%b,' % compact(earlier) + body[1:]
 
-    def outcome() -> object:
+    def outcome() -> Any:
         try:
             return parse(ENDPOINTS[path], body)
         except RequestError as error:
@@ -487,7 +488,11 @@ def test_a_conversation_of_text_is_read_as_any(
     quick = outcome()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(request, "_decode_text", {})
-        assert quick == outcome()
+        slow = outcome()
+    if isinstance(quick, Call) and quick.content.plain:
+        assert slow.content == Content(text_bytes=len(body), cache_write=True)
+        slow = msgspec.structs.replace(slow, content=quick.content)
+    assert quick == slow
 
 
 @given(st.binary(max_size=200) | st.text(max_size=100).map(str.encode))

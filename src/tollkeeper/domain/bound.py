@@ -27,7 +27,8 @@ class Content(msgspec.Struct, frozen=True, kw_only=True):
     charged at the rates of cache writes. `one_context`: whether all input is one prompt, which a context window
     limits as a whole; not so for lists of prompts or embeddings. `stored_context`: names the field through which a
     stored conversation of unknown size joins the input, None if there is none. `service_tiers`: those asked for
-    besides the standard. `unbounded`: why the cost has no bound at all, else None.
+    besides the standard. `unbounded`: why the cost has no bound at all, else None. `plain`: it is one prompt of text,
+    which may be written to a cache for as long as is usual, and nothing of all the rest.
     """
 
     text_bytes: int
@@ -41,6 +42,7 @@ class Content(msgspec.Struct, frozen=True, kw_only=True):
     stored_context: str | None = None
     service_tiers: tuple[str, ...] = ()
     unbounded: str | None = None
+    plain: bool = False
 
 
 class Bound(msgspec.Struct, frozen=True):

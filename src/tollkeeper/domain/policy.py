@@ -267,7 +267,7 @@ class Principal(msgspec.Struct, frozen=True, dict=True):
         caps = [s.policy.cost_cap_nano for s in self.scopes if s.policy.cost_cap_nano is not None]
         return min(caps, default=None)
 
-    @property
+    @cached_property
     def log_bodies(self) -> BodyLogging | None:
         """What the innermost scope says that says anything."""
         for scope in self.scopes:

@@ -45,12 +45,19 @@ class Plan:
         self.must_hold = False  # a budget, cost cap or token limit relies on the output limit
         self.tokens, self.hold_nano = 1, 0
 
-    def limit_to(self, output: int) -> Bound:
-        """Set token weight and hold for at most so many tokens per choice, by the bound of the tokens that is
-        returned."""
+    def limit_to(self, output: int) -> str | None:
+        """Set token weight and hold for at most so many tokens per choice. What is returned says why the hold is no
+        bound, if so."""
+        call = self.call
+        self.tokens = self.tokens_at(output)
+        if call.content.plain:
+            nano = self.info.text_nano(call.content.text_bytes, max_output=output, choices=call.choices)
+            if nano is not None:
+                self.hold_nano = nano
+                return None
         bound = self.bound_at(output)
-        self.tokens, self.hold_nano = self.tokens_at(output), self._hold_of(bound)
-        return bound
+        self.hold_nano = self._hold_of(bound)
+        return bound.unbounded
 
     def inject(self, output: int) -> None:
         """The same, and put the limit into the request."""
@@ -133,9 +140,9 @@ class Bounder:
         if output is None:
             output = info.output_default
             plan.injected = output if plan.must_hold else None
-        bound = plan.limit_to(output)
-        if has_budget and bound.unbounded is not None:
-            message = f"The cost of this request cannot be bounded, which its budget needs: {bound.unbounded}."
+        reason = plan.limit_to(output)
+        if has_budget and reason is not None:
+            message = f"The cost of this request cannot be bounded, which its budget needs: {reason}."
             raise RequestError(Fault.UNBOUNDED, message)
         cap_nano = principal.cost_cap_nano
         if cap_nano is not None and plan.hold_nano > cap_nano:

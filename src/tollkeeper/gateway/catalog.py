@@ -9,6 +9,7 @@ import difflib
 import re
 from collections.abc import Mapping
 from decimal import Decimal
+from functools import cached_property
 from typing import Final
 
 import msgspec
@@ -23,6 +24,8 @@ from tollkeeper.gateway.overrides import Override, applied, in_force, overrides_
 from tollkeeper.gateway.price_data import FOREVER_US, SOURCE, Listed, PriceData
 from tollkeeper.settings import ModelSettings, ProviderSettings, Settings
 
+UNLIMITED: Final = 2**62
+"""Tokens, where a model's limit of them is not known."""
 NEAREST_MAX: Final = 5
 """Names suggested for an unknown one."""
 MODELS_MAX: Final = 4096
@@ -81,7 +84,7 @@ class ImagePrice(msgspec.Struct, frozen=True):
     cost_nano: int
 
 
-class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
+class ModelInfo(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """What is known of one model at one provider.
 
     `price` is None if unknown, and `unpriced` says why. `unbounded`: why the cost of every request has no bound, if
@@ -131,6 +134,25 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
         if reason is None and content.service_tiers:
             reason = self._unpriced_tier(content)
         return result if reason is None else Bound(result.input_tokens, result.output_tokens, reason)
+
+    def text_nano(self, text_bytes: int, *, max_output: int, choices: int) -> int | None:
+        """`hold_nano` of the `bound` of content that is `plain`, which always has one. None: ask them."""
+        line = self._line
+        if line is None:
+            return None
+        input_nano, output_nano, request_nano, per_nano, input_max, output_max = line
+        tokens = text_bytes if text_bytes < input_max else input_max
+        output = max_output if max_output < output_max else output_max
+        return -(-(tokens * input_nano + output * choices * output_nano + request_nano) // per_nano)
+
+    @cached_property
+    def _line(self) -> tuple[int, int, int, int, int, int] | None:
+        """By what a request of text is bounded, if it depends on neither its length nor on how it may be served."""
+        price = self.price
+        if price is None or price.tiers or self.served_unasked or self.unbounded is not None:
+            return None
+        windows = (self.context_window or UNLIMITED, self.max_output_tokens or UNLIMITED)
+        return (*price.base.dearest_of_text, price.per_request, price.per_nano, *windows)
 
     def _unpriced_tier(self, content: Content) -> str | None:
         for tier in content.service_tiers:

@@ -83,7 +83,7 @@ class Try:
     def end(self, exchange: "Exchange", result: str) -> None:
         """It is over; `result` is the metric's word for how. It does not keep its exchange, which keeps it: a circle
         would leave all of a request to the garbage collector, and each round of that stops every other request."""
-        self.ended_s, self.result = exchange.age_s, result
+        self.ended_s, self.result = time.perf_counter() - exchange.arrived, result
         self.upstream_request_id = exchange.upstream_request_id
 
     def record(self) -> AttemptRecord:
@@ -196,12 +196,12 @@ class Exchange:
         """An attempt was admitted; the one before has come to its end."""
         self.plan, self.attempt = plan, attempt
         self.upstream_request_id = None
-        self.tries.append(Try(plan, attempt, self.age_s))
+        self.tries.append(Try(plan, attempt, time.perf_counter() - self.arrived))
 
     def mark_first_byte(self) -> None:
         """The first byte of the answer's body is out."""
         if self.first_byte_s is None:
-            self.first_byte_s = self.age_s
+            self.first_byte_s = time.perf_counter() - self.arrived
 
     def mark_dispatched(self, at: float) -> None:
         """An attempt is about to be sent to a provider."""

@@ -606,8 +606,9 @@ def read_text(endpoint: Endpoint, body: bytes, fields: Mapping[str, msgspec.Raw]
     if not fields.keys() <= _TEXT_FIELDS[endpoint.name]:
         return read_content(endpoint, body, fields)[0]
     cache_write = endpoint.dialect == "openai" or _mentions(body, b"cache_control")
+    for_1h = cache_write and _mentions(body, b'"1h"')
     return Content(
-        text_bytes=len(body), cache_write=cache_write, cache_write_1h=cache_write and _mentions(body, b'"1h"')
+        text_bytes=len(body), cache_write=cache_write, cache_write_1h=for_1h, plain=cache_write and not for_1h
     )
 
 
