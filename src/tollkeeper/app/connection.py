@@ -383,20 +383,17 @@ class Repeated(msgspec.Struct):
             return None
         begin = len(self.before)
         stop = data.find(b"\r", begin, begin + DIGITS_MAX + 1)
-        digits, start = data[begin:stop], stop + len(self.after)
-        if (
-            stop < 0
-            or not data.startswith(self.after, stop)
-            or not _plain(digits)
-            or len(data) - start != int(digits)
-        ):
+        if stop < 0 or not data.startswith(self.after, stop):
             return None
+        digits, body = data[begin:stop], data[stop + len(self.after) :]
         if digits != self.digits:
+            if not _plain(digits):
+                return None
             head = self.head
             headers = [(name, digits if name == LENGTH else value) for name, value in head.headers]
             self.head = msgspec.structs.replace(head, headers=headers, fields={**head.fields, LENGTH: digits})
             self.digits = digits
-        return data[start:]
+        return body if len(body) == int(digits) else None
 
 
 def _plain(digits: bytes) -> bool:

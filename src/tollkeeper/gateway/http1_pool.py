@@ -105,6 +105,10 @@ class Pool:
         return start
 
     def _lines(self, headers: Mapping[str, str]) -> str:
+        if len(headers) == 1:
+            ((name, value),) = headers.items()
+            if name in self._names and value.isascii() and value.isprintable():
+                return f"{name}: {value}\r\n"
         lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
         if lines.count("\n") != len(headers) or not _LINES.fullmatch(lines) or not self._named_well(headers):
             raise _unsendable()

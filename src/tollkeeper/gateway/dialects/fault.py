@@ -170,6 +170,10 @@ def _budget_message(refusal: Refusal, scope: str) -> str:
     )
 
 
+_SECONDS: Final = tuple([f"{s}s" if s < 60 else f"{s // 60}m{s % 60}s" for s in range(121)])
+"""What windows of a minute take to be free again."""
+
+
 def duration(us: int) -> str:
     """`120ms`, `1s`, `6m0s`, `3h5m0s`, rounded up: waiting so long is enough."""
     if us <= 0:
@@ -177,8 +181,8 @@ def duration(us: int) -> str:
     if us < US_PER_S - 999:
         return f"{-(-us // 1000)}ms"
     seconds = -(-us // US_PER_S)
-    if seconds < 60:
-        return f"{seconds}s"
+    if seconds < len(_SECONDS):
+        return _SECONDS[seconds]
     minutes, seconds = divmod(seconds, 60)
     if minutes < 60:
         return f"{minutes}m{seconds}s"
