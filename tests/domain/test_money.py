@@ -51,6 +51,13 @@ def test_amounts_are_plain_digits() -> None:
     ]
 
 
+@given(st.integers(-NANO_MAX, NANO_MAX) | st.integers(-(10**6), 10**6).map(lambda cents: cents * 10**7))
+def test_an_amount_is_written_exactly_and_no_longer_than_it_must_be(nano: int) -> None:
+    text = usd(nano)
+    assert Fraction(text) * 10**9 == nano
+    assert len(text.partition(".")[2]) == 2 or not text.endswith("0")
+
+
 @given(st.decimals(0, 1000, places=15), st.sampled_from(("{:f}", "{:e}", '"{:f}"')))
 def test_a_json_number_is_read_exactly_and_rounded_up(amount: Decimal, form: str) -> None:
     """However a provider writes it; a float would lose digits."""

@@ -68,7 +68,7 @@ def usd(nano: int) -> str:
     """`1234500000` → `"1.2345"`: plain digits, no exponent, at least two decimals."""
     if nano < 0:
         return f"-{usd(-nano)}"
-    whole, fraction = divmod(nano, NANO_PER_USD)
-    if fraction % _NANO_PER_CENT:
-        return f"{whole}.{fraction:09d}".rstrip("0")
-    return f"{whole}.{fraction // _NANO_PER_CENT:02d}"
+    if nano % _NANO_PER_CENT:
+        digits = str(nano).zfill(10)
+        return f"{digits[:-9]}.{digits[-9:]}".rstrip("0")
+    return f"{nano // NANO_PER_USD}.{nano % NANO_PER_USD // _NANO_PER_CENT:02d}"

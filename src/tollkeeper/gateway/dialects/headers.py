@@ -29,11 +29,11 @@ _NAMES: Final = {
     )
     for kind in (LimitKind.REQUESTS, LimitKind.TOKENS)
 }
-
-
-_LINES: Final = {
-    (dialect, kind): tuple(f"{name.decode()}: " for name in names) for (dialect, kind), names in _NAMES.items()
-}
+_REQUESTS, _TOKENS = (
+    {dialect: tuple([f"{n.decode()}: " for n in _NAMES[dialect, kind]]) for dialect in ("openai", "anthropic")}
+    for kind in (LimitKind.REQUESTS, LimitKind.TOKENS)
+)
+"""The same as they begin a line."""
 
 
 def limit_lines(dialect: Dialect, checks: Checks, reply: Reply, tokens: int = 0) -> str:
@@ -44,21 +44,21 @@ def limit_lines(dialect: Dialect, checks: Checks, reply: Reply, tokens: int = 0)
     """
     if checks.buckets:
         return _limit_lines_in_general(dialect, checks, reply, tokens)
-    logs, lines = reply.logs, ""
+    logs, shown, lines = reply.logs, checks.shown, ""
     told_us, told = -1, ""
-    if checks.shown.requests:
+    if shown.requests:
         limit, left, reset_us = -1, 0, 0
-        for index, its_limit in checks.shown.requests:
+        for index, its_limit in shown.requests:
             state = logs[index]
             its_left = its_limit - state.requests
             if limit < 0 or its_left < left or (its_left == left and its_limit < limit):
                 limit, left, reset_us = its_limit, its_left, state.empty_in_us
         told_us, told = reset_us, _reset_text(dialect, reset_us, reply.now_us)
-        of_limit, of_left, of_reset = _LINES[dialect, LimitKind.REQUESTS]
+        of_limit, of_left, of_reset = _REQUESTS[dialect]
         lines = f"{of_limit}{limit}\r\n{of_left}{left if left > 0 else 0}\r\n{of_reset}{told}\r\n"
-    if checks.shown.tokens:
+    if shown.tokens:
         limit, left, reset_us = -1, 0, 0
-        for index, its_limit in checks.shown.tokens:
+        for index, its_limit in shown.tokens:
             state = logs[index]
             its_left = its_limit - state.tokens
             if limit < 0 or its_left < left or (its_left == left and its_limit < limit):
@@ -66,7 +66,7 @@ def limit_lines(dialect: Dialect, checks: Checks, reply: Reply, tokens: int = 0)
         if reset_us != told_us:
             told = _reset_text(dialect, reset_us, reply.now_us)
         left -= tokens
-        of_limit, of_left, of_reset = _LINES[dialect, LimitKind.TOKENS]
+        of_limit, of_left, of_reset = _TOKENS[dialect]
         lines += f"{of_limit}{limit}\r\n{of_left}{left if left > 0 else 0}\r\n{of_reset}{told}\r\n"
     return lines
 
