@@ -129,11 +129,8 @@ class TokenEstimator:
                 self._models.pop(next(iter(self._models)))
             self._models[model] = Learned(ratio, output_tokens * 1000)
             return
-        # Between two ratios above zero, so it stays there.
-        learned.milli_bytes_per_token += _sixteenth(ratio - learned.milli_bytes_per_token)
-        learned.milli_output += _sixteenth(output_tokens * 1000 - learned.milli_output)
-
-
-def _sixteenth(difference: int) -> int:
-    """Truncated towards zero, so that neither direction drifts."""
-    return difference // TokenEstimator.WEIGHT if difference >= 0 else -(-difference // TokenEstimator.WEIGHT)
+        # Truncated towards zero, so that neither direction drifts. The ratio stays between two that are above zero.
+        more, weight = ratio - learned.milli_bytes_per_token, self.WEIGHT
+        learned.milli_bytes_per_token += more // weight if more >= 0 else -(-more // weight)
+        more = output_tokens * 1000 - learned.milli_output
+        learned.milli_output += more // weight if more >= 0 else -(-more // weight)

@@ -4,9 +4,9 @@ Request ids are made here and never taken from a client, because attempts are se
 """
 
 import os
-from collections.abc import Iterator
-from itertools import count
 from typing import Final
+
+import msgspec
 
 from tollkeeper.domain.admission import Denial, Grant
 from tollkeeper.domain.policy import Principal
@@ -36,13 +36,20 @@ class RequestIds:
         return "req_" + self._block[start : self._used].hex()
 
 
-def attempt_ids(request_id: str) -> Iterator[str]:
+class AttemptIds(msgspec.Struct):
     """`<request>.1`, `<request>.2`, …: a name for each hold of a request."""
-    return map(f"{request_id}.{{}}".format, count(1))
+
+    request_id: str
+    given: int = 0
+
+    def next(self) -> str:
+        """The name of the next one."""
+        self.given += 1
+        return f"{self.request_id}.{self.given}"
 
 
 async def admit(
-    governor: Governor, principal: Principal, attempts: Iterator[str], plan: Plan, user: str = ""
+    governor: Governor, principal: Principal, attempts: AttemptIds, plan: Plan, user: str = ""
 ) -> Grant | Denial:
     """The decision over all limits and budgets of a request, for the caller's end user if it names one.
 
@@ -52,7 +59,7 @@ async def admit(
     for _ in range(ATTEMPTS_MAX):
         decision = await governor.admit(
             principal,
-            attempt=next(attempts),
+            attempt=attempts.next(),
             tokens=plan.tokens,
             hold_nano=plan.hold_nano,
             model=plan.route.model,

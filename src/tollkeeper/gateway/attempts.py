@@ -17,7 +17,7 @@ import msgspec
 from tollkeeper.domain.admission import Denial
 from tollkeeper.domain.errors import Fault, RequestError, UpstreamError
 from tollkeeper.domain.ports import Governor
-from tollkeeper.gateway.admit import admit, attempt_ids
+from tollkeeper.gateway.admit import AttemptIds, admit
 from tollkeeper.gateway.asgi import HttpError
 from tollkeeper.gateway.bound import Bounder
 from tollkeeper.gateway.catalog import asks_stream_usage
@@ -92,43 +92,30 @@ class Attempts:
             total_s=provider.connect_timeout_s + provider.total_timeout_s,
             drain_s=self.settings.server.drain_timeout_s,
         )
-        return _Walk(self, exchange, endpoint, pools, patience).go()
-
-
-class _Walk:
-    """One request on its way."""
-
-    __slots__ = (
-        "_denial",
-        "_endpoint",
-        "_exchange",
-        "_failure",
-        "_ids",
-        "_its",
-        "_paid",
-        "_patience",
-        "_unfit",
-        "_unfit_pool",
-        "_way",
-    )
-
-    def __init__(
-        self, its: Attempts, exchange: Exchange, endpoint: Endpoint, pools: Sequence[Pool], patience: Patience
-    ) -> None:
         principal = exchange.principal
         assert principal is not None
         if len(pools) > 1 and principal.restricts_models:
             # A fallback is another model: a key that may not use it does not get it by way of a failure.
             mine = [p for p in pools[1:] if model_allowed(principal, p.name, p.deployments[0].route.model)]
             pools = [pools[0], *mine]
-        self._way = Itinerary(pools, its.fleet, its.settings.routing)
-        self._its, self._exchange, self._endpoint, self._patience = its, exchange, endpoint, patience
-        self._ids = attempt_ids(exchange.request_id)
-        self._failure: Failure | None = None
-        self._denial: Denial | None = None
-        self._unfit: RequestError | None = None
-        self._unfit_pool: Pool | None = None
-        self._paid = False
+        way = Itinerary(pools, self.fleet, self.settings.routing)
+        return _Walk(self, exchange, endpoint, way, patience, AttemptIds(exchange.request_id)).go()
+
+
+class _Walk(msgspec.Struct):
+    """One request on its way."""
+
+    _its: Attempts
+    _exchange: Exchange
+    _endpoint: Endpoint
+    _way: Itinerary
+    _patience: Patience
+    _ids: AttemptIds
+    _failure: Failure | None = None
+    _denial: Denial | None = None
+    _unfit: RequestError | None = None
+    _unfit_pool: Pool | None = None
+    _paid: bool = False
 
     async def go(self) -> Denial | None:
         """See `Attempts.serve`."""

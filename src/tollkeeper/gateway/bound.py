@@ -29,21 +29,19 @@ OUTPUT_MIN: Final = 16
 """The smallest limit that is injected: OpenAI's Responses API takes no less."""
 
 
-class Plan:
-    """A request with its bounds. `injected` is the output limit we set, None if the client's stands."""
+class Plan(msgspec.Struct):
+    """A request with its bounds. `injected` is the output limit we set, None if the client's stands. `must_hold`: a
+    budget, cost cap or token limit relies on the output limit."""
 
-    __slots__ = (
-        *("_at_us", "_bounder", "_estimator", "_learned_as"),
-        *("call", "hold_nano", "info", "injected", "must_hold", "route", "tokens"),
-    )
-
-    def __init__(self, call: Call, route: Route, info: ModelInfo, bounder: "Bounder", at_us: int) -> None:
-        self.call, self.route, self.info, self._estimator = call, route, info, bounder.estimator
-        self._bounder, self._at_us = bounder, at_us
-        self._learned_as = f"{route.provider}/{route.upstream_model}"
-        self.injected: int | None = None
-        self.must_hold = False  # a budget, cost cap or token limit relies on the output limit
-        self.tokens, self.hold_nano = 1, 0
+    call: Call
+    route: Route
+    info: ModelInfo
+    _bounder: "Bounder"
+    _at_us: int
+    must_hold: bool = False
+    injected: int | None = None
+    tokens: int = 1
+    hold_nano: int = 0
 
     def limit_to(self, output: int) -> str | None:
         """Set token weight and hold for at most so many tokens per choice. What is returned says why the hold is no
@@ -69,8 +67,8 @@ class Plan:
         call = self.call
         if call.endpoint.free or (call.sold is not None and call.sold.batch_nano is not None):
             return 0
-        return self._estimator.estimate_tokens(
-            self._learned_as, input_bytes=call.content.text_bytes, max_output=output, choices=call.choices
+        return self._bounder.estimator.estimate_tokens(
+            self.route.place, input_bytes=call.content.text_bytes, max_output=output, choices=call.choices
         )
 
     def hold_at(self, output: int) -> int:
@@ -90,8 +88,8 @@ class Plan:
 
     def learn(self, usage: Usage) -> None:
         """Teach the estimator what the request truly had."""
-        self._estimator.learn(
-            self._learned_as,
+        self._bounder.estimator.learn(
+            self.route.place,
             input_bytes=self.call.content.text_bytes,
             input_tokens=usage.input_tokens,
             output_tokens=usage.output_tokens,
@@ -134,12 +132,12 @@ class Bounder:
             info = priced(info, call.endpoint)
         if info.price is None:
             self._check_price(info, route, principal, call.endpoint)
-        plan = Plan(call, route, info, self, now_us)
         has_budget, output = principal.has_budget, call.max_output
-        plan.must_hold = has_budget or principal.has_token_limit
+        plan = Plan(call, route, info, self, now_us, has_budget or principal.has_token_limit)
         if output is None:
             output = info.output_default
-            plan.injected = output if plan.must_hold else None
+            if plan.must_hold:
+                plan.injected = output
         reason = plan.limit_to(output)
         if has_budget and reason is not None:
             message = f"The cost of this request cannot be bounded, which its budget needs: {reason}."

@@ -8,6 +8,8 @@ in, as is randomness; nothing here waits.
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+import msgspec
+
 from tollkeeper.domain.windows import RunLog
 from tollkeeper.gateway.breaker import Breaker, BreakerRules, BreakerState
 from tollkeeper.gateway.routing import Deployment
@@ -93,14 +95,14 @@ class Member:
         return float("inf") if self.in_flight else 0.0
 
 
-class Turn:
+class Turn(msgspec.Struct):
     """One request at one deployment, from `take` until `end`, which is always called."""
 
-    __slots__ = ("_probe", "_run", "_tokens", "_told", "member")
-
-    def __init__(self, member: Member, run: int | None, tokens: int, probe: bool) -> None:
-        self.member, self._run, self._tokens, self._probe = member, run, tokens, probe
-        self._told = False
+    member: Member
+    _run: int | None
+    _tokens: int
+    _probe: bool
+    _told: bool = False
 
     def measured(self, now_us: int, first_byte_us: int) -> None:
         """Its first byte took so long."""

@@ -1,6 +1,5 @@
 """What the data plane counts, declared once and bound at start, so that a request only adds to plain integers."""
 
-from collections.abc import Callable
 from typing import Final
 
 from tollkeeper.domain.admission import LimitKind
@@ -134,16 +133,16 @@ class Instruments:
         self._charged = [metrics.counter(name, text, *labels) for name, text, *labels in CHARGED]
         self._deployments: dict[tuple[str, str], list[CounterChild]] = {}
         self._meters: dict[tuple[str, str], Meter] = {}
-        self._by_status: dict[tuple[str, int], Callable[[], None]] = {}
+        self._by_status: dict[tuple[str, int], CounterChild] = {}
 
     def count(self, endpoint: str, status: int) -> None:
         """One finished request. 499: its client hung up before the answer began."""
         key = (endpoint, 0 if status == 499 else status // 100)
-        inc = self._by_status.get(key)
-        if inc is None:
+        child = self._by_status.get(key)
+        if child is None:
             label = f"{key[1]}xx" if key[1] else "hangup"
-            inc = self._by_status[key] = self.requests.labels(endpoint, label).inc
-        inc()
+            child = self._by_status[key] = self.requests.labels(endpoint, label)
+        child.value += 1
 
     def recorded(self, record: RequestRecord) -> None:
         """What a finished request was charged."""
@@ -161,7 +160,8 @@ class Instruments:
             if record.presumed:
                 presumed.value += record.cost_nano
         cached.value += record.tokens_cached
-        unread.value += max(0, record.tokens_input - record.tokens_cached)
+        if record.tokens_input > record.tokens_cached:
+            unread.value += record.tokens_input - record.tokens_cached
         output.value += record.tokens_output
 
     def _charged_attempts(self, attempts: tuple[AttemptRecord, ...]) -> None:

@@ -25,31 +25,42 @@ class Stop(msgspec.Struct, frozen=True):
     pause_us: int = 0
 
 
-class Itinerary:
-    """One request's way. Times are Unix µs; `random` is in [0, 1)."""
+class Itinerary(msgspec.Struct):
+    """One request's way. Times are Unix µs; `random` is in [0, 1).
 
-    __slots__ = ("_barred", "_fleet", "_here", "_pools", "_settings", "_tried", "attempts", "full_for_us")
+    There are few attempts and few deployments, and mostly one of each: so what was tried is in tuples.
+    """
 
-    def __init__(self, pools: Sequence[Pool], fleet: Fleet, settings: RoutingSettings) -> None:
-        self._pools, self._fleet, self._settings = list(pools), fleet, settings
-        self._barred: set[int] = set()
-        self._tried: dict[int, int] = {}  # member → attempts
-        self._here = 0  # attempts at the model whose turn it is
-        self.attempts = 0
-        self.full_for_us: int | None = None
-        """The shortest time for which a deployment's own limits keep the request out, if one's do."""
+    _pools: Sequence[Pool]
+    _fleet: Fleet
+    _settings: RoutingSettings
+    _barred: tuple[int, ...] = ()
+    _tried: tuple[int, ...] = ()
+    """A member for each attempt."""
+    _here: int = 0
+    """Attempts at the model whose turn it is."""
+    full_for_us: int | None = None
+    """The shortest time for which a deployment's own limits keep the request out, if one's do."""
 
     def __repr__(self) -> str:
         return f"<Itinerary attempts={self.attempts} left={[pool.name for pool in self._pools]}>"
 
+    @property
+    def attempts(self) -> int:
+        """So far."""
+        return len(self._tried)
+
     def next(self, now_us: int, random: float) -> Stop | None:
         """The next attempt, or None."""
+        pools = self._pools
+        if not (self._tried or self._barred) and pools and len(pools[0].deployments) == 1:
+            # Mostly nothing is to be chosen, and nothing keeps the first attempt out.
+            deployment = pools[0].deployments[0]
+            member = self._fleet.member(deployment)
+            if member.unlimited and member.breaker.open_until_us is None:
+                return Stop(deployment, member, pools[0])
         if self.attempts >= self._settings.attempts_max:
             return None
-        if not (self.attempts or self._barred) and self._pools and len(self._pools[0].deployments) == 1:
-            stop = self._only_one(self._pools[0])
-            if stop is not None:
-                return stop
         for number, pool in enumerate(self._pools):
             if number or self._here < self._settings.attempts_per_model_max:
                 stop = self._at(pool, now_us, random)
@@ -62,31 +73,23 @@ class Itinerary:
                     return self._onwards(number, Stop(*choose(pool.strategy, options, now_us, random), pool))
         return None
 
-    def _only_one(self, pool: Pool) -> Stop | None:
-        """The first attempt, where nothing is to be chosen or waited for, as it mostly is."""
-        deployment = pool.deployments[0]
-        member = self._fleet.member(deployment)
-        free = member.unlimited and member.breaker.open_until_us is None
-        return Stop(deployment, member, pool) if free else None
-
     def went(self, stop: Stop) -> None:
         """The attempt is made."""
-        self.attempts += 1
         self._here += 1
-        self._tried[id(stop.member)] = self._tried.get(id(stop.member), 0) + 1
+        self._tried += (id(stop.member),)
 
     def bar(self, member: Member) -> None:
         """Nothing more goes to this one."""
-        self._barred.add(id(member))
+        self._barred += (id(member),)
 
     def leave_model(self) -> None:
         """On to the fallbacks."""
-        del self._pools[0]
+        self._pools = self._pools[1:]
         self._here = 0
 
     def full(self, member: Member, for_us: int) -> None:
         """Its own limits keep the request out."""
-        self._barred.add(id(member))
+        self._barred += (id(member),)
         self.full_for_us = min(for_us, self.full_for_us or for_us)
 
     def _onwards(self, number: int, stop: Stop) -> Stop:
@@ -123,7 +126,7 @@ class Itinerary:
     def _pause_us(self, member: Member, now_us: int, random: float) -> int | None:
         """Backoff, after the time for which it cools down; None if that is too long, or another request tries it."""
         settings = self._settings
-        tries = self._tried[id(member)]
+        tries = self._tried.count(id(member))
         pause_us = backoff_us(
             tries, random, min_us=int(settings.backoff_min_s * 1e6), max_us=int(settings.backoff_max_s * 1e6)
         )

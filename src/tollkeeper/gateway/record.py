@@ -280,23 +280,29 @@ def record_of(exchange: Exchange, total_s: float) -> RequestRecord:
     if TAGS_HEADER in headers:
         record.tags = tags_of(client)
     record.team_id = principal.team_id
+    if exchange.user is not None:
+        record.user = exchange.user
+    if exchange.error is not None:
+        record.error, record.refused_by = exchange.error, exchange.refused_by
     record.admitted = attempt is not None
-    record.refused_by = exchange.refused_by
-    record.error = exchange.error
     record.client_disconnected = client.gone
-    record.queue_us = _us(exchange.queue_s)
+    if exchange.queue_s is not None:
+        record.queue_us = int(exchange.queue_s * 1e6)
+    if exchange.first_byte_s is not None:
+        record.first_byte_us = int(exchange.first_byte_s * 1e6)
     record.admission_us = int(exchange.admission_s * 1e6)
-    record.first_byte_us = _us(exchange.first_byte_s)
     record.total_us = int(total_s * 1e6)
     record.attempts = exchange.attempts
     record.upstream_request_id = exchange.upstream_request_id
-    record.user = exchange.user
     if call is not None:
-        record.model, record.streaming = call.model[:MODEL_CHARS_MAX], call.stream
+        record.streaming = call.stream
     if plan is not None:
         route, price = plan.route, plan.info.price
         record.provider, record.model, record.upstream_model = route.provider, route.model, route.upstream_model
-        record.price_version = None if price is None else version_of(price, attempt.usage if attempt else NO_USAGE)
+        if price is not None:
+            record.price_version = version_of(price, attempt.usage if attempt else NO_USAGE)
+    elif call is not None:
+        record.model = call.model[:MODEL_CHARS_MAX]
     if attempt is not None:
         _tell_charge(record, exchange, attempt)
     return record

@@ -23,7 +23,7 @@ CHAT_PATHS: Final[Mapping[str, str]] = {"openai": "/v1/chat/completions", "anthr
 """Where each dialect's conversations go, for the advice in an error."""
 
 
-class Route(msgspec.Struct, frozen=True):
+class Route(msgspec.Struct, frozen=True, dict=True):
     """Where a model's requests go. `model` is the client's name for it, without a provider's prefix."""
 
     model: str
@@ -31,6 +31,11 @@ class Route(msgspec.Struct, frozen=True):
     upstream_model: str
     settings_of: str | None = None
     """The entry of [models.<name>] with its prices and limits; None: that of `model`."""
+
+    @cached_property
+    def place(self) -> str:
+        """Provider and model there, in one name."""
+        return f"{self.provider}/{self.upstream_model}"
 
 
 class Deployment(msgspec.Struct, frozen=True, dict=True):
