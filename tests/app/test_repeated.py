@@ -53,7 +53,7 @@ async def conversation(pieces: list[bytes], *, tries: int) -> tuple[list[Any], b
     connection.connection_made(transport)
     for piece in pieces:
         repeated = connection._repeated
-        if not connection._deaf and repeated is not None and repeated.body_of(piece) is not None:
+        if not connection._deaf and repeated is not None and repeated.length_in(piece) is not None:
             known += 1
         connection.data_received(piece)
         for _ in range(3):
@@ -135,6 +135,29 @@ def test_known_heads_are_what_the_parser_says(kinds: list[bytes], data: st.DataO
         pieces[at][:begin] + data.draw(st.binary(max_size=3)) + pieces[at][begin + data.draw(st.integers(0, 2)) :]
     )
     asyncio.run(same(pieces))
+
+
+async def test_connections_of_one_client_share_its_head_while_one_of_them_lives() -> None:
+    """Nothing of it stays when the last is gone: the head has the client's key in it."""
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    shared = Shared(application, connections_max=10)
+    connections = [Connection(shared) for _ in range(3)]
+    for connection in connections:
+        connection.connection_made(Transport())
+        for _ in range(3):
+            connection.data_received(HEAD + b"abc")
+            while shared.tasks:
+                await asyncio.sleep(0)
+    assert len({id(connection._repeated) for connection in connections}) == len(shared.repeated) == 1
+    for connection in connections:
+        connection.connection_lost(None)
+    del connection
+    connections.clear()
+    assert not shared.repeated
 
 
 def test_only_short_heads_are_kept() -> None:

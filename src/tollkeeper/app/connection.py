@@ -18,6 +18,7 @@ from email.utils import formatdate
 from http import HTTPStatus
 from typing import Any, Final, Protocol, cast, runtime_checkable
 from urllib.parse import unquote
+from weakref import WeakValueDictionary
 
 import httptools
 import msgspec
@@ -76,6 +77,8 @@ class Shared:
         self.direct = application.direct if isinstance(application, Direct) else None
         self.connections: set[Connection] = set()
         self.tasks: set[asyncio.Task[None]] = set()
+        self.repeated: WeakValueDictionary[tuple[bytes, bytes], Repeated] = WeakValueDictionary()
+        """At most one for each connection."""
         self.stopping = False
         self.one_left = asyncio.Event()
         """Set when a connection has gone."""
@@ -160,8 +163,7 @@ class Request(Client):
     def give_whole(self, body: bytes) -> None:
         """All of the body at once."""
         self.whole = True
-        if body:
-            self._parts.append(body)
+        self._parts.append(body)
 
     # ---- as a client
 
@@ -233,7 +235,10 @@ class Request(Client):
     @property
     def scope(self) -> Scope:
         """ASGI's, made anew each time."""
-        head, connection = self.head, self._connection
+        head, connection, length = self.head, self._connection, self.headers.get(LENGTH)
+        headers = list(head.headers)
+        if length != head.fields.get(LENGTH):  # of a repeated head
+            headers = [(name, length if name == LENGTH and length else value) for name, value in headers]
         return {
             "type": "http",
             "asgi": ASGI,
@@ -244,7 +249,7 @@ class Request(Client):
             "raw_path": head.raw_path,
             "query_string": head.query,
             "root_path": "",
-            "headers": list(head.headers),
+            "headers": headers,
             "client": connection.client,
             "server": connection.server,
         }
@@ -352,11 +357,11 @@ class Request(Client):
         self._body(text, last=True)
 
 
-class Repeated(msgspec.Struct):
-    """A head that a client has sent, to know it again: SDKs repeat theirs to the byte, but for the body's length.
+class Repeated(msgspec.Struct, frozen=True, weakref=True):
+    """A head that clients have sent, to know it again: SDKs repeat theirs to the byte, but for the body's length.
 
     `before` and `after` are what stands around the length's digits. What is equal to them was parsed, and found
-    valid, already.
+    valid, already. Connections of one client share it, for as long as one of them lives: there are secrets in it.
     """
 
     before: bytes
@@ -377,23 +382,18 @@ class Repeated(msgspec.Struct):
             return None
         return cls(data[:begin], data[stop:end], length, head) if len(data) - end == int(length) else None
 
-    def body_of(self, data: bytes) -> bytes | None:
-        """The body of the request that `data` is to the byte, and `head` its head; None if it is no such request."""
+    def length_in(self, data: bytes) -> bytes | None:
+        """The length's digits, if `data` is to the byte a request with this head; None if it is not."""
         if not data.startswith(self.before):
             return None
         begin = len(self.before)
         stop = data.find(b"\r", begin, begin + DIGITS_MAX + 1)
         if stop < 0 or not data.startswith(self.after, stop):
             return None
-        digits, body = data[begin:stop], data[stop + len(self.after) :]
-        if digits != self.digits:
-            if not _plain(digits):
-                return None
-            head = self.head
-            headers = [(name, digits if name == LENGTH else value) for name, value in head.headers]
-            self.head = msgspec.structs.replace(head, headers=headers, fields={**head.fields, LENGTH: digits})
-            self.digits = digits
-        return body if len(body) == int(digits) else None
+        digits = data[begin:stop]
+        if digits != self.digits and not _plain(digits):
+            return None
+        return digits if len(data) == stop + len(self.after) + int(digits) else None
 
 
 def _plain(digits: bytes) -> bool:
@@ -462,12 +462,9 @@ class Connection(asyncio.Protocol):
             return
         between = self._current is None and self._newest is None and self.header_since is None
         if between and self._repeated is not None:
-            body = self._repeated.body_of(data)
-            if body is not None and len(self.shared.connections) <= self.shared.connections_max:
-                self.idle_since = None
-                request = Request(self, self._repeated.head)
-                request.give_whole(body)
-                self._start(request)
+            digits = self._repeated.length_in(data)
+            if digits is not None and len(self.shared.connections) <= self.shared.connections_max:
+                self._serve_again(self._repeated, digits, data)
                 return
         try:
             self._parser.feed_data(data)
@@ -485,6 +482,15 @@ class Connection(asyncio.Protocol):
             if between and self._tries:
                 self._keep_head(data)
 
+    def _serve_again(self, repeated: Repeated, digits: bytes, data: bytes) -> None:
+        """A request whose head is known."""
+        self.idle_since = None
+        request = Request(self, repeated.head)
+        if digits != repeated.digits:
+            request.headers = {**repeated.head.fields, LENGTH: digits}
+        request.give_whole(data[-int(digits) :])
+        self._start(request)
+
     def _keep_head(self, data: bytes) -> None:
         """Know this head again, if `data` is one request to the byte."""
         request = self._current
@@ -492,9 +498,9 @@ class Connection(asyncio.Protocol):
             return
         repeated = Repeated.of(data, request.head)
         if repeated is not None:
-            self._repeated, self._tries = repeated, self._tries - 1
-            if not self._tries:
-                self._repeated = None
+            self._tries -= 1
+            known = self.shared.repeated.setdefault((repeated.before, repeated.after), repeated)
+            self._repeated = known if self._tries else None
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone, or we closed."""
