@@ -1,15 +1,20 @@
 """What a gateway tells Prometheus, and that the reference says the same."""
 
+import math
 import re
 import shutil
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 from tools.write_reference import DOCS, declared, declared_by_buffers, declared_by_supervisors, metrics_page
 
 from tests.observability.conftest import Watched
-from tollkeeper.observability.metrics import Metrics, Sizes
+from tollkeeper.observability.metrics import PENDING_MAX, SECONDS, HistogramChild, Metrics, Sizes
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 EVERY = (*declared(), *declared_by_buffers(), *declared_by_supervisors())
@@ -89,3 +94,17 @@ def test_what_is_counted_elsewhere_is_read_when_asked() -> None:
         "c_commands_count 15.0",
         "c_commands_sum 60.0",
     ]
+
+
+@given(st.lists(st.sampled_from((*SECONDS, 0.0, 0.0007, 0.3, 1000.0)), max_size=3 * PENDING_MAX), st.integers(0, 300))
+def test_values_are_counted_as_one_by_one(values: list[float], read_after: int) -> None:
+    """Counted together they come to the same buckets, whenever somebody asks."""
+    series = HistogramChild()
+    for number, value in enumerate(values):
+        series.observe(value)
+        assert len(series.pending) < PENDING_MAX
+        if number == read_after:
+            assert sum(series.counts) == number + 1
+    bounds = (*SECONDS, math.inf)
+    assert series.counts == [sum(below < v <= bound for v in values) for below, bound in pairwise((-1.0, *bounds))]
+    assert series.sum == pytest.approx(sum(values))

@@ -388,10 +388,11 @@ class DataPlane:
         elif exchange.capture is not None:
             exchange.capture.captured().done()
         instruments.count("other" if exchange.endpoint is None else exchange.endpoint.name, exchange.status)
-        instruments.total.observe(age_s)
-        if exchange.first_byte_s is not None:
-            instruments.first_byte.observe(exchange.first_byte_s)
-            instruments.overhead.observe(max(0.0, exchange.first_byte_s - exchange.upstream_s - exchange.paused_s))
+        if exchange.first_byte_s is None:
+            instruments.total.observe(age_s)
+        else:
+            overhead_s = exchange.first_byte_s - exchange.upstream_s - exchange.paused_s
+            instruments.timed(age_s, exchange.first_byte_s, overhead_s if overhead_s > 0 else 0.0)
         if self._tracing is not None:
             self._trace(self._tracing, exchange, record, age_s)
 
