@@ -7,7 +7,7 @@ import pytest
 
 from tollkeeper.gateway.breaker import BreakerRules
 from tollkeeper.gateway.fleet import MEMBERS_MAX, Fleet, Option, choose
-from tollkeeper.gateway.itinerary import Itinerary
+from tollkeeper.gateway.itinerary import Itinerary, Stop
 from tollkeeper.gateway.routing import Deployment, Pool, Route
 from tollkeeper.settings import RoutingSettings
 
@@ -126,6 +126,27 @@ def test_no_more_than_the_attempts_of_a_request() -> None:
         assert stop is not None
         its.went(stop)
     assert its.next(0, 0.0) is None
+
+
+@pytest.mark.parametrize("options", [{}, {"concurrency": 1}, {"requests_per_minute": 1}])
+@pytest.mark.parametrize("state", ["well", "open", "tried", "barred", "left"])
+def test_where_nothing_is_to_be_chosen_the_choice_is_the_same(state: str, options: dict[str, Any]) -> None:
+    """The quick first choice is that of the whole rule, or none."""
+    only, other = deployment("a", **options), deployment("b")
+    fleet = Fleet(RULES)
+    its = way(fleet, Pool("m", (only,)), Pool("f", (other,)))
+    if state == "open":
+        open_it(fleet, "a")
+    elif state == "tried":
+        its.went(Stop(only, fleet.member(only), Pool("m", (only,))))
+    elif state == "barred":
+        its.bar(fleet.member(only))
+    elif state == "left":
+        its.leave_model()
+    quick = its.only_one()
+    assert (quick is not None) is (state == "left" or (state == "well" and not options))
+    assert quick is None or quick == its.next(S, 0.5)
+    assert way(fleet, Pool("m", (only, other))).only_one() is None
 
 
 def open_it(fleet: Fleet, name: str) -> None:

@@ -152,7 +152,7 @@ class _Walk(msgspec.Struct):
         """Where to go, if anywhere and if a retry may be spent on it."""
         its, failure = self._its, self._failure
         if failure is None:
-            stop = self._way.next(its.now_us(), its.draw())
+            stop = self._way.only_one() or self._way.next(its.now_us(), its.draw())
             # A model whose bound cannot be had is refused; fallbacks are for providers that fail.
             return stop if self._unfit is None or (stop is not None and stop.pool is self._unfit_pool) else None
         client = self._exchange.client

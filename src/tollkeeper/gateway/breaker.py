@@ -72,7 +72,10 @@ class Breaker:
             self._close()
         elif self.open_until_us is None:
             self._in_a_row = 0
-            self._count(now_us, failed=0)
+            if 0 <= now_us - self._since_us < self._rules.window_us:
+                self._requests += 1
+            else:
+                self._count(now_us, failed=0)
 
     def failed(self, now_us: int, *, probe: bool = False, cool_us: int = 0) -> None:
         """It did not answer as it should. `cool_us`: what it asks for itself; it opens at once then."""

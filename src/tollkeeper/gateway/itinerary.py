@@ -50,15 +50,20 @@ class Itinerary(msgspec.Struct):
         """So far."""
         return len(self._tried)
 
+    def only_one(self) -> Stop | None:
+        """The first attempt, if nothing is to be chosen and nothing can keep it out, as it mostly is. None: see
+        `next`, which would give the same."""
+        pools = self._pools
+        if self._tried or self._barred or not pools or len(pools[0].deployments) != 1:
+            return None
+        deployment = pools[0].deployments[0]
+        member = self._fleet.member(deployment)
+        return (
+            Stop(deployment, member, pools[0]) if member.unlimited and member.breaker.open_until_us is None else None
+        )
+
     def next(self, now_us: int, random: float) -> Stop | None:
         """The next attempt, or None."""
-        pools = self._pools
-        if not (self._tried or self._barred) and pools and len(pools[0].deployments) == 1:
-            # Mostly nothing is to be chosen, and nothing keeps the first attempt out.
-            deployment = pools[0].deployments[0]
-            member = self._fleet.member(deployment)
-            if member.unlimited and member.breaker.open_until_us is None:
-                return Stop(deployment, member, pools[0])
         if self.attempts >= self._settings.attempts_max:
             return None
         for number, pool in enumerate(self._pools):

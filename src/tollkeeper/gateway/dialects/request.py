@@ -306,16 +306,19 @@ def upstream_body(
     reports usage only when asked is asked to; without `asks_usage` not even if the client did. The default limit of
     /v1/completions is written out, for not all who follow OpenAI keep to it.
     """
-    fields = dict(call.fields)
+    fields, name = call.fields, call.endpoint.name
+    if name == "chat" and not call.stream and output_limit is None and "stream_options" not in fields:
+        return _encode(fields if model == call.model else fields | {"model": msgspec.Raw(_encode(model))})
+    fields = dict(fields)
     if model != call.model:
         fields["model"] = msgspec.Raw(_encode(model))
     if output_limit is not None:
-        for name in LIMIT_FIELDS[call.endpoint.name]:
-            fields.pop(name, None)
+        for other in LIMIT_FIELDS[name]:
+            fields.pop(other, None)
         fields[output_limit[0]] = msgspec.Raw(b"%d" % output_limit[1])
-    elif call.endpoint.name == "completions" and fields.get("max_tokens", NULL) == NULL:
+    elif name == "completions" and fields.get("max_tokens", NULL) == NULL:
         fields["max_tokens"] = msgspec.Raw(b"%d" % COMPLETION_TOKENS_DEFAULT)
-    asks = call.stream and call.endpoint.name in ("chat", "completions")
+    asks = call.stream and name in ("chat", "completions")
     options = fields.get("stream_options")
     if options is not None and options != NULL:
         read = _decode_fields(options)
