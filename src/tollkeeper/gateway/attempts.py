@@ -216,7 +216,8 @@ class _Walk(msgspec.Struct):
             self._denial = decision
             way.leave_model()
             return None
-        self._denial = None
+        if self._denial is not None:
+            self._denial = None
         exchange.begin(plan, Attempt(decision, its.governor, its.instruments))
         for shadowed in decision.reply.shadowed:
             its.instruments.shadowed(shadowed.kind, shadowed.scope)
@@ -230,7 +231,8 @@ class _Walk(msgspec.Struct):
         attempt, tried = exchange.attempt, exchange.tries[-1]
         assert attempt is not None
         way.went(stop)
-        self._paid = False
+        if self._paid:
+            self._paid = False
         if way.attempts == 1:
             its.budget.earn()
         result = "unfinished"

@@ -172,10 +172,12 @@ class Bounder:
     def output_limit(self, plan: Plan) -> tuple[str, int] | None:
         """Field and value to write into the body: the limit the gateway set, or the client's own where it stands in
         a field that this provider may not heed."""
-        field = self._limit_fields[plan.route.provider].get(plan.call.endpoint.name)
-        limit = plan.injected
-        if limit is None and plan.must_hold and field not in plan.call.fields:
-            limit = plan.call.max_output
+        call, limit = plan.call, plan.injected
+        if limit is None and not plan.must_hold:
+            return None
+        field = self._limit_fields[plan.route.provider].get(call.endpoint.name)
+        if limit is None and field not in call.fields:
+            limit = call.max_output
         return None if field is None or limit is None else (field, limit)
 
     def _check_price(self, info: ModelInfo, route: Route, principal: Principal, endpoint: Endpoint) -> None:

@@ -81,8 +81,8 @@ class RetryBudget:
 
     def earn(self) -> None:
         """A request's first attempt."""
-        earned = self.balance + self._ratio
-        self.balance = earned if earned < self._burst else self._burst
+        if self.balance < self._burst:
+            self.balance = min(self._burst, self.balance + self._ratio)
 
     def spend(self) -> bool:
         """Take one retry; False if the purse has none."""

@@ -270,7 +270,7 @@ class DataPlane:
         if capture is not None:
             capture.request(body)
         call = parse(endpoint, body, model=exchange.model)
-        named = references(call, body)
+        named = None if call.content.plain else references(call, body)
         place = await self._place_of(principal, named) if named else None
         denial = await self._attempts.serve(
             exchange, endpoint, self._begun(exchange, endpoint, principal, call, place)

@@ -34,7 +34,7 @@ _encode = msgspec.json.Encoder().encode
 
 def references(call: Call, body: bytes) -> frozenset[Reference]:
     """The objects that a JSON body names. Raises RequestError for those that are not served."""
-    if call.content.plain or not _may_refer(call, body):
+    if not _may_refer(call, body):
         return frozenset()
     found: set[Reference] = set()
     try:

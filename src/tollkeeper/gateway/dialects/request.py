@@ -140,7 +140,11 @@ def parse(
     assert isinstance(body, bytes)
     if model is not None:
         body = _naming(body, model)
-    fields, read, is_text = _decoded(endpoint, body)
+    if endpoint.name in _decode_text:
+        call = _text_call(endpoint, body)
+        if call is not None:
+            return call
+    fields, read = _decoded(endpoint, body)
     if endpoint.sells_media:
         if endpoint.name in _LISTS:
             _check_list(_LISTS[endpoint.name], fields[_LISTS[endpoint.name]])
@@ -148,13 +152,10 @@ def parse(
     if not read.model:
         raise RequestError(Fault.INVALID, "You must provide a model parameter; it is empty.", param="model")
     name = endpoint.name
-    prompts = choices = 1
-    if is_text:
-        content = read_text(endpoint, body, fields)
-    else:
-        if name in _LISTS:
-            _check_list(_LISTS[name], fields[_LISTS[name]])
-        content, prompts = read_content(endpoint, body, fields)
+    if name in _LISTS:
+        _check_list(_LISTS[name], fields[_LISTS[name]])
+    content, prompts = read_content(endpoint, body, fields)
+    choices = 1
     if name == "messages":
         user = None if read.metadata is None else read.metadata.user_id
         return Call(endpoint, read.model, read.stream is True, read.max_tokens, 1, user, False, content, fields)
@@ -212,22 +213,33 @@ def _parsed_form(endpoint: Endpoint, body: bytes | bytearray, content_type: byte
     return sold_call(endpoint, size, read, fields, form)
 
 
-def _decoded(endpoint: Endpoint, body: bytes) -> tuple[dict[str, msgspec.Raw], Any, bool]:
-    """The top level as it is, the fields that steer the call by their types, and whether its messages are known to be
-    at least one and nothing but text."""
+def _text_call(endpoint: Endpoint, body: bytes) -> Call | None:
+    """A conversation of nothing but text, which most are. None: it is something else, or wrong."""
     try:
         if not body.isascii():
             body.decode()
-        decode_text = _decode_text.get(endpoint.name)
-        if decode_text is not None:
-            try:
-                read = decode_text(body)
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-                pass  # something else, or wrong: see below
-            else:
-                if read.messages:
-                    return _decode_fields(body), read, True
-        return _decode_fields(body), _decode_body[endpoint.name](body), False
+        read, fields = _decode_text[endpoint.name](body), _decode_fields(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    if not read.messages or not read.model:
+        return None
+    content, streams = read_text(endpoint, body, fields), read.stream is True
+    if endpoint.dialect == "anthropic":
+        user = None if read.metadata is None else read.metadata.user_id
+        return Call(endpoint, read.model, streams, read.max_tokens, 1, user, False, content, fields)
+    output = read.max_tokens
+    if read.max_completion_tokens is not None:
+        output = _largest(output, read.max_completion_tokens)
+    wants = read.stream_options is not None and read.stream_options.include_usage is True
+    return Call(endpoint, read.model, streams, output, read.n or 1, read.user, wants, content, fields)
+
+
+def _decoded(endpoint: Endpoint, body: bytes) -> tuple[dict[str, msgspec.Raw], Any]:
+    """The top level as it is, and the fields that steer the call by their types."""
+    try:
+        if not body.isascii():
+            body.decode()
+        return _decode_fields(body), _decode_body[endpoint.name](body)
     except UnicodeDecodeError as error:
         message = f"The body of your request is not valid UTF-8 (byte {error.start})."
         raise RequestError(Fault.MALFORMED, message) from None
