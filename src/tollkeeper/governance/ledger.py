@@ -13,6 +13,7 @@ import secrets
 from collections import deque
 from collections.abc import Callable, Collection, Coroutine, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple, cast
 
@@ -81,7 +82,7 @@ from tollkeeper.governance.outbox import Outbox, new_outbox, open_outbox
 from tollkeeper.governance.pending_usage import PendingUsage, Unanswered
 from tollkeeper.governance.producers import OpenProducers
 from tollkeeper.governance.seeding import seeds_of
-from tollkeeper.governance.store import Names, SeedTotals, Store
+from tollkeeper.governance.store import Done, Names, SeedTotals, Store
 from tollkeeper.observability.logging import logger
 from tollkeeper.observability.metrics import Metrics
 
@@ -117,9 +118,11 @@ ALWAYS_US: Final = 2**53
 """The end of no period."""
 LIVE_US: Final = 60_000_000
 """An instance whose last heartbeat is older than this is not counted: counting one too many is the safe side."""
+APPLIED: Final = AppliedStatus.OK
 ALONE: Final = "a"
 """Ends the id of an attempt that is decided alone after the store did not answer: the first may still be admitted
 there, and is voided."""
+ADMITTED, REFUSED = Status.ADMITTED, Status.REFUSED
 SHUT: Final = OutageModes(OutageMode.CLOSED, OutageMode.CLOSED)
 
 
@@ -136,6 +139,7 @@ class _Root:
 
     __slots__ = (
         "acknowledged",
+        "answered",
         "bringing",
         "gate",
         "keys_follow",
@@ -156,6 +160,7 @@ class _Root:
         self.opening: asyncio.Task[None] | None = None
         self.keys_follow = False  # idempotency keys of before a loss were seen to be still on their way
         self.bringing: asyncio.Task[None] | None = None
+        self.answered: Done | None = None  # for entries under our present name
         self.refused: Entry | None = None  # what the store refused last, and how often in a row
         self.refusals = 0
 
@@ -325,32 +330,58 @@ class Ledger:
     async def admit(
         self, principal: Principal, *, attempt: str, tokens: int, hold_nano: int, model: str = "", user: str = ""
     ) -> Grant | Denial:
-        root = principal.root
-        self._outbox.know(root)
-        demand = Demand(attempt, self.producer, min(tokens, WEIGHT_MAX), hold_nano, 0)
-        asked = _Asked(principal, model, user)
+        outbox, store, root = self._outbox, self._store, principal.root
+        if root not in outbox.roots:
+            outbox.know(root)
         if self.outage.takes(root):
-            handing_over = self.outage.handing_over(root)
-            if handing_over is not None:
-                await asyncio.wait({handing_over}, timeout=self._timeout_us / 1e6)
-            if self.outage.takes(root):
-                return self._admit_alone(asked, demand)
-        self._outbox.reserve()
+            await self._await_hand_over(root)
+        now_us = store.now_us()
+        demand = Demand(
+            attempt,
+            self.producer,
+            tokens if tokens < WEIGHT_MAX else WEIGHT_MAX,
+            hold_nano,
+            now_us + self._timeout_us,
+        )
+        if self.outage.takes(root):
+            return self._admit_alone(_Asked(principal, model, user), demand)
+        checks = self._checks_of(principal, model, user, now_us)
+        outbox.reserve()
+        try:
+            reply = await store.admit(checks, demand)
+        except BaseException as error:  # noqa: BLE001 - raised again, if it is not the store's
+            return await self._admit_after(error, _Asked(principal, model, user), checks, demand)
+        if reply.unheard or (reply.status is not ADMITTED and reply.status is not REFUSED):
+            return await self._admit_after(reply, _Asked(principal, model, user), checks, demand)
+        self.outage.saw(checks, reply)
+        return self._decided(checks, demand, reply)
+
+    async def _await_hand_over(self, root: str) -> None:
+        """The store is away, or was: if the root is on its way back, wait for that."""
+        handing_over = self.outage.handing_over(root)
+        if handing_over is not None:
+            await asyncio.wait({handing_over}, timeout=self._timeout_us / 1e6)
+
+    async def _admit_after(
+        self, first: Reply | BaseException, asked: "_Asked", checks: Checks, demand: Demand
+    ) -> Grant | Denial:
+        """The first ask was not simply decided: ask again, or go on without the store."""
         unheard: list[Checks] = []
         try:
-            checks, demand, reply = await self._decide(asked, demand, unheard)
+            checks, demand, reply = await self._decide(asked, demand, unheard, (checks, first))
         except BaseException as error:
             if unheard or not isinstance(error, Unavailable) or error.sent:
-                self._abandon(unheard[0] if unheard else self._checks_of(asked, self._store.now_us()), demand)
+                self._abandon(unheard[0] if unheard else self._checks_of(*asked, self._store.now_us()), demand)
             else:
                 self._outbox.release()
             if not isinstance(error, StoreUnavailable):
                 self._failed.inc()
                 raise
+            root = checks.root
             self.outage.begin(root)
             if not self.outage.is_away(root):
                 self._recover_soon(root)
-            return self._admit_alone(asked, msgspec.structs.replace(demand, attempt=attempt + ALONE))
+            return self._admit_alone(asked, msgspec.structs.replace(demand, attempt=demand.attempt + ALONE))
         self.outage.saw(checks, reply)
         if unheard:
             self._sweep_later(unheard[0], demand)
@@ -361,7 +392,7 @@ class Ledger:
         self._outbox.reserve()
         now_us = self._store.now_us()
         demand = msgspec.structs.replace(demand, not_after_us=now_us + self._timeout_us)
-        decision = self.outage.admit(self._checks_of(asked, now_us), demand)
+        decision = self.outage.admit(self._checks_of(*asked, now_us), demand)
         if decision.closed is not None:
             self._outbox.release()
             self._failed.inc()
@@ -377,29 +408,31 @@ class Ledger:
         grant = self._live[demand.attempt] = Grant(demand, checks, reply)
         return grant
 
-    async def _decide(self, asked: "_Asked", demand: Demand, unheard: list[Checks]) -> tuple[Checks, Demand, Reply]:
-        """`unheard` gets the checks of asks that may have admitted the attempt without our hearing of it."""
+    async def _decide(
+        self,
+        asked: "_Asked",
+        demand: Demand,
+        unheard: list[Checks],
+        first: tuple[Checks, Reply | BaseException] | None = None,
+    ) -> tuple[Checks, Demand, Reply]:
+        """Ask until there is a decision. `unheard` gets the checks of asks that may have admitted the attempt without
+        our hearing of it. `first` is what came of a first ask for this demand."""
         hint_us, asks = 0, 0
-        until_us = self._store.now_us() + self._timeout_us
+        until_us = demand.not_after_us if first else self._store.now_us() + self._timeout_us
         while asks < ASKS_MAX:
-            now_us = self._store.now_us()
-            checks = self._checks_of(asked, hint_us or now_us)
-            demand = Demand(
-                demand.attempt, demand.producer, demand.tokens, demand.hold_nano, now_us + self._timeout_us
-            )
-            try:
-                reply = await self._store.admit(checks, demand)
-            except StoreDamaged as error:
+            if first is None:
+                now_us = self._store.now_us()
+                checks = self._checks_of(*asked, hint_us or now_us)
+                demand = Demand(
+                    demand.attempt, demand.producer, demand.tokens, demand.hold_nano, now_us + self._timeout_us
+                )
+                first = checks, await self._outcome(checks, demand)
+            (checks, outcome), first = first, None
+            if isinstance(outcome, StoreDamaged):
                 asks += 1
-                await self._mend_for_admission(checks, error)
+                await self._mend_for_admission(checks, outcome)
                 continue
-            except StoreUnavailable as error:
-                self.outage.failed(checks.root, error)
-                if error.sent:
-                    unheard.append(checks)
-                raise
-            if reply.unheard:
-                unheard.append(checks)
+            reply = self._heard(checks, outcome, unheard)
             if reply.status is Status.RECOVERING:
                 await self._opened(checks.root, until_us)
                 continue
@@ -412,17 +445,35 @@ class Ledger:
             if reply.status is Status.COLD:
                 await self.warm(checks.root)
             elif reply.status is Status.LATE:
-                if unheard and self._checks_of(asked, reply.now_us) is not unheard[0]:
+                if unheard and self._checks_of(*asked, reply.now_us) is not unheard[0]:
                     break  # it may be held for the period that is over: not to be asked for in another one
                 hint_us = reply.now_us
             else:
                 return checks, demand, reply
         raise StoreUnavailable("the store could not decide in time", sent=False)
 
-    def _checks_of(self, asked: "_Asked", now_us: int) -> Checks:
-        principal = asked.principal
-        model = asked.model if principal.limits_models else None
-        user = asked.user if principal.limits_users else None
+    async def _outcome(self, checks: Checks, demand: Demand) -> Reply | BaseException:
+        try:
+            return await self._store.admit(checks, demand)
+        except BaseException as error:  # noqa: BLE001 - `_heard` raises it
+            return error
+
+    def _heard(self, checks: Checks, outcome: Reply | BaseException, unheard: list[Checks]) -> Reply:
+        """The reply of an ask, or its error raised."""
+        if isinstance(outcome, StoreUnavailable):
+            self.outage.failed(checks.root, outcome)
+            lost = outcome.sent
+        else:
+            lost = isinstance(outcome, BaseException) or outcome.unheard
+        if lost:
+            unheard.append(checks)
+        if isinstance(outcome, Reply):
+            return outcome
+        raise outcome
+
+    def _checks_of(self, principal: Principal, model: str | None, user: str | None, now_us: int) -> Checks:
+        model = model if principal.limits_models else None
+        user = user if principal.limits_users else None
         key = (principal.key_id, model, user)
         known = self._checks.get(key)
         if known is not None and known[0] is principal and known[1].valid_from_us <= now_us < known[1].valid_until_us:
@@ -472,21 +523,21 @@ class Ledger:
         self._outbox.dispatch(grant.checks.root, dispatch_of(grant))
 
     def settle(self, grant: Grant, cost_nano: int, usage: Usage, *, presumed: bool = False) -> None:
-        root, dispatch = grant.checks.root, self._ending(grant)
-        number = self._outbox.next_number(root)
-        ours = grant.demand.producer == self.producer
+        demand, dispatch = grant.demand, self._ending(grant)
         if grant.checks.warns and self.watch is not None:
             self.watch.settled(grant.checks, grant.reply, 0 if presumed else max(0, cost_nano - dispatch.hold_nano))
-        if presumed:
-            self._presumed.inc()
-            self._record(root, presume_entry(number, dispatch, fresh=ours))
-        elif not ours:
-            self._late_settled.inc()
-            self._record(root, late_entry(number, dispatch, cost_nano, 1, usage))
-        else:
+        root, ours = grant.checks.root, demand.producer == self.producer
+        number = self._outbox.next_number(root)
+        if ours and not presumed:
             self._settled.inc()
-            delta = usage.total_tokens - grant.demand.tokens
-            self._record(root, settle_entry(number, dispatch, cost_nano, usage, delta))
+            entry = settle_entry(number, dispatch, cost_nano, usage, usage.total_tokens - demand.tokens)
+        elif presumed:
+            self._presumed.inc()
+            entry = presume_entry(number, dispatch, fresh=ours)
+        else:
+            self._late_settled.inc()
+            entry = late_entry(number, dispatch, cost_nano, 1, usage)
+        self._record(root, entry)
 
     def void(self, grant: Grant) -> None:
         self._void(grant, self._ending(grant))
@@ -509,7 +560,7 @@ class Ledger:
         `covered` is its mark in the database. Returns how many attempts were presumed.
         """
         self._succeed(dead, root, covered, forgotten)
-        unsettled = [dispatch for where, dispatch in dead.in_flight.values() if where == root]
+        unsettled = [dispatch for where, dispatch, _ in dead.in_flight.values() if where == root]
         for dispatch in unsettled:
             self._issue(root, presume_entry(0, dispatch, fresh=False))
         if dead.producer not in forgotten:
@@ -574,23 +625,28 @@ class Ledger:
 
     def _issue(self, root: str, entry: Entry) -> Entry:
         """Give an entry its number, write it down, and send it. Returns it as it was sent."""
-        entry = msgspec.structs.replace(entry, number=self._outbox.next_number(root))
+        number = self._outbox.next_number(root)
+        if entry.number != number:
+            entry = msgspec.structs.replace(entry, number=number)
         self._outbox.append(root, entry)
         self.touched.add(root)
         state = self._state(root)
         state.unacknowledged.append(entry)
         if state.recovery is None:
-            producer = self.producer
-            self._store.apply(root, producer, entry, lambda answer: self._answered(root, producer, answer))
+            if state.answered is None:
+                state.answered = partial(self._answered, root, state, self.producer)
+            self._store.apply(root, self.producer, entry, state.answered)
         return entry
 
-    def _answered(self, root: str, producer: str, answer: Applied | StoreUnavailable) -> None:
+    def _answered(self, root: str, state: _Root, producer: str, answer: Applied | StoreUnavailable) -> None:
         if producer != self.producer:
             return  # we have another name by now, and all was issued again
-        if isinstance(answer, Applied) and is_buried(answer.mark):
+        if not isinstance(answer, Applied):
+            self._recover_soon(root)
+        elif is_buried(answer.mark):
             self.go_on_as_another()
-        elif isinstance(answer, Applied) and answer.status is AppliedStatus.OK:
-            self._acknowledge(self._state(root), answer.mark)
+        elif answer.status is APPLIED:
+            self._acknowledge(state, answer.mark)
         else:
             self._recover_soon(root)
 
@@ -609,14 +665,14 @@ class Ledger:
         self._spawn(self._outbox.fsync_loop(FSYNC_INTERVAL_S))
         for state in self._roots.values():
             state.unacknowledged.clear()
-            state.acknowledged = 0
+            state.acknowledged, state.answered = 0, None
             state.suspect = True
         for _ in self._live:
             self._outbox.reserve()
         for root in sorted(old.roots):
             self._outbox.know(root)
             self._succeed(old, root, old.covered(root), self.forgotten)
-        for root, dispatch in old.in_flight.values():
+        for root, dispatch, _ in old.in_flight.values():
             self._outbox.dispatch(root, dispatch)
         self._spawn(self._leave(old, self._outbox))
 
@@ -641,9 +697,9 @@ class Ledger:
 
     @staticmethod
     def _acknowledge(state: _Root, mark: int) -> None:
-        state.acknowledged = mark
-        while state.unacknowledged and state.unacknowledged[0].number <= mark:
-            state.unacknowledged.popleft()
+        state.acknowledged, waiting = mark, state.unacknowledged
+        while waiting and waiting[0].number <= mark:
+            waiting.popleft()
 
     def _state(self, root: str) -> _Root:
         state = self._roots.get(root)
@@ -672,7 +728,7 @@ class Ledger:
         root = principal.root
         self._outbox.know(root)
         self._outbox.reserve()
-        checks = self._checks_of(_Asked(principal, None, None), self._store.now_us())
+        checks = self._checks_of(principal, None, None, self._store.now_us())
         self._settled.inc()
         self._look_at(checks)
         unheld = Dispatch("", 0, checks.counter_refs, (), ())
@@ -693,7 +749,7 @@ class Ledger:
                 await self._look_up(root, digest)
         self._outbox.know(root)
         self._outbox.reserve()
-        checks = self._checks_of(_Asked(principal, None, None), self._store.now_us())
+        checks = self._checks_of(principal, None, None, self._store.now_us())
         number = self._outbox.next_number(root)
         self._used.inc()
         self._look_at(checks)
@@ -786,7 +842,7 @@ class Ledger:
         return limit_states(checks, reply, with_shadow=True)
 
     async def reset_limits(self, principal: Principal) -> None:
-        checks = self._checks_of(_Asked(principal, None, None), self._store.now_us())
+        checks = self._checks_of(principal, None, None, self._store.now_us())
         logs = [check.name for check in checks.logs if check.scope is ScopeKind.KEY]
         slots = [check.name for check in checks.slots if check.scope is ScopeKind.KEY]
         buckets = [check.name for check in checks.buckets if check.scope is ScopeKind.KEY]
@@ -878,7 +934,7 @@ class Ledger:
                 self._recover_soon(root)
 
     def _roots_with_something(self) -> list[str]:
-        flying = {root for root, _ in self._outbox.in_flight.values()}
+        flying = {root for root, *_ in self._outbox.in_flight.values()}
         return sorted(flying | {root for root in self._outbox.kept_roots() if self.has_uncovered(root)})
 
     async def _gate(self, root: str) -> Gate | None:
@@ -1069,7 +1125,7 @@ class Ledger:
 
     def _in_flight(self, root: str) -> list[Dispatch]:
         """What was dispatched, and what was admitted and is about to be."""
-        dispatched = [d for r, d in self._outbox.in_flight.values() if r == root]
+        dispatched = [d for r, d, _ in self._outbox.in_flight.values() if r == root]
         begun = [g for g in self._live_of(root) if g.demand.attempt not in self._outbox.in_flight]
         return dispatched + [dispatch_of(grant) for grant in begun]
 
@@ -1092,7 +1148,7 @@ class Ledger:
 
     async def _mend_for(self, root: str, state: _Root, error: StoreDamaged) -> None:
         """Within a recovery: what it was about to send names the keys."""
-        counters = {ref.name for r, d in self._outbox.in_flight.values() if r == root for ref in d.counters}
+        counters = {ref.name for r, d, _ in self._outbox.in_flight.values() if r == root for ref in d.counters}
         counters |= {ref.name for ref in state.refused.counters} if state.refused else set()
         used = (state.refused.attempt,) if state.refused and state.refused.kind is EntryKind.USAGE else ()
         with suppress(Unavailable):

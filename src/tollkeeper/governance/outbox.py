@@ -61,17 +61,20 @@ _decoder: Final[msgspec.json.Decoder[Line]] = msgspec.json.Decoder(Line)
 
 
 class Segment:
-    """One file: allocated zeros that lines replace. `last` is the highest entry number in it per root."""
+    """One file: allocated zeros that lines replace. `last` is the highest entry number in it per root, `in_flight`
+    how many attempts that were dispatched in it have not ended."""
+
+    __slots__ = ("fd", "in_flight", "last", "offset", "path", "size")
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.last: dict[str, int] = {}
-        self.in_flight: set[str] = set()
+        self.in_flight = 0
         self.size = self.offset = 0
         self.fd = -1
 
     def __repr__(self) -> str:
-        return f"<Segment {self.path.name} {self.offset}/{self.size} in_flight={len(self.in_flight)}>"
+        return f"<Segment {self.path.name} {self.offset}/{self.size} in_flight={self.in_flight}>"
 
     def allocate(self) -> None:
         """Make the file at its full size. Raises OSError."""
@@ -97,9 +100,10 @@ class Segment:
             yield _decoder.decode(line)
 
     def close(self) -> None:
+        """Nothing can be written from here on."""
         if self.fd >= 0:
             os.close(self.fd)
-            self.fd = -1
+            self.fd, self.size = -1, self.offset
 
 
 class Outbox:
@@ -108,15 +112,17 @@ class Outbox:
     def __init__(self, folder: Path, lock_fd: int, producer: str, numbers: dict[str, int]) -> None:
         self.folder, self.producer = folder, producer
         self.numbers = numbers
-        self.in_flight: dict[str, tuple[str, Dispatch]] = {}
+        self.in_flight: dict[str, tuple[str, Dispatch, Segment]] = {}
+        """Attempt → its root, its dispatch line, and where that is."""
         self.failure: str | None = None
         self._lock_fd = lock_fd
         self._covered: dict[str, int] = {}
         self._segments: list[Segment] = []  # oldest first; the last is written to
         self._spare: list[Segment] = []
-        self._where: dict[str, Segment] = {}
+        self._room = 0  # what may be written and is not reserved for one more line
         self._open_attempts = 0
         self._dirty = asyncio.Event()
+        self._is_dirty = False  # the same: asked for every line
         roots = folder / ROOTS_FILE
         self.roots: set[str] = set(roots.read_text().split()) if roots.exists() else set()
         """Every root this producer has ever asked for an admission: where a successor must close it."""
@@ -129,20 +135,28 @@ class Outbox:
     def _load(self, segment: Segment) -> None:
         for line in segment.read():
             if isinstance(line, DispatchLine):
-                segment.in_flight.add(line.dispatch.attempt)
-                self.in_flight[line.dispatch.attempt] = (line.root, line.dispatch)
-                self._where[line.dispatch.attempt] = segment
+                self._fly(segment, line.root, line.dispatch)
             else:
                 self._note(segment, line.root, line.entry)
         self._segments.append(segment)
 
+    def _fly(self, segment: Segment, root: str, dispatch: Dispatch) -> None:
+        self._land(dispatch.attempt)  # it would count twice
+        self.in_flight[dispatch.attempt] = (root, dispatch, segment)
+        segment.in_flight += 1
+
+    def _land(self, attempt: str) -> None:
+        known = self.in_flight.pop(attempt, None)
+        if known is not None:
+            known[2].in_flight -= 1
+
     def _note(self, segment: Segment, root: str, entry: Entry) -> None:
-        segment.last[root] = max(entry.number, segment.last.get(root, 0))
-        self.numbers[root] = max(entry.number, self.numbers.get(root, 0))
-        self.in_flight.pop(entry.attempt, None)
-        dispatched_in = self._where.pop(entry.attempt, None)
-        if dispatched_in is not None:
-            dispatched_in.in_flight.discard(entry.attempt)
+        number = entry.number
+        if number > segment.last.get(root, 0):
+            segment.last[root] = number
+        if number > self.numbers.get(root, 0):
+            self.numbers[root] = number
+        self._land(entry.attempt)
 
     # Writing
 
@@ -165,14 +179,18 @@ class Outbox:
     def reserve(self) -> None:
         """Make sure of room for one more attempt's lines. Raises OutboxUnavailable: nothing may be admitted then."""
         needed = (self._open_attempts + 1) * 2 * LINE_BYTES
-        while self._room() < needed:
+        if self._room < needed:
+            self._make_room(needed)
+        self.failure = None
+        self._open_attempts += 1
+
+    def _make_room(self, needed: int) -> None:
+        while self._room < needed:
             try:
                 self._allocate()
             except OSError as error:
                 self.failure = f"cannot reserve space in {self.folder}: {error.strerror}"
                 raise OutboxUnavailable(self.failure) from error
-        self.failure = None
-        self._open_attempts += 1
 
     def release(self) -> None:
         """Give back a reservation that will write nothing (more)."""
@@ -180,27 +198,35 @@ class Outbox:
 
     def dispatch(self, root: str, dispatch: Dispatch) -> None:
         """Write the dispatch line. Raises OutboxUnavailable: the request must not be sent then."""
-        segment = self._current()
         try:
-            segment.write(_encoder.encode(DispatchLine(root, dispatch)) + b"\n")
+            segment = self._write(DispatchLine(root, dispatch))
         except OSError as error:
             self.failure = f"cannot write to {self.folder}: {error.strerror}"
             raise OutboxUnavailable(self.failure) from error
-        segment.in_flight.add(dispatch.attempt)
-        self.in_flight[dispatch.attempt] = (root, dispatch)
-        self._where[dispatch.attempt] = segment
-        self._dirty.set()
+        self._fly(segment, root, dispatch)
 
     def append(self, root: str, entry: Entry) -> None:
         """Write an entry, which must carry `next_number(root)`. A disk that fails now is reported, not raised: the
         entry still goes to the store, and admissions stop."""
-        segment = self._current()
         try:
-            segment.write(_encoder.encode(EntryLine(root, entry)) + b"\n")
+            segment = self._write(EntryLine(root, entry))
         except OSError as error:
             self.failure = f"cannot write to {self.folder}: {error.strerror}"
+            segment = self._segments[-1]
         self._note(segment, root, entry)
-        self._dirty.set()
+
+    def _write(self, line: Line) -> Segment:
+        """Append one line; where it is. Raises OSError, and OutboxUnavailable if there is no room."""
+        segment = self._segments[-1] if self._segments else None
+        if segment is None or segment.size - segment.offset < LINE_BYTES:  # none, in one that was read
+            segment = self._next_segment()
+        if not self._is_dirty:
+            self._is_dirty = True
+            self._dirty.set()
+        text = _encoder.encode(line) + b"\n"
+        segment.write(text)
+        self._room -= len(text)
+        return segment
 
     def tell(self, root: str, entry: Entry) -> None:
         """Write an entry again, which a caller is about to be told of. Raises OutboxUnavailable."""
@@ -210,28 +236,29 @@ class Outbox:
         """The number the next entry of a root must carry."""
         return self.numbers.get(root, 0) + 1
 
-    def _room(self) -> int:
-        current = self._segments[-1] if self._segments and self._segments[-1].fd >= 0 else None
-        free = current.size - current.offset if current else 0
-        return free - LINE_BYTES + len(self._spare) * SEGMENT_BYTES
-
     def _allocate(self) -> None:
         known = [int(s.path.stem) for s in (*self._segments, *self._spare)]
         segment = Segment(self.folder / f"{max(known, default=0) + 1:08d}.seg")
         segment.allocate()
         self._spare.append(segment)
+        self._measure()
 
-    def _current(self) -> Segment:
-        current = self._segments[-1] if self._segments else None
-        if current is None or current.fd < 0 or current.size - current.offset < LINE_BYTES:
-            if not self._spare:
-                try:
-                    self._allocate()
-                except OSError as error:
-                    self.failure = f"cannot reserve space in {self.folder}: {error.strerror}"
-                    raise OutboxUnavailable(self.failure) from error
-            self._segments.append(self._spare.pop(0))
+    def _next_segment(self) -> Segment:
+        if not self._spare:
+            try:
+                self._allocate()
+            except OSError as error:
+                self.failure = f"cannot reserve space in {self.folder}: {error.strerror}"
+                raise OutboxUnavailable(self.failure) from error
+        self._segments.append(self._spare.pop(0))
+        self._measure()
         return self._segments[-1]
+
+    def _measure(self) -> None:
+        """The room that is left, whenever there is another segment; every line takes its length of it."""
+        current = self._segments[-1] if self._segments else None
+        free = current.size - current.offset if current else 0
+        self._room = free - LINE_BYTES + len(self._spare) * SEGMENT_BYTES
 
     async def fsync_loop(self, interval_s: float) -> None:
         """Bring written lines to the disk, at most every `interval_s`, off the request path."""
@@ -239,6 +266,7 @@ class Outbox:
         while True:
             await self._dirty.wait()
             self._dirty.clear()
+            self._is_dirty = False
             for segment in [s for s in self._segments if s.fd >= 0]:
                 try:
                     await loop.run_in_executor(None, os.fdatasync, segment.fd)
