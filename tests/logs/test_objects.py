@@ -41,6 +41,24 @@ def test_the_bytes_follow_from_the_batch_alone() -> None:
     assert one.sha256 == hashlib.sha256(lines).hexdigest()
 
 
+def test_without_isal_zlib_does_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another compressor makes other bytes of the same records, under the same name and digest."""
+    pytest.importorskip("isal", reason="there is no wheel of it for this machine")
+    batch = batch_of(*(msgspec.json.encode(make_record(i)) for i in range(50)))
+    one = objects.build(batch)
+    monkeypatch.setattr(objects, "_igzip", None)
+    two = objects.build(batch)
+    assert one.body != two.body and objects.records_in(one.body) == objects.records_in(two.body)
+    assert (one.path, one.sha256) == (two.path, two.sha256)
+
+
+def test_the_folder_is_that_of_the_earliest_record_that_a_calendar_knows() -> None:
+    times: tuple[object, ...] = (None, NOON_US + 7_200_000_000, -(2**63), objects.LAST_US + 1, NOON_US, 2**70)
+    assert objects.build(batch_of(*map(encoded, times))).path.startswith("dt=2026-11-23/hour=12/")
+    assert objects.build(batch_of(encoded(objects.LAST_US))).path.startswith("dt=9999-12-31/hour=23/")
+    assert not objects.build(batch_of(encoded(objects.FIRST_US))).path.startswith(objects.UNDATED)
+
+
 def test_a_broken_object_has_no_records() -> None:
     body = objects.build(batch_of(encoded(NOON_US))).body
     assert objects.records_in(body) is not None

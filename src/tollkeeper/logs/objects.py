@@ -11,7 +11,8 @@ import gzip
 import hashlib
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Final, Literal
 
@@ -19,8 +20,18 @@ import msgspec
 
 from tollkeeper.domain.log_queue import Gap
 
-GZIP_LEVEL: Final = 6
-"""Measured on these records: level 1 is 10 ms and 2.0%, level 6 is 25 ms and 1.4% of 8 MB."""
+_igzip: Callable[..., bytes] | None = None
+with suppress(ImportError):  # it has wheels for x86-64 and ARM
+    from isal.igzip import compress as _igzip
+
+ISAL_LEVEL: Final = 2
+"""Measured on records without bodies, all different: 0.4 µs each and 6.8% of their size, on the core that also serves
+requests; zlib takes 6.1 µs and 6.0% at level 6, 2.5 µs and 7.5% at level 1."""
+GZIP_LEVEL: Final = 1
+"""Where there is no isal for the machine."""
+FIRST_US: Final = -62_135_596_800_000_000
+LAST_US: Final = 253_402_300_799_999_999
+"""The years 1 to 9999, which a calendar knows."""
 Format = Literal["jsonl.gz", "parquet"]
 SUFFIXES: Final = (".jsonl.gz", ".parquet")
 UNDATED: Final = "dt=1970-01-01/hour=00"
@@ -63,7 +74,7 @@ _decode_time = msgspec.json.Decoder(_Timed).decode
 def build(batch: Lines, form: Format = "jsonl.gz") -> LogObject:
     """The object of a batch, as JSONL, gzipped without name or time, or as Parquet.
 
-    A batch that the Parquet schema cannot hold is JSONL nevertheless. JSONL takes about 5 µs a record, Parquet 11:
+    A batch that the Parquet schema cannot hold is JSONL nevertheless. JSONL takes about 2 µs a record, Parquet 11:
     large batches belong in a thread. Raises ConfigurationError if Parquet is not installed.
     """
     records = b"\n".join(batch.records) + b"\n"
@@ -79,7 +90,9 @@ def packed(records: bytes, form: Format) -> tuple[bytes, str]:
         body = parquet.encode(tuple(records[:-1].split(b"\n")), digest(records))
         if body is not None:
             return body, ".parquet"
-    return gzip.compress(records, GZIP_LEVEL, mtime=0), ".jsonl.gz"
+    if _igzip is None:
+        return gzip.compress(records, GZIP_LEVEL, mtime=0), ".jsonl.gz"
+    return _igzip(records, ISAL_LEVEL, mtime=0), ".jsonl.gz"
 
 
 class _Gaps(msgspec.Struct):
@@ -152,12 +165,15 @@ def is_log_object(path: str) -> bool:
 
 
 def _folder(records: Sequence[bytes]) -> str:
-    moment = min((known for record in records if (known := _moment(record)) is not None), default=None)
-    return UNDATED if moment is None else f"dt={moment:%Y-%m-%d}/hour={moment:%H}"
-
-
-def _moment(record: bytes) -> datetime | None:
-    try:
-        return datetime.fromtimestamp(_decode_time(record).time_us / 1_000_000, UTC)
-    except (msgspec.MsgspecError, ValueError, OverflowError, OSError):
-        return None
+    earliest_us = LAST_US + 1
+    for record in records:
+        try:
+            time_us = _decode_time(record).time_us
+        except (msgspec.MsgspecError, ValueError):
+            continue
+        if FIRST_US <= time_us < earliest_us:
+            earliest_us = time_us
+    if earliest_us > LAST_US:
+        return UNDATED
+    moment = datetime.fromtimestamp(earliest_us // 1_000_000, UTC)
+    return f"dt={moment:%Y-%m-%d}/hour={moment:%H}"
