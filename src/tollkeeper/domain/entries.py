@@ -64,6 +64,9 @@ class EntryKind(StrEnum):
     QUARANTINE = "quarantine"
 
 
+SETTLE: Final = EntryKind.SETTLE
+VOID: Final = EntryKind.VOID
+"""Asked for with every request; a class of names is slow to tell one."""
 QUARANTINE_NOTE_MAX: Final = 500
 """Characters that are kept of why an entry was refused."""
 RANKED: Final = frozenset({EntryKind.PRESUME, EntryKind.LATE, EntryKind.CORRECT})
@@ -135,7 +138,7 @@ class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 def is_plain(entry: Entry) -> bool:
     """Whether it may be applied in one step with others like it: it needs nothing but counters, runs and slots."""
-    return (entry.kind is EntryKind.SETTLE or entry.kind is EntryKind.VOID) and not entry.buckets
+    return (entry.kind is SETTLE or entry.kind is VOID) and not entry.buckets
 
 
 class Dispatch(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -151,12 +154,15 @@ class Dispatch(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 def dispatch_of(grant: Grant) -> Dispatch:
     """The dispatch line of an admitted attempt."""
-    checks, reply = grant.checks, grant.reply
+    checks, demand = grant.checks, grant.demand
+    runs = []
+    for check, state in zip(checks.logs, grant.reply.logs, strict=True):
+        runs.append(RunRef(check.name, state.generation, state.index))
     return Dispatch(
-        grant.demand.attempt,
-        grant.demand.hold_nano,
+        demand.attempt,
+        demand.hold_nano,
         checks.counter_refs,
-        tuple([RunRef(c.name, s.generation, s.index) for c, s in zip(checks.logs, reply.logs, strict=True)]),
+        tuple(runs),
         checks.slot_names,
         tuple(_bucket_refs(grant)) if checks.buckets else (),
     )
@@ -178,17 +184,19 @@ def _bucket_refs(grant: Grant) -> Iterable[BucketRef]:
 
 
 def _give_back(dispatch: Dispatch, requests: int, tokens: int) -> tuple[BucketRef, ...]:
-    if not dispatch.buckets:
-        return ()
     given = {Unit.REQUESTS: requests, Unit.TOKENS: tokens}
     return tuple([msgspec.structs.replace(b, tokens=given[b.unit]) for b in dispatch.buckets if given[b.unit]])
 
 
 def settle_entry(number: int, dispatch: Dispatch, cost_nano: int, usage: Usage, token_delta: int) -> Entry:
     """Charge the truth; `token_delta` is true tokens less the estimate that was admitted."""
+    runs = []
+    if token_delta:
+        for run in dispatch.runs:
+            runs.append(RunRef(run.name, run.generation, run.index, 0, token_delta))
     return Entry(
         number,
-        EntryKind.SETTLE,
+        SETTLE,
         dispatch.attempt,
         cost_nano,
         1,
@@ -196,10 +204,10 @@ def settle_entry(number: int, dispatch: Dispatch, cost_nano: int, usage: Usage, 
         usage.output_tokens,
         usage.cached_tokens,
         dispatch.counters,
-        tuple([RunRef(r.name, r.generation, r.index, 0, token_delta) for r in dispatch.runs]) if token_delta else (),
+        tuple(runs),
         dispatch.slots,
         dispatch.hold_nano,
-        buckets=_give_back(dispatch, 0, -token_delta),
+        buckets=_give_back(dispatch, 0, -token_delta) if dispatch.buckets else (),
     )
 
 
@@ -224,13 +232,13 @@ def void_entry(number: int, dispatch: Dispatch, requests: int, tokens: int) -> E
     """Release an attempt that never ran: its weights go back to the windows they came from."""
     return Entry(
         number,
-        EntryKind.VOID,
+        VOID,
         dispatch.attempt,
         counters=dispatch.counters,
         runs=tuple([RunRef(r.name, r.generation, r.index, -requests, -tokens) for r in dispatch.runs]),
         slots=dispatch.slots,
         hold_nano=dispatch.hold_nano,
-        buckets=_give_back(dispatch, requests, tokens),
+        buckets=_give_back(dispatch, requests, tokens) if dispatch.buckets else (),
     )
 
 

@@ -14,8 +14,6 @@ from tollkeeper.domain.ports import Governor
 from tollkeeper.gateway.bound import Plan, shrink
 
 ID_BYTES: Final = 16
-ATTEMPTS_MAX: Final = 2
-"""The first, and one with the output that the first refusal would have afforded."""
 BLOCK_BYTES: Final = 4096
 """Random bytes are taken from the system in blocks: one call makes 256 ids."""
 
@@ -56,15 +54,12 @@ async def admit(
     A refused request whose output limit is ours is asked once more, under a fresh attempt id, with the largest
     output that would pass. Raises `Unavailable`.
     """
-    for _ in range(ATTEMPTS_MAX):
-        decision = await governor.admit(
-            principal,
-            attempt=attempts.next(),
-            tokens=plan.tokens,
-            hold_nano=plan.hold_nano,
-            model=plan.route.model,
-            user=user,
-        )
-        if isinstance(decision, Grant) or not shrink(plan, decision):
-            break
-    return decision
+    model = plan.route.model
+    decision = await governor.admit(
+        principal, attempt=attempts.next(), tokens=plan.tokens, hold_nano=plan.hold_nano, model=model, user=user
+    )
+    if isinstance(decision, Grant) or not shrink(plan, decision):
+        return decision
+    return await governor.admit(
+        principal, attempt=attempts.next(), tokens=plan.tokens, hold_nano=plan.hold_nano, model=model, user=user
+    )

@@ -21,14 +21,20 @@ class State(Enum):
     ENDED = "ended"
 
 
+_ADMITTED, _DISPATCHED, _ENDED = State.ADMITTED, State.DISPATCHED, State.ENDED
+
+
 class Attempt:
     """One admitted attempt. After its end `cost_nano`, `cost_source`, `usage`, `presumed` tell what was charged."""
 
-    __slots__ = ("_governor", "_instruments", "cost_nano", "cost_source", "grant", "presumed", "state", "usage")
+    __slots__ = (
+        *("_governor", "_instruments", "cost_nano", "cost_source", "ended", "grant", "presumed", "state", "usage"),
+    )
 
     def __init__(self, grant: Grant, governor: Governor, instruments: Instruments) -> None:
         self.grant, self._governor, self._instruments = grant, governor, instruments
-        self.state = State.ADMITTED
+        self.state = _ADMITTED
+        self.ended = False
         self.cost_nano = 0
         self.cost_source: CostSource | None = None
         self.usage = NO_USAGE
@@ -37,27 +43,28 @@ class Attempt:
     def __repr__(self) -> str:
         return f"<Attempt {self.grant.demand.attempt} {self.state.value} cost_nano={self.cost_nano}>"
 
-    @property
-    def ended(self) -> bool:
-        return self.state is State.ENDED
+    def _end(self) -> bool:
+        """It ends here; False: it has ended before."""
+        if self.ended:
+            return False
+        self.state, self.ended = _ENDED, True
+        return True
 
     def dispatch(self) -> None:
         """Must be called before the first byte goes upstream. Raises OutboxUnavailable; then nothing may be sent."""
         self._governor.dispatched(self.grant)
-        self.state = State.DISPATCHED
+        self.state = _DISPATCHED
 
     def void(self) -> None:
         """Nothing was sent: release everything."""
-        if self.state is not State.ENDED:
-            self.state = State.ENDED
+        if self._end():
             self._instruments.voided.inc()
             self._governor.void(self.grant)
 
     def settle(self, usage: Usage, charge: Charge) -> None:
         """Charge the true cost, also above the hold: that is counted, never cut."""
-        if self.state is State.ENDED:
+        if not self._end():
             return
-        self.state = State.ENDED
         self.usage, self.cost_nano, self.cost_source = usage, charge.cost_nano, charge.source
         if charge.disbelieved:
             self._instruments.disbelieved.inc()
@@ -71,9 +78,8 @@ class Attempt:
 
     def presume(self) -> None:
         """It was sent and its cost cannot be known: charge the hold."""
-        if self.state is State.ENDED:
+        if not self._end():
             return
-        self.state = State.ENDED
         self.cost_nano, self.presumed = self.grant.demand.hold_nano, True
         self.cost_source = CostSource.HOLD
         self._instruments.presumed.inc()
@@ -81,7 +87,9 @@ class Attempt:
 
     def finish(self) -> None:
         """The last resort of a `finally`: void what was never sent, presume what was."""
-        if self.state is State.DISPATCHED:
+        if self.ended:
+            return
+        if self.state is _DISPATCHED:
             self.presume()
         else:
             self.void()

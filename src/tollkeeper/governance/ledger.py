@@ -335,6 +335,9 @@ class Ledger:
             outbox.know(root)
         if self.outage.takes(root):
             await self._await_hand_over(root)
+            if self.outage.takes(root):
+                demand = Demand(attempt, self.producer, min(tokens, WEIGHT_MAX), hold_nano, 0)
+                return self._admit_alone(_Asked(principal, model, user), demand)
         now_us = store.now_us()
         demand = Demand(
             attempt,
@@ -343,8 +346,6 @@ class Ledger:
             hold_nano,
             now_us + self._timeout_us,
         )
-        if self.outage.takes(root):
-            return self._admit_alone(_Asked(principal, model, user), demand)
         checks = self._checks_of(principal, model, user, now_us)
         outbox.reserve()
         try:
@@ -354,7 +355,11 @@ class Ledger:
         if reply.unheard or (reply.status is not ADMITTED and reply.status is not REFUSED):
             return await self._admit_after(reply, _Asked(principal, model, user), checks, demand)
         self.outage.saw(checks, reply)
-        return self._decided(checks, demand, reply)
+        if reply.refusal is not None:
+            return self._decided(checks, demand, reply)
+        self._admitted.value += 1
+        grant = self._live[attempt] = Grant(demand, checks, reply)
+        return grant
 
     async def _await_hand_over(self, root: str) -> None:
         """The store is away, or was: if the root is on its way back, wait for that."""

@@ -213,7 +213,8 @@ class Outbox:
         except OSError as error:
             self.failure = f"cannot write to {self.folder}: {error.strerror}"
             segment = self._segments[-1]
-        self._note(segment, root, entry)
+        self.numbers[root] = segment.last[root] = entry.number
+        self._land(entry.attempt)
 
     def _write(self, line: Line) -> Segment:
         """Append one line; where it is. Raises OSError, and OutboxUnavailable if there is no room."""
@@ -230,7 +231,13 @@ class Outbox:
 
     def tell(self, root: str, entry: Entry) -> None:
         """Write an entry again, which a caller is about to be told of. Raises OutboxUnavailable."""
-        self.append(root, msgspec.structs.replace(entry, told=True))
+        entry = msgspec.structs.replace(entry, told=True)
+        try:
+            segment = self._write(EntryLine(root, entry))
+        except OSError as error:
+            self.failure = f"cannot write to {self.folder}: {error.strerror}"
+            return
+        self._note(segment, root, entry)
 
     def next_number(self, root: str) -> int:
         """The number the next entry of a root must carry."""

@@ -191,14 +191,14 @@ class RedisConnection:
         if self.state != "up":
             raise self._away()
         future: asyncio.Future[Any] = self._loop.create_future()
-        self._put((future, packed, 0))
+        self._put(future, packed)
         return future
 
     def post(self, waiter: Waiter, packed: bytes) -> None:
         """`write_packed`, for a waiter of the caller's."""
         if self.state != "up":
             raise self._away()
-        self._put((waiter, packed, 0))
+        self._put(waiter, packed)
 
     def _away(self) -> StoreUnavailable:
         return StoreUnavailable(f"Redis at {self.shown_url} is away: {self._why}", sent=False)
@@ -235,16 +235,17 @@ class RedisConnection:
         if self._writer is None:
             raise StoreUnavailable(f"lost Redis at {self.shown_url}: it closed the connection", sent=False)
         future: asyncio.Future[Any] = self._loop.create_future()
-        self._put((future, hiredis.pack_command(parts), 0))
+        self._put(future, hiredis.pack_command(parts))
         return future
 
-    def _put(self, command: Command) -> None:
-        if len(self._pending) >= PENDING_MAX:
+    def _put(self, waiter: Waiter, packed: bytes) -> None:
+        pending = self._pending
+        if len(pending) >= PENDING_MAX:
             raise StoreUnavailable(f"Redis at {self.shown_url} has {PENDING_MAX} commands unanswered", sent=False)
         if not self._outgoing:
             self._loop.call_soon(self._flush)
-        self._outgoing.append(command[1])
-        self._pending.append(command)
+        self._outgoing.append(packed)
+        pending.append((waiter, packed, 0))
 
     async def ready(self, timeout_s: float) -> bool:
         """Wait while the first tries to reconnect are under way. True if the connection is up."""

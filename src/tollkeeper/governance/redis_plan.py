@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Final
 
 from tollkeeper.domain.admission import SLOT_LEASE_US, Checks, Demand
-from tollkeeper.domain.entries import Entry, EntryKind
+from tollkeeper.domain.entries import SETTLE, VOID, Entry, RunRef
 from tollkeeper.domain.policy import Unit
 from tollkeeper.governance.redis_keys import (
     ROOT_SLOT,
@@ -31,7 +31,6 @@ _ALONE_RUN: Final = struct.Struct("<4d").pack
 _BATCH: Final = struct.Struct("<5d").pack
 _AMONG: Final = struct.Struct("<10d").pack
 _AMONG_RUN: Final = struct.Struct("<5d").pack
-_SETTLE, _VOID = EntryKind.SETTLE, EntryKind.VOID
 
 
 def doubles(numbers: Sequence[int]) -> bytes:
@@ -69,6 +68,7 @@ class Plan:
         "_batch",
         "_batch_numbers",
         "_counter_places",
+        "_counters",
         "_log_names",
         "_meta",
         "_slot_names",
@@ -100,6 +100,7 @@ class Plan:
         self._whose: tuple[str, str] | None = None  # the producer and the server's life that the next two are for
         self._meta = self._whom = b""
 
+        self._counters = checks.counter_refs
         self._log_names, self._slot_names = [log.name for log in checks.logs], checks.slot_names
         self._counter_places = doubles(range(1, len(counters) + 1))
         self._slot_places = doubles(range(1, len(slots) + 1))
@@ -160,12 +161,18 @@ class Plan:
         that are called here."""
         kind = entry.kind
         return (
-            (kind is _SETTLE or kind is _VOID)
+            (kind is SETTLE or kind is VOID)
             and not entry.buckets
-            and entry.counters is self.checks.counter_refs
+            and entry.counters is self._counters
             and entry.slots == self._slot_names
-            and (not entry.runs or [run.name for run in entry.runs] == self._log_names)
+            and (not entry.runs or self._corrects(entry.runs))
         )
+
+    def _corrects(self, runs: Sequence[RunRef]) -> bool:
+        names = self._log_names
+        if len(runs) == 1 == len(names):
+            return runs[0].name == names[0]
+        return [run.name for run in runs] == names
 
     def settlement(self, time_us: int, producer: str, entry: Entry) -> bytes | None:
         """The call of `apply` for an entry; None if it does not fit, and the call must be made from it alone."""
@@ -178,7 +185,7 @@ class Plan:
         moving = _ALONE(
             time_us,
             entry.number,
-            entry.kind is _SETTLE,
+            entry.kind is SETTLE,
             entry.hold_nano,
             entry.cost_nano,
             entry.requests,
@@ -202,15 +209,16 @@ class Plan:
     def settlements(self, time_us: int, producer: str, brought: Sequence[tuple[Entry, object]]) -> bytes | None:
         """The call of `batch` for several entries; None if one does not fit."""
         slots, with_runs = len(self._slot_names), 0
+        counters, fits = len(self._counters), self._fits
         numbers: list[bytes] = []
         attempts: list[bytes] = []
-        counters = len(self.checks.counter_refs)
         for entry, _ in brought:
-            if not self._fits(entry):
+            if not fits(entry):
                 return None
-            numbers += (
+            runs, attempt = entry.runs, entry.attempt.encode()
+            numbers.append(
                 _AMONG(
-                    entry.kind is _SETTLE,
+                    entry.kind is SETTLE,
                     entry.hold_nano,
                     entry.cost_nano,
                     entry.requests,
@@ -218,17 +226,16 @@ class Plan:
                     entry.output_tokens,
                     entry.cached_tokens,
                     counters,
-                    len(entry.runs),
+                    len(runs),
                     slots,
-                ),
-                self._counter_places,
+                )
             )
-            if entry.runs:
+            numbers.append(self._counter_places)
+            if runs:
                 with_runs = 1
-                for place, run in enumerate(entry.runs, 1):
+                for place, run in enumerate(runs, 1):
                     numbers.append(_AMONG_RUN(place, run.generation, run.index, run.requests, run.tokens))
             numbers.append(self._slot_places)
-            attempt = entry.attempt.encode()
             attempts.append(b"$%d\r\n%b\r\n" % (len(attempt), attempt))
         words, call = self._batch[with_runs]
         logs, common = self._batch_numbers[with_runs]

@@ -78,6 +78,7 @@ ANNOUNCED_MAX: Final = 200
 _RUN_ID: Final = re.compile(rb"run_id:(\w+)")
 _NO_DECISION: Final = {-1: Status.LATE, -2: Status.COLD, -3: Status.RECOVERING, -4: Status.BURIED}
 _OK, _DAMAGED = 0, 5
+ADMITTED: Final = Status.ADMITTED
 APPLIED: Final = AppliedStatus.OK
 _DAMAGE: Final = re.compile(r"WRONGTYPE|(?<!@)user_script:\d+: (?!not enough memory)")
 """What only one root's content can cause: a key of another type, or an error of the script's own language on what it
@@ -234,7 +235,10 @@ class RedisStore:
         if not self._gathered:
             self._loop = asyncio.get_running_loop()
             self._loop.call_soon(self._send_gathered)
-        self._gathered.setdefault((root, producer), []).append((entry, done))
+        brought = self._gathered.get((root, producer))
+        if brought is None:
+            brought = self._gathered[root, producer] = []
+        brought.append((entry, done))
         self._bringers.add(asyncio.current_task(self._loop))
 
     def _send_own(self) -> None:
@@ -776,23 +780,32 @@ def _reply(checks: Checks, raw: Sequence[int]) -> Reply:
     status, now_us = raw[0], raw[1]
     if status < 0:
         return Reply(_NO_DECISION[status], now_us)
-    answer, refusal, at = (Status.ADMITTED, None, 2) if status else (Status.REFUSED, _refusal(checks, raw), 8)
-    logs = []
+    at = 2 if status else 8
+    logs: list[LogState] = []
+    buckets: tuple[BucketState, ...] = ()
+    counters: list[CounterState] = []
     for _ in checks.logs:
         logs.append(LogState(*raw[at : at + 5]))
         at += 5
-    buckets = []
-    for _ in checks.buckets:
-        buckets.append(BucketState(*raw[at : at + 5]))
-        at += 5
+    if checks.buckets:
+        end = at + 5 * len(checks.buckets)
+        buckets = tuple([BucketState(*raw[place : place + 5]) for place in range(at, end, 5)])
+        at = end
     slots = tuple(raw[at : at + len(checks.slots)])
     at += len(slots)
-    counters = []
     for _ in checks.counters:
         counters.append(CounterState(raw[at], raw[at + 1]))
         at += 2
-    shadowed = tuple([_shadowed(checks, raw[i] - 1, raw[i + 1]) for i in range(at, len(raw), 2)])
-    return Reply(answer, now_us, tuple(logs), slots, tuple(counters), refusal, shadowed, "", tuple(buckets))
+    if not status:
+        return Reply(
+            Status.REFUSED, now_us, tuple(logs), slots, tuple(counters), _refusal(checks, raw), (), "", buckets
+        )
+    shadowed = () if at == len(raw) else _all_shadowed(checks, raw[at:])
+    return Reply(ADMITTED, now_us, tuple(logs), slots, tuple(counters), None, shadowed, "", buckets)
+
+
+def _all_shadowed(checks: Checks, told: Sequence[int]) -> tuple[Shadowed, ...]:
+    return tuple([_shadowed(checks, told[i] - 1, told[i + 1]) for i in range(0, len(told), 2)])
 
 
 def _shadowed(checks: Checks, position: int, unit: int) -> Shadowed:
