@@ -31,7 +31,7 @@ from tollkeeper.domain.admission import (
 from tollkeeper.domain.bucket import Bucket
 from tollkeeper.domain.entries import Entry
 from tollkeeper.domain.policy import COUNT_MAX, Unit
-from tollkeeper.domain.tree import Tree
+from tollkeeper.domain.tree import Leases, Tree
 from tollkeeper.domain.windows import LogPush, RunLog
 
 HEADROOM_FRESH_US: Final = 10_000_000
@@ -257,8 +257,9 @@ class Fallback:
             seen_us, used = self._slots.get(slot.name, (0, 0))
             if slot.name not in self.tree.slots and seen_us + SLOT_LEASE_US > now_us:
                 taken = slot_share.limit - self._fleet.share(max(0, slot.limit - used), slot.name)
-                leases = {f"~{n}": seen_us + SLOT_LEASE_US for n in range(min(taken, used))}
-                self.tree.slots[slot.name] = leases
+                leases = self.tree.slots[slot.name] = Leases()
+                for n in range(min(taken, used)):
+                    leases.lease(f"~{n}", seen_us + SLOT_LEASE_US)
 
     def _log_with_known(self, now_us: int, check: LogCheck) -> RunLog:
         log = RunLog(check.window_us, check.tick_us, now_us)

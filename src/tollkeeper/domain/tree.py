@@ -35,7 +35,9 @@ from tollkeeper.domain.charges import QUARANTINED, UNCHARGED, Charge, charge_of
 from tollkeeper.domain.entries import (
     BURIED,
     RANKED,
+    SETTLE,
     USED_KEEP_US,
+    VOID,
     Applied,
     AppliedStatus,
     Dispatch,
@@ -52,7 +54,9 @@ from tollkeeper.domain.recovery import UNKNOWN, Gate, Looked, Ready
 from tollkeeper.domain.windows import LogPush, RunLog
 
 NOTHING_SPENT: Final = SpendTotals()
-_NO_LEASES: Final[Mapping[str, int]] = {}
+NEVER_US: Final = 2**63
+ADMITTED: Final = Status.ADMITTED
+APPLIED: Final = AppliedStatus.OK
 PUSH_REMEMBERED_US: Final = 86_400_000_000
 """A push that comes again within a day, after a lost reply, adds nothing."""
 
@@ -87,6 +91,35 @@ class Hold(msgspec.Struct, frozen=True, gc=False):
     buckets: tuple[Taken, ...] = ()
 
 
+class Leases(dict[str, int]):
+    """Attempts in flight in a scope → the ends of their leases (µs). None ends before `lapse_us`: until then all of
+    them count, and nobody need go through them."""
+
+    __slots__ = ("lapse_us",)
+
+    def __init__(self) -> None:
+        self.lapse_us = NEVER_US
+
+    def lease(self, attempt: str, until_us: int) -> None:
+        """Begin or prolong one."""
+        self[attempt] = until_us
+        self.lapse_us = min(self.lapse_us, until_us)
+
+    def count(self, now_us: int) -> int:
+        """Those that have not ended."""
+        if now_us < self.lapse_us:
+            return len(self)
+        self.lapse_us = min(self.values(), default=NEVER_US)
+        return sum([until_us > now_us for until_us in self.values()])
+
+    def drop_ended(self, now_us: int) -> None:
+        """Forget those that have ended."""
+        if now_us >= self.lapse_us:
+            for attempt in [a for a, until_us in self.items() if until_us <= now_us]:
+                del self[attempt]
+            self.lapse_us = min(self.values(), default=NEVER_US)
+
+
 class Tree:
     """One root. `run` is a nonce of this memory's life: None means that the tree is cold.
 
@@ -110,7 +143,7 @@ class Tree:
         self.holds: dict[str, Hold] = {}
         self.logs: dict[str, RunLog] = {}
         self.buckets: dict[str, Bucket] = {}
-        self.slots: dict[str, dict[str, int]] = {}
+        self.slots: dict[str, Leases] = {}
         self.counters: dict[str, Counter] = {}
         self.changed: dict[str, str] = {}
         self.generation = 1
@@ -133,11 +166,8 @@ class Tree:
         if closed is not None:
             return Reply(closed, now_us)
         self._advance(now_us, checks)
-        earlier = self.holds.get(demand.attempt)
-        if earlier is not None:
-            return self._reply(now_us, checks, earlier)
-        if not demand.attempt:
-            return self._reply(now_us, checks)
+        if not demand.attempt or demand.attempt in self.holds:
+            return self._reply(now_us, checks, self.holds.get(demand.attempt))
         refusals = self._refusals(now_us, checks, demand)
         if refusals:
             reply = self._reply(now_us, checks)
@@ -149,7 +179,7 @@ class Tree:
     def _closed_to(self, now_us: int, demand: Demand, server: str) -> Status | None:
         if self.run is None:
             return Status.COLD
-        if demand.attempt and is_buried(self.marks.get(demand.producer, 0)):
+        if demand.attempt and self.marks.get(demand.producer, 0) >= BURIED:
             return Status.BURIED
         if server and (server != self.server or now_us < self.gate_us):
             return Status.RECOVERING
@@ -162,7 +192,14 @@ class Tree:
                 self.clock_jumps += log.advance(now_us)
 
     def _in_flight(self, now_us: int, slot: str) -> int:
-        return sum(until_us > now_us for until_us in self.slots.get(slot, _NO_LEASES).values())
+        leases = self.slots.get(slot)
+        return 0 if leases is None else leases.count(now_us)
+
+    def _leases(self, slot: str) -> Leases:
+        leases = self.slots.get(slot)
+        if leases is None:
+            leases = self.slots[slot] = Leases()
+        return leases
 
     def _refusals(self, now_us: int, checks: Checks, demand: Demand) -> list[Refusal]:
         """One from each limit that the demand does not fit. Most requests fit all: that is asked in line, and only
@@ -232,19 +269,18 @@ class Tree:
             if log is None:
                 log = self.logs[check.name] = RunLog(check.window_us, check.tick_us, now_us)
             runs.append((log.generation, log.add(now_us, demand.requests, demand.tokens)))
-        taken = [self._take_tokens(now_us, check, demand) for check in checks.buckets]
+        taken = tuple([self._take_tokens(now_us, c, demand) for c in checks.buckets]) if checks.buckets else ()
         for slot in checks.slots:
-            leases = self.slots.setdefault(slot.name, {})
-            for attempt in [a for a, until_us in leases.items() if until_us <= now_us]:
-                del leases[attempt]
-            leases[demand.attempt] = now_us + SLOT_LEASE_US
+            leases = self._leases(slot.name)
+            leases.drop_ended(now_us)
+            leases.lease(demand.attempt, now_us + SLOT_LEASE_US)
         for counter in checks.counters:
             money = self.counters.get(counter.name)
             if money is None:
                 money = self._counter(counter.name, counter.span.expires_us or 0)
             money.held += demand.hold_nano
         hold = self.holds[demand.attempt] = Hold(
-            demand.hold_nano, demand.producer, checks.counter_names, checks.slot_names, tuple(runs), tuple(taken)
+            demand.hold_nano, demand.producer, checks.counter_names, checks.slot_names, tuple(runs), taken
         )
         return hold
 
@@ -267,15 +303,17 @@ class Tree:
             log = self.logs.get(check.name)
             generation, index = (log.generation if log else 0, -1) if hold is None else hold.runs[position]
             logs.append(log.state(now_us, generation, index) if log else LogState(generation, index, 0, 0, 0))
-        buckets = [self._bucket_state(now_us, c, hold, n) for n, c in enumerate(checks.buckets)]
-        slots = [self._in_flight(now_us, slot.name) for slot in checks.slots]
+        buckets: tuple[BucketState, ...] = ()
+        if checks.buckets:
+            buckets = tuple([self._bucket_state(now_us, c, hold, n) for n, c in enumerate(checks.buckets)])
+        slots = []
+        for slot in checks.slots:
+            slots.append(self._in_flight(now_us, slot.name))
         counters = []
         for counter in checks.counters:
             state = self.counters.get(counter.name)
             counters.append(CounterState(state.cost, state.held) if state else CounterState(0, 0))
-        return Reply(
-            Status.ADMITTED, now_us, tuple(logs), tuple(slots), tuple(counters), None, (), "", tuple(buckets)
-        )
+        return Reply(ADMITTED, now_us, tuple(logs), tuple(slots), tuple(counters), None, (), "", buckets)
 
     def _bucket_state(self, now_us: int, check: BucketCheck, hold: Hold | None, position: int) -> BucketState:
         bucket = self._bucket(check.name)
@@ -302,7 +340,11 @@ class Tree:
             return Applied(AppliedStatus.OK, mark)
         if entry.number != mark + 1:
             return Applied(AppliedStatus.GAP, mark)
-        if entry.kind in RANKED:
+        if entry.kind is SETTLE or entry.kind is VOID:
+            missing = self._absent(now_us, mark, entry)
+            if missing is None:
+                self._charge(now_us, entry)
+        elif entry.kind in RANKED:
             missing = self._rank(now_us, mark, entry)
         elif entry.kind is EntryKind.USAGE and self.keys is not None and entry.attempt not in self.looked:
             missing = Applied(AppliedStatus.UNKNOWN, mark)
@@ -313,7 +355,8 @@ class Tree:
                 self._do(now_us, producer, entry, server)
         if missing is None:
             self.marks[producer] = entry.number
-        return missing or Applied(AppliedStatus.OK, entry.number)
+            return Applied(APPLIED, entry.number)
+        return missing
 
     def apply_all(self, now_us: int, producer: str, entries: Sequence[Entry]) -> Applied:
         """Apply consecutive entries of the kinds settle and void in one step: all, or none if one is refused."""
@@ -410,7 +453,7 @@ class Tree:
             if name in self.counters:
                 self.counters[name].held -= hold.amount
         for slot in entry.slots:
-            self.slots.get(slot, {}).pop(entry.attempt, None)
+            self._free(slot, entry.attempt)
 
     def _charge(self, now_us: int, entry: Entry) -> None:
         hold = self.holds.pop(entry.attempt, None)
@@ -418,9 +461,8 @@ class Tree:
             counter = self._counter(ref.name, ref.expires_us)
             if hold is not None:
                 counter.held -= entry.hold_nano
-            if entry.kind is EntryKind.VOID:
-                continue
-            self._add(ref.name, counter, entry)
+            if entry.kind is not VOID:
+                self._add(ref.name, counter, entry)
         for run in entry.runs:
             log = self.logs.get(run.name)
             if log is not None:
@@ -429,7 +471,12 @@ class Tree:
             taken = (b.generation, b.last_us, b.level, b.returned)
             self._bucket(b.name).correct(now_us, b.rate, b.burst, taken, b.tokens)
         for slot in entry.slots:
-            self.slots.get(slot, {}).pop(entry.attempt, None)
+            self._free(slot, entry.attempt)
+
+    def _free(self, slot: str, attempt: str) -> None:
+        leases = self.slots.get(slot)
+        if leases is not None:
+            leases.pop(attempt, None)
 
     def _add(self, name: str, counter: Counter, entry: Entry) -> None:
         counter.cost += entry.cost_nano
@@ -491,7 +538,7 @@ class Tree:
                 if name in self.counters:
                     self.counters[name].held -= hold.amount
             for slot in hold.slots:
-                self.slots.get(slot, {}).pop(attempt, None)
+                self._free(slot, attempt)
 
     def renew(self, now_us: int, attempts: Mapping[str, tuple[str, ...]]) -> None:
         """Heartbeat: prolong the slot leases of attempts in flight (attempt → slot names). Lost slots stay lost."""
@@ -499,12 +546,14 @@ class Tree:
             for slot in slots:
                 leases = self.slots.get(slot)
                 if leases is not None and attempt in leases:
-                    leases[attempt] = now_us + SLOT_LEASE_US
+                    leases.lease(attempt, now_us + SLOT_LEASE_US)
 
     def claim(self, now_us: int, slots: Mapping[str, Iterable[str]]) -> None:
         """Lease slots for attempts that are in flight already (slot name → attempts), whatever the limits."""
         for slot, attempts in slots.items():
-            self.slots.setdefault(slot, {}).update(dict.fromkeys(attempts, now_us + SLOT_LEASE_US))
+            leases = self._leases(slot)
+            for attempt in attempts:
+                leases.lease(attempt, now_us + SLOT_LEASE_US)
 
     def push(self, now_us: int, push_id: str, pushes: Iterable[LogPush]) -> bool:
         """Add by force what an instance admitted alone while it could not ask; False: this push was here before."""

@@ -23,6 +23,7 @@ STREAM_BYTES_MAX: Final = 4 * 2**20
 NO_BODIES_HEADER: Final = b"x-tollkeeper-log-bodies"
 """`off`: this request's bodies are not for the log, whatever its key says. Clients cannot turn them on."""
 
+OFF: Final = BodyLogging.OFF
 _decode = msgspec.json.Decoder().decode
 
 
@@ -111,7 +112,7 @@ def capturing(settings: LogSettings, budget: ByteBudget) -> Callable[[Client, Pr
 
     def capture(client: Client, principal: Principal, endpoint: Endpoint) -> Capture | None:
         mode = principal.log_bodies or default
-        if mode is BodyLogging.OFF or client.header(NO_BODIES_HEADER).lower() == b"off":
+        if mode is OFF or client.header(NO_BODIES_HEADER).lower() == b"off":
             return None
         return Capture(budget, sizes[mode], endpoint)
 
