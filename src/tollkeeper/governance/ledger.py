@@ -624,15 +624,18 @@ class Ledger:
         return known[1] if known else dispatch_of(grant)
 
     def _record(self, root: str, entry: Entry) -> None:
+        """The end of an attempt, under the next number: as it was reserved for."""
         self.outage.ended(root, entry)
-        self._issue(root, entry)
+        self._send(root, entry)
         self._outbox.release()
 
     def _issue(self, root: str, entry: Entry) -> Entry:
         """Give an entry its number, write it down, and send it. Returns it as it was sent."""
-        number = self._outbox.next_number(root)
-        if entry.number != number:
-            entry = msgspec.structs.replace(entry, number=number)
+        entry = msgspec.structs.replace(entry, number=self._outbox.next_number(root))
+        self._send(root, entry)
+        return entry
+
+    def _send(self, root: str, entry: Entry) -> None:
         self._outbox.append(root, entry)
         self.touched.add(root)
         state = self._state(root)
@@ -641,7 +644,6 @@ class Ledger:
             if state.answered is None:
                 state.answered = partial(self._answered, root, state, self.producer)
             self._store.apply(root, self.producer, entry, state.answered)
-        return entry
 
     def _answered(self, root: str, state: _Root, producer: str, answer: Applied | StoreUnavailable) -> None:
         if producer != self.producer:

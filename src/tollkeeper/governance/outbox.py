@@ -141,7 +141,8 @@ class Outbox:
         self._segments.append(segment)
 
     def _fly(self, segment: Segment, root: str, dispatch: Dispatch) -> None:
-        self._land(dispatch.attempt)  # it would count twice
+        if dispatch.attempt in self.in_flight:
+            self._land(dispatch.attempt)  # it would count twice
         self.in_flight[dispatch.attempt] = (root, dispatch, segment)
         segment.in_flight += 1
 

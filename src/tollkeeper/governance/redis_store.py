@@ -905,8 +905,11 @@ class _SettlingTogether:
             asyncio.get_running_loop().call_soon(self._tell, _lost(exception))
 
     def _tell(self, answer: Applied | StoreUnavailable) -> None:
+        told: Done | None = None
         for _, done in self._brought:
-            done(answer)
+            if done is not told:
+                done(answer)
+                told = done
 
 
 def _lost(error: BaseException) -> StoreUnavailable:

@@ -103,7 +103,9 @@ class Store(Protocol):
         ...
 
     def apply(self, root: str, producer: str, entry: Entry, done: Done) -> None:
-        """Send one entry at once, in the order of calls; `done` is called with the answer, or why there is none."""
+        """Send one entry at once, in the order of calls; `done` is called with the answer, or why there is none.
+
+        Entries that share a `done` may share a call of it, with the mark of the last."""
         ...
 
     async def mend(self, root: str, names: Names) -> list[str]:
