@@ -333,7 +333,7 @@ class Ledger:
         outbox, store, root = self._outbox, self._store, principal.root
         if root not in outbox.roots:
             outbox.know(root)
-        if self.outage.takes(root):
+        if not self.outage.calm and self.outage.takes(root):
             await self._await_hand_over(root)
             if self.outage.takes(root):
                 demand = Demand(attempt, self.producer, min(tokens, WEIGHT_MAX), hold_nano, 0)
@@ -638,7 +638,7 @@ class Ledger:
     def _send(self, root: str, entry: Entry) -> None:
         self._outbox.append(root, entry)
         self.touched.add(root)
-        state = self._state(root)
+        state = self._roots.get(root) or self._state(root)
         state.unacknowledged.append(entry)
         if state.recovery is None:
             if state.answered is None:

@@ -45,6 +45,8 @@ class Outage:
     ) -> None:
         self.modes = modes
         self.fleet = Fleet()
+        self.calm = True
+        """Nothing is away and no root is decided alone: `takes` is False for all."""
         self._store, self._producer, self._on_back = store, producer, on_back
         self._away: dict[str, str] = {}  # server → why
         self._alone: dict[str, Fallback] = {}  # root → who decides
@@ -121,7 +123,8 @@ class Outage:
         return self._degraded_s + (0.0 if self._since_s is None else _now_s() - self._since_s)
 
     def _note_degraded(self) -> None:
-        if self._away or self._alone:
+        self.calm = not (self._away or self._alone)
+        if not self.calm:
             self._since_s = _now_s() if self._since_s is None else self._since_s
         elif self._since_s is not None:
             self._degraded_s, self._since_s = self.degraded_s, None
@@ -213,8 +216,6 @@ class Outage:
 
     def takes(self, root: str) -> bool:
         """Whether requests of this root are decided here and now, without the store."""
-        if not self._away and not self._alone:
-            return False
         if root in self._alone:
             return True
         if self.is_away(root):

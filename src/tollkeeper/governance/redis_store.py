@@ -175,7 +175,9 @@ class RedisStore:
             return await self._look(checks, demand)
         if self._gathered:
             self._send_own()
-        plan, begun_s, unheard = self._plan(checks), monotonic(), False
+        plan, begun_s, unheard = self._plans.get(id(checks)), monotonic(), False
+        if plan is None or plan.checks is not checks:
+            plan = self._new_plan(checks)
         try:
             lead = self.client.lead_of(plan.keys[0])
             raw = await lead.write_packed(plan.admission(self.time_us, demand, lead.life if plan.has_budget else ""))
@@ -200,23 +202,23 @@ class RedisStore:
 
     async def _look(self, checks: Checks, demand: Demand) -> Reply:
         """The state alone; it holds nothing, so nobody need be waited for."""
-        plan = self._plan(checks)
+        plan = self._plans.get(id(checks))
+        if plan is None or plan.checks is not checks:
+            plan = self._new_plan(checks)
         arguments = plan.arguments(self.time_us, demand)
         raw = await self._run("admit", plan.keys, *arguments, "", within_s=self._admission_s)
         if not self.time_us:
             self._learn_clock(raw[1])
         return _reply(checks, raw)
 
-    def _plan(self, checks: Checks) -> Plan:
+    def _new_plan(self, checks: Checks) -> Plan:
         """The part of the calls that is the same for every request of a principal."""
-        known = self._plans.get(id(checks))
-        if known is None or known.checks is not checks:
-            if len(self._plans) >= PLANS_MAX:
-                self._plans.clear()
-                self._plans_by_counters.clear()
-            known = Plan(checks, self._digests["admit"], self._digests["apply"], self._digests["batch"])
-            self._plans[id(checks)] = self._plans_by_counters[id(checks.counter_refs)] = known
-        return known
+        if len(self._plans) >= PLANS_MAX:
+            self._plans.clear()
+            self._plans_by_counters.clear()
+        plan = Plan(checks, self._digests["admit"], self._digests["apply"], self._digests["batch"])
+        self._plans[id(checks)] = self._plans_by_counters[id(checks.counter_refs)] = plan
+        return plan
 
     def _plan_for(self, entry: Entry) -> Plan | None:
         """That of the checks which the entry's attempt was admitted by, if they are known."""

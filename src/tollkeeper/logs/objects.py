@@ -77,7 +77,7 @@ def build(batch: Lines, form: Format = "jsonl.gz") -> LogObject:
     A batch that the Parquet schema cannot hold is JSONL nevertheless. JSONL takes about 2 µs a record, Parquet 11:
     large batches belong in a thread. Raises ConfigurationError if Parquet is not installed.
     """
-    records = b"\n".join(batch.records) + b"\n"
+    records = b"\n".join((*batch.records, b""))
     body, suffix = packed(records, form)
     return LogObject(f"{_folder(batch.records)}/{batch.name}{suffix}", body, digest(records))
 
