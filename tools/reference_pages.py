@@ -18,7 +18,7 @@ from tollkeeper.admin.errors import ERRORS
 from tollkeeper.cli import app
 from tollkeeper.domain.errors import Fault
 from tollkeeper.gateway.dialects.fault import STATUS
-from tollkeeper.governance import logins, redis_store
+from tollkeeper.governance import logins, redis_keys, redis_store
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 SOURCE: Final = ROOT / "src" / "tollkeeper"
@@ -209,8 +209,8 @@ def redis_patterns() -> dict[str, str]:
     """Pattern of a key → what it holds, from the docstrings of the functions that make keys and the header of
     logqueue.lua. `{…}` is the hash tag, `<…>` a part, `[…]` may be missing."""
     found: dict[str, str] = {}
-    for name, function in inspect.getmembers(redis_store, inspect.isfunction):
-        if name.endswith("_key") and function.__module__ == redis_store.__name__:
+    for name, function in inspect.getmembers(redis_keys, inspect.isfunction):
+        if name.endswith("_key") and function.__module__ == redis_keys.__name__:
             told = re.fullmatch(r"`([^`]+)`: (.+)", " ".join(inspect.cleandoc(function.__doc__ or "").split()))
             assert told, f"{name}: begin its docstring with the pattern of the key"
             found[told[1]] = told[2][0].upper() + told[2][1:]
@@ -236,7 +236,7 @@ def _docstring_of(module: ModuleType, constant: str) -> str:
 def redis_keys_page() -> str:
     """The text of docs/reference/redis-keys.md."""
     lines = [
-        HEAD.format("src/tollkeeper/governance/redis_store.py and scripts/logqueue.lua"),
+        HEAD.format("src/tollkeeper/governance/redis_keys.py, redis_store.py and scripts/logqueue.lua"),
         "# Keys in Redis",
         "",
         "`{root}` is the id of an organisation as a hash tag: all its keys are in one slot of a cluster.",
