@@ -154,18 +154,16 @@ class Dispatch(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 def dispatch_of(grant: Grant) -> Dispatch:
     """The dispatch line of an admitted attempt."""
-    checks, demand = grant.checks, grant.demand
-    runs = []
-    for check, state in zip(checks.logs, grant.reply.logs, strict=True):
+    checks, demand, states, runs = grant.checks, grant.demand, grant.reply.logs, []
+    for place, check in enumerate(checks.logs):
+        state = states[place]
         runs.append(RunRef(check.name, state.generation, state.index))
-    return Dispatch(
-        demand.attempt,
-        demand.hold_nano,
-        checks.counter_refs,
-        tuple(runs),
-        checks.slot_names,
-        tuple(_bucket_refs(grant)) if checks.buckets else (),
-    )
+    if checks.buckets:
+        buckets = tuple(_bucket_refs(grant))
+        return Dispatch(
+            demand.attempt, demand.hold_nano, checks.counter_refs, tuple(runs), checks.slot_names, buckets
+        )
+    return Dispatch(demand.attempt, demand.hold_nano, checks.counter_refs, tuple(runs), checks.slot_names)
 
 
 def _bucket_refs(grant: Grant) -> Iterable[BucketRef]:

@@ -8,7 +8,7 @@ import asyncio
 import re
 import struct
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from time import monotonic
+from time import monotonic, monotonic_ns
 from typing import Any, Final
 
 from hiredis import pack_command
@@ -151,7 +151,7 @@ class RedisStore:
     def now_us(self) -> int:
         if self.time_us:
             return self.time_us
-        return int(monotonic() * 1e6) + self._offset_us
+        return monotonic_ns() // 1000 + self._offset_us
 
     async def _on_connect(self, send: Send) -> str:
         (seconds, micros), about = await asyncio.gather(send("TIME"), send("INFO", "server"))
@@ -166,7 +166,7 @@ class RedisStore:
         return life
 
     def _learn_clock(self, server_us: int) -> None:
-        self._offset_us = server_us - int(monotonic() * 1e6)
+        self._offset_us = server_us - monotonic_ns() // 1000
 
     # Admission
 
@@ -186,7 +186,7 @@ class RedisStore:
             raw = await self._admit_again(error, plan, demand, begun_s + self._admission_s)
             unheard = self.client.misses != misses
         if not self.time_us:
-            self._learn_clock(raw[1])
+            self._offset_us = raw[1] - monotonic_ns() // 1000
         reply = _reply(checks, raw)
         return structs.replace(reply, unheard=True) if unheard else reply
 
@@ -787,7 +787,7 @@ def _reply(checks: Checks, raw: Sequence[int]) -> Reply:
     buckets: tuple[BucketState, ...] = ()
     counters: list[CounterState] = []
     for _ in checks.logs:
-        logs.append(LogState(*raw[at : at + 5]))
+        logs.append(LogState(raw[at], raw[at + 1], raw[at + 2], raw[at + 3], raw[at + 4]))
         at += 5
     if checks.buckets:
         end = at + 5 * len(checks.buckets)
