@@ -39,7 +39,24 @@ class Usage(msgspec.Struct, frozen=True, gc=False):
     @property
     def is_plain(self) -> bool:
         """Whether it is tokens of text and nothing else, as most is."""
-        return self == Usage(self.input_tokens, self.output_tokens, self.cached_tokens, 0, 0, self.reasoning_tokens)
+        return not (
+            self.cache_write_tokens
+            or self.cache_write_1h_tokens
+            or self.input_audio_tokens
+            or self.output_audio_tokens
+            or self.cached_audio_tokens
+            or self.input_image_tokens
+            or self.cached_image_tokens
+            or self.output_image_tokens is not None
+            or self.citation_tokens
+            or self.web_searches
+            or self.file_searches
+            or self.images
+            or self.audio_ms
+            or self.characters
+            or self.searches
+            or self.service_tier
+        )
 
     @property
     def total_tokens(self) -> int:

@@ -318,7 +318,7 @@ class _Walk(msgspec.Struct):
             if exchange.call.stream:
                 turn.succeeded(now_us)  # streams are long, and others wait for a probe's word
         rejection = await answer(exchange, response)
-        if is_failure(status):
+        if status >= 400 and is_failure(status):
             turn.failed(its.now_us(), self._cool_us(status, response.headers))
         else:
             turn.succeeded(now_us)

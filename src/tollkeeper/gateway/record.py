@@ -48,6 +48,7 @@ class Keeper(Protocol):
         ...
 
 
+POST: Final = ("POST",)
 HUNG_UP: Final = 499
 """Status of a request whose client left before an answer began, as in nginx' logs."""
 MODEL_CHARS_MAX: Final = 256
@@ -147,16 +148,14 @@ class Exchange:
         self.client, self.request_id, self.time_us = client, request_id, time_us
         self.arrived = time.perf_counter()
         self.model: str | None = None  # that the path names, as Azure's do
-        if client.path.startswith(AZURE_PREFIX):
-            address = client_address(client.path, client.query)
-            client.path, client.query, self.model = address.path, address.query, address.model
-        self.endpoint: Endpoint | None = ENDPOINTS.get(client.path)
-        self.dialect: Dialect = _dialect(client, self.endpoint)
         self.named: Named | None = None
         self.keep: Keeper | None = None
-        self.methods: tuple[str, ...] = () if self.endpoint is None else ("POST",)
-        if self.endpoint is None:
-            self._find_kept()
+        self.endpoint: Endpoint | None = ENDPOINTS.get(client.path)
+        if self.endpoint is not None:
+            self.dialect: Dialect = self.endpoint.dialect
+            self.methods: tuple[str, ...] = POST
+        else:
+            self._find()
         self.trace: Trace | None = None
         self.principal: Principal | None = None
         self.call: Call | None = None
@@ -175,12 +174,21 @@ class Exchange:
         self.queue_s: float | None = None
         self.first_byte_s: float | None = None
 
-    def _find_kept(self) -> None:
-        found = find_route(self.client.method, self.client.path, self.dialect)
-        if isinstance(found, Named):
-            self.named, self.endpoint, self.methods = found, found.route.endpoint, (found.route.method,)
-        elif found is not None:
-            self.methods = found
+    def _find(self) -> None:
+        """What is asked for by a path that is none of our endpoints': Azure's for one, something kept, or nothing."""
+        client = self.client
+        if client.path.startswith(AZURE_PREFIX):
+            address = client_address(client.path, client.query)
+            client.path, client.query, self.model = address.path, address.query, address.model
+            self.endpoint = ENDPOINTS.get(client.path)
+        self.dialect = _dialect(client, self.endpoint)
+        self.methods = () if self.endpoint is None else POST
+        if self.endpoint is None:
+            found = find_route(client.method, client.path, self.dialect)
+            if isinstance(found, Named):
+                self.named, self.endpoint, self.methods = found, found.route.endpoint, (found.route.method,)
+            elif found is not None:
+                self.methods = found
 
     @property
     def age_s(self) -> float:
