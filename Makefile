@@ -9,7 +9,7 @@ LITELLM := .bench/litellm
 PORTKEY := .bench/portkey
 BIN := $(VENV)/bin
 # Files side by side, each in one process: servers are shared by a file. `PYTEST_ARGS=` runs all in one process.
-PYTEST_ARGS ?= --numprocesses auto --maxprocesses 4 --dist loadfile
+PYTEST_ARGS ?= --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 CAMPAIGN_ARGS ?=
 
 .PHONY: help run test test-outage test-hour bench bench-peers campaign mutants wheel check-deploy lint docs site lock setup setup-dev servers clean

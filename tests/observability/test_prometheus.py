@@ -255,7 +255,7 @@ def test_every_alert_fires_when_things_go_wrong(
     small.ask(text="[[sim fault=no_usage]]")
     prometheus.until("TollkeeperPresumedCharges", act=small.ask)
 
-    small.ask(small.warned())
+    assert small.ask(small.warned()) == 200
     until(lambda: small.events("webhook_failed"))
     asyncio.run(give_up(small, database.url(DATABASE)))
     prometheus.until("TollkeeperWarningsUndelivered")
