@@ -155,6 +155,39 @@ async def test_a_record_that_comes_while_the_last_chunk_is_answered_does_not_spi
     await producer.stop()
 
 
+class Counting(MemoryQueue):
+    """Knows how many records came in each chunk."""
+
+    def __init__(self) -> None:
+        super().__init__("run", Bounds(), lambda: 1)
+        self.counts: list[int] = []
+
+    async def put(self, chunk: Chunk) -> Kept:
+        self.counts.append(len(chunk))
+        return await super().put(chunk)
+
+
+async def test_records_of_a_moment_go_together_unless_somebody_waits_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(producers, "LINGER_S", 1.0)
+    target = Counting()
+    producer = Producer("p", target, None)
+    await producer.start()
+    producer.add(b"one")
+    await until(lambda: producer.brought == 1)
+    for part in (b"two", b"three"):
+        producer.add(part)
+        for _ in range(10):
+            await asyncio.sleep(0)
+    await until(lambda: producer.brought == 3)
+    assert target.counts == [1, 2]
+
+    monkeypatch.setattr(producers, "LINGER_S", 3600.0)
+    for number in (4, 5, 6):
+        producer.add(b"waited for")
+        await asyncio.wait_for(producer.kept(number), 60)
+    await producer.stop()
+
+
 async def test_an_answer_that_never_comes_is_asked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Found in a run on a busy machine: nothing was brought any more until the restart."""
     monkeypatch.setattr(producers, "REPLAY_TIMEOUT_S", 0.02)

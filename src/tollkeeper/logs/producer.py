@@ -31,6 +31,8 @@ SPILL_CHUNKS: Final = 2
 """Chunks written to the spool in one turn of the loop: 16 MiB at once stopped every request for 20 ms or more."""
 PUT_TIMEOUT_S: Final = 0.5
 """Slower than this, the queue is away for us: what is in memory only, a crash would lose."""
+LINGER_S: Final = 0.002
+"""Between two chunks, where nobody waits for a record to be kept."""
 REPLAY_TIMEOUT_S: Final = 5.0
 BACKOFF_MIN_S: Final = 0.05
 BACKOFF_MAX_S: Final = 2.0
@@ -73,7 +75,7 @@ class Producer:
         self._gaps: deque[tuple[int, int]] = deque()
         self._together: deque[tuple[int, int]] = deque()
         self._waiters: deque[tuple[int, asyncio.Future[None]]] = deque()
-        self._scheduled = False
+        self._scheduled = self._awaited = False
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -184,6 +186,7 @@ class Producer:
         could be done. Cancelling changes nothing for the record."""
         if number <= self.brought:
             return
+        self._awaited = True
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.append((number, future))
         await future
@@ -265,7 +268,10 @@ class Producer:
             self._flying = None
         self.last_error = None
         self._on_kept(kept)
-        await asyncio.sleep(0)  # a queue in memory answers at once, and a burst of chunks must not stop the loop
+        # Whoever waits for a record wants it kept soon; else a chunk costs as much for one record as for twenty. And
+        # a queue in memory answers at once: a burst of chunks must not stop the loop.
+        full = self._bytes >= CHUNK_BYTES_MAX or len(self._parts) >= CHUNK_RECORDS_MAX
+        await asyncio.sleep(0 if full or self._awaited else LINGER_S)
 
     def _has(self, last: int) -> None:
         self.brought = max(self.brought, last)
