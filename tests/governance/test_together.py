@@ -126,6 +126,17 @@ async def test_one_that_is_in_the_way_does_not_hide_the_others(tree: Tree) -> No
     assert await tree.spent() == (3, 2)
 
 
+async def test_a_missing_number_is_a_gap_though_the_last_is_far_enough(tree: Tree) -> None:
+    """Else its entry would count as applied, and its charge be lost."""
+    grants = await _granted(tree, 4)
+    numbers = (1, 3, 3, 4)
+    answers = [tree.settle(grant, number, 5) for grant, number in zip(grants, numbers, strict=True)]
+    said = [answer.status for answer in await asyncio.gather(*answers) if isinstance(answer, Applied)]
+    assert said == [AppliedStatus.OK, AppliedStatus.GAP, AppliedStatus.GAP, AppliedStatus.GAP]
+    assert await tree.store.marks(tree.root) == {"p_1": 1}
+    assert await tree.spent() == (5, 3)
+
+
 async def test_a_step_that_is_repeated_changes_nothing(tree: Tree) -> None:
     grants = await _granted(tree, 3)
     for _ in range(2):

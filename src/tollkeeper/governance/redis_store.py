@@ -254,10 +254,11 @@ class RedisStore:
         for (root, producer), brought in gathered.items():
             for start in range(0, len(brought), TOGETHER_MAX):
                 part = brought[start : start + TOGETHER_MAX]
-                if len(part) == 1:
-                    self._apply_alone(root, producer, *part[0])
-                else:
+                if len(part) > 1 and _in_a_row(part):
                     self._apply_together(root, producer, part)
+                else:
+                    for entry, done in part:
+                        self._apply_alone(root, producer, entry, done)
 
     def _apply_alone(self, root: str, producer: str, entry: Entry, done: Done) -> None:
         plan = self._plan_for(entry)
@@ -728,6 +729,12 @@ class RedisStore:
             return await self.client.call(command, key, *arguments, key=key, idempotent=True)
         except ReplyError as error:
             raise _told(error) from None
+
+
+def _in_a_row(brought: Sequence[tuple[Entry, Done]]) -> bool:
+    """Whether no number is missing or there twice: a step marks all numbers up to its last as applied."""
+    first = brought[0][0].number
+    return [entry.number for entry, _ in brought] == list(range(first, first + len(brought)))
 
 
 PLANS_MAX: Final = 10_000
