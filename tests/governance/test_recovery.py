@@ -3,6 +3,7 @@
 import asyncio
 import re
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import count
@@ -325,6 +326,55 @@ async def test_what_is_settled_when_a_recovery_ends_is_sent(
     parts.ledger.recover("org_a")
     await told.wait()
     assert await parts.ledger.flush(5)
+    await parts.stop()
+
+
+@pytest.mark.parametrize("loss", ["cut", "flushed"])
+async def test_a_recovery_ends_though_requests_keep_coming(
+    tmp_path: Path, own_redis: RedisServer, clock: Clock, loss: str
+) -> None:
+    """Tasks that admit and settle without a pause: there is always an end that was not sent yet. Slots and holds are
+    released all the same, and every charge arrives."""
+    parts = await Parts.start(tmp_path, own_redis.url, clock)
+    who = one_key("org_a", budget(10**12, rpm=10**6, concurrency=3_000))
+    seen: Counter[str] = Counter()
+
+    async def requests(name: str) -> None:
+        for n in count():
+            try:
+                grant = await parts.admit(who, f"{name}.{n}.1", hold=100)
+            except Unavailable:
+                await asyncio.sleep(0.001)
+                continue
+            if isinstance(grant, Denial):
+                seen[grant.refusal.kind.name] += 1
+                return
+            parts.ledger.dispatched(grant)
+            parts.ledger.settle(grant, 7, Usage(input_tokens=30))
+            seen["settled"] += 1
+
+    async def settled(more: int) -> None:
+        enough = seen["settled"] + more
+        async with asyncio.timeout(60):
+            while seen["settled"] < enough and set(seen) <= {"settled"}:
+                await asyncio.sleep(0.01)
+
+    tasks = [asyncio.create_task(requests(f"t{number}")) for number in range(64)]
+    try:
+        await settled(1_000)
+        if loss == "cut":
+            own_redis.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        else:
+            own_redis.command("FLUSHALL")
+        await settled(10_000)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    assert set(seen) == {"settled"}, f"refused, though 64 at most were in flight: {seen}"
+    assert await parts.ledger.flush(30)
+    await parts.sync.sync_once()
+    assert sum((await parts.spent("org_a")).values()) == 7 * seen["settled"]
     await parts.stop()
 
 

@@ -11,9 +11,10 @@ import asyncio
 import random
 import secrets
 from collections import deque
-from collections.abc import Callable, Collection, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any, Final, NamedTuple, cast
 
@@ -49,6 +50,7 @@ from tollkeeper.domain.entries import (
     dominates,
     included,
     is_buried,
+    is_plain,
     issued_again,
     late_entry,
     presume_entry,
@@ -97,6 +99,8 @@ RECALLS_MAX: Final = 10
 """How often the record of an attempt is brought back for one entry; once is usual."""
 REFUSALS_MAX: Final = 5
 """How often the store may refuse one entry, its keys mended, before the entry is set aside; about 2 s."""
+WINDOW_MAX: Final = 1_000
+"""Entries that a recovery sends before it waits for their answers."""
 USED_AT_ONCE: Final = 5_000
 """Idempotency keys that are brought from the database into the store together."""
 BRING_LEASE_S: Final = 5.0
@@ -142,6 +146,7 @@ class _Root:
         "answered",
         "bringing",
         "gate",
+        "holds_back",
         "keys_follow",
         "opening",
         "recovery",
@@ -156,6 +161,7 @@ class _Root:
         self.acknowledged = 0
         self.suspect = False  # the database was seen ahead of the store
         self.recovery: asyncio.Task[None] | None = None
+        self.holds_back = False  # entries wait for the recovery to send those before them
         self.gate: Gate | None = None  # as last seen
         self.opening: asyncio.Task[None] | None = None
         self.keys_follow = False  # idempotency keys of before a loss were seen to be still on their way
@@ -640,10 +646,12 @@ class Ledger:
         self.touched.add(root)
         state = self._roots.get(root) or self._state(root)
         state.unacknowledged.append(entry)
-        if state.recovery is None:
-            if state.answered is None:
-                state.answered = partial(self._answered, root, state, self.producer)
-            self._store.apply(root, self.producer, entry, state.answered)
+        if not state.holds_back:
+            self._store.apply(root, self.producer, entry, state.answered or self._new_answered(root, state))
+
+    def _new_answered(self, root: str, state: _Root) -> Done:
+        state.answered = partial(self._answered, root, state, self.producer)
+        return state.answered
 
     def _answered(self, root: str, state: _Root, producer: str, answer: Applied | StoreUnavailable) -> None:
         if producer != self.producer:
@@ -951,6 +959,7 @@ class Ledger:
 
     def _recover_soon(self, root: str) -> "asyncio.Task[None]":
         state = self._state(root)
+        state.holds_back = True
         if state.recovery is None:
             self._recoveries.inc()
             state.recovery = self._spawn(self._recover(root, state))
@@ -972,10 +981,11 @@ class Ledger:
                         state.suspect = True
                         continue
                     if await self._resend(root, state):
+                        self._go_on(root, state)
                         await self._tell_ready(root, state, state.gate)
-                        if not state.unacknowledged:
+                        if not state.holds_back:
                             return
-                        continue  # what was issued while that was told waits for us to send it
+                        continue  # one that went out since was not applied
                     if state.acknowledged > before:
                         continue
                 except StoreDamaged as error:
@@ -987,7 +997,16 @@ class Ledger:
                 await asyncio.sleep(delay_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
                 delay_s = min(BACKOFF_MAX_S, 2 * delay_s)
         finally:
-            state.recovery = None
+            state.recovery, state.holds_back = None, False
+
+    def _go_on(self, root: str, state: _Root) -> None:
+        """What ended while the recovery sent what was before it goes out, and from here on each entry as it comes.
+        It is not awaited: under load there is always one more, and a recovery that waited for a moment without any
+        would never end, nor would a slot or a hold be released."""
+        state.holds_back = False
+        answered = state.answered or self._new_answered(root, state)
+        for entry in tuple(state.unacknowledged):
+            self._store.apply(root, self.producer, entry, answered)
 
     async def _is_behind(self, root: str, gate: Gate) -> bool:
         """After a loss: whether the database knows of entries that the store does not. Those of producers that have
@@ -1092,7 +1111,8 @@ class Ledger:
         return True
 
     async def _resend(self, root: str, state: _Root) -> bool:
-        """Send everything above the mark, in order; True when nothing is left to send."""
+        """Send everything above the mark, in order, and hold again what is in flight; True when the store has all as
+        of one instant of this call. What ends after that is held back for `_go_on`."""
         marks = await self._store.marks(root)
         if marks is None:
             return False
@@ -1104,24 +1124,58 @@ class Ledger:
         self._acknowledge(state, mark)
         kept = state.unacknowledged
         entries = list(kept) if kept and kept[0].number == mark + 1 else self._outbox.entries_above(root, mark)
-        for entry in entries:
-            try:
-                applied = await self.apply_one(root, self.producer, entry)
-            except StoreDamaged as error:
-                applied = await self._on_refused(root, state, entry, error)
-            if not applied:
-                return False
-            self._acknowledge(state, entry.number)
+        if not await self._send_again(root, state, entries):
+            return False
         if state.acknowledged < known:
             # The store has lost it and the outbox has forgotten it meanwhile: so by now the database has it.
             state.suspect = True
             return False
-        return await self._hold_again(root) and not state.unacknowledged
+        return await self._hold_again(root, state)
 
-    async def _hold_again(self, root: str) -> bool:
+    async def _send_again(self, root: str, state: _Root, entries: Sequence[Entry]) -> bool:
+        """Apply entries in order: plain ones together, and alone the first that did not pass so. False: one was not
+        applied."""
+        waiting = deque(entries)
+        while waiting:
+            window = tuple(takewhile(is_plain, islice(waiting, WINDOW_MAX)))
+            if window:
+                await self._applied_together(root, state, window)
+            while waiting and waiting[0].number <= state.acknowledged:
+                waiting.popleft()
+            passed = window and window[-1].number <= state.acknowledged
+            if waiting and not passed and not await self._sent_alone(root, state, waiting.popleft()):
+                return False
+        return True
+
+    async def _applied_together(self, root: str, state: _Root, window: Sequence[Entry]) -> None:
+        """Send them without waiting for one another, and wait for the answer to the last. How far they were applied
+        is then acknowledged; what stopped the next is not told."""
+
+        def note(answer: Applied | StoreUnavailable) -> None:
+            if isinstance(answer, Applied) and answer.status is APPLIED and not is_buried(answer.mark):
+                self._acknowledge(state, answer.mark)
+
+        for entry in window[:-1]:
+            self._store.apply(root, self.producer, entry, note)
+        with suppress(StoreUnavailable):
+            note(await self._applied(root, self.producer, window[-1]))
+
+    async def _sent_alone(self, root: str, state: _Root, entry: Entry) -> bool:
+        try:
+            applied = await self.apply_one(root, self.producer, entry)
+        except StoreDamaged as error:
+            applied = await self._on_refused(root, state, entry, error)
+        if applied:
+            self._acknowledge(state, entry.number)
+        return applied
+
+    async def _hold_again(self, root: str, state: _Root) -> bool:
         """Have the store hold what is in flight. False: it must be loaded first, or knows us as buried."""
-        # As of one instant: the store takes no hold of which it may have the end.
+        # As of one instant: the store takes no hold of which it may have the end, and must not be told that it has
+        # everything while it has neither the hold nor the end.
         producer, number, in_flight = self.producer, self._last_number(root), self._in_flight(root)
+        if not await self._send_again(root, state, list(state.unacknowledged)):
+            return False
         await self._restore_ended(root, in_flight)
         if not await self._store.reassert(root, producer, number, in_flight):
             return False
