@@ -1,9 +1,17 @@
-"""Outboxes on one disk, whose processes start, die and clear up at the same time."""
+"""Outboxes on one disk, whose processes start, die and clear up at the same time; and a disk that takes no more."""
 
+import resource
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
+from tollkeeper.domain.entries import Dispatch, settle_entry
+from tollkeeper.domain.errors import OutboxUnavailable
+from tollkeeper.domain.usage import Usage
 from tollkeeper.governance.outbox import new_outbox, open_outbox
 
 STARTERS = 8
@@ -40,3 +48,34 @@ def test_a_new_outbox_is_locked_when_others_can_see_it(tmp_path: Path) -> None:
     own = new_outbox(tmp_path)
     other, dead = open_outbox(tmp_path)
     assert dead == [] and other.producer != own.producer
+
+
+@contextmanager
+def files_end_at(size: int) -> Iterator[None]:
+    """The kernel writes no byte of any file beyond `size`."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_write_that_fails_is_told_and_the_next_takes_its_place(tmp_path: Path) -> None:
+    own = new_outbox(tmp_path)
+    own.reserve()
+    first, second, third = (Dispatch(f"{name}.1", 10, (), (), ()) for name in "abc")
+    own.dispatch("org_a", first)
+    with files_end_at(own.bytes_kept + 20), pytest.raises(OutboxUnavailable, match="No space left on device"):
+        own.dispatch("org_a", second)  # cut off
+    with files_end_at(own.bytes_kept), pytest.raises(OutboxUnavailable, match="File too large"):
+        own.dispatch("org_a", second)
+    own.failure = None
+    with files_end_at(own.bytes_kept):
+        own.append("org_a", settle_entry(1, first, 7, Usage(), 0))
+    assert own.failure is not None and "File too large" in own.failure
+    own.dispatch("org_a", third)
+    own.unlock()
+    _, (dead,) = open_outbox(tmp_path)
+    assert {name: dispatch for name, (_, dispatch, _) in dead.in_flight.items()} == {"a.1": first, "c.1": third}
+    assert dead.entries_above("org_a", 0) == []
