@@ -4,6 +4,7 @@ This is where the rooms meet. Each line of `_build` says which part stands behin
 but the order, and what a part needs to be called ready.
 """
 
+import asyncio
 import gc
 import secrets
 import time
@@ -14,6 +15,7 @@ from typing import Any, Final
 from tollkeeper import __version__
 from tollkeeper.admin import ControlPlane, Degraded, Parts, Probe, Readiness
 from tollkeeper.app.accounting import Accounting
+from tollkeeper.app.allocator import give_back
 from tollkeeper.app.channel import METRICS, SYNC
 from tollkeeper.app.crew import Crew
 from tollkeeper.app.data_dir import DataDir, admin_token, digest_key
@@ -153,6 +155,8 @@ class Gateway:
         )
         parts.push_async_callback(records.stop)
         await records.start()
+        trimming = asyncio.create_task(give_back(lambda: records.delivered))
+        parts.callback(trimming.cancel)
         bodies = BodyLog(records.put, Redactor(settings.logs, known_secrets(settings)), metrics)
         parts.push_async_callback(bodies.stop)
 

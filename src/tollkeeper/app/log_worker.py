@@ -14,6 +14,7 @@ import msgspec
 from tollkeeper import __version__
 from tollkeeper.admin import Probe, Probes, Readiness
 from tollkeeper.app import server
+from tollkeeper.app.allocator import give_back
 from tollkeeper.app.log_queue import LOG_SPOOL, open_log_client
 from tollkeeper.domain.errors import ConfigurationError, StoreUnavailable
 from tollkeeper.governance.redis_client import RedisClient
@@ -56,8 +57,10 @@ async def _run(settings: Settings, now_us: Callable[[], int], listening: socket.
         )
         await worker.start()
         logger("app").info("worker_started", redis=client.settings.url, store=worker.store.url)
+        trimming = asyncio.create_task(give_back(lambda: worker.shipper.delivered))
         await (_stopped() if listening is None else _serve(settings, worker, metrics, client, listening))
         await worker.stop()
+        trimming.cancel()
     finally:
         await client.stop()
 

@@ -80,9 +80,9 @@ def _refuse_workers(settings: Settings, demo: bool) -> None:
 def _run(work: Coroutine[Any, Any, None]) -> None:
     import uvloop
 
-    from tollkeeper.app.allocator import limit_arenas
+    from tollkeeper.app.allocator import spare_memory
 
-    limit_arenas()
+    spare_memory()
     uvloop.run(work)
 
 

@@ -18,7 +18,7 @@ def worker(
     """Ship the log records that gateways bring to Redis, until Ctrl-C or SIGTERM. As many at once as you like."""
     import uvloop
 
-    from tollkeeper.app.allocator import limit_arenas
+    from tollkeeper.app.allocator import spare_memory
     from tollkeeper.app.log_worker import run_worker
 
     settings = load(config)
@@ -30,5 +30,5 @@ def worker(
     settings = msgspec.structs.replace(settings, worker=listener)
     check(settings)
     configure(settings.log_level, settings.log_format)
-    limit_arenas()
+    spare_memory()
     uvloop.run(run_worker(settings, now_us))

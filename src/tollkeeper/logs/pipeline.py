@@ -173,6 +173,11 @@ class LogPipeline:
     def _spooled(self) -> int:
         return 0 if self._spool is None else self._spool.bytes
 
+    @property
+    def delivered(self) -> int:
+        """Records whose object this process has delivered."""
+        return self._shipper.delivered
+
     def put(self, record: RequestRecord) -> None:
         """Number the record, encode it and queue it. Never blocks, never raises; the record may be reused after."""
         number = self._producer.number + 1

@@ -97,13 +97,13 @@ class Shipper:
         """Ship until drained. Only cancellation ends it otherwise; the batch in hand is given up then."""
         attempt = 0
         while True:
-            try:
-                shipped = await self.ship(due_only=not self._draining.is_set())
+            try:  # the batch itself is let go before the next one is leased: it may have 32 MB
+                shipped = await self.ship(due_only=not self._draining.is_set()) is not None
             except Exception as error:  # noqa: BLE001 - whatever it is, records are waiting: count, tell, try again
                 attempt += 1
                 await self._back_off(attempt, error)
                 continue
-            if shipped is not None:
+            if shipped:
                 if attempt:
                     _log.info("log_store_back", store=self._store.url, attempts=attempt)
                 attempt = 0
