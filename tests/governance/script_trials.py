@@ -63,6 +63,7 @@ from tollkeeper.governance.redis_keys import (
     unsaved_key,
     used_key,
 )
+from tollkeeper.governance.redis_plan import settlements_call
 from tollkeeper.governance.redis_store import RedisStore
 from tollkeeper.governance.store import SeedTotals, Store
 from tollkeeper.settings import StoreSettings
@@ -370,7 +371,7 @@ class LuaPair(Pair):
         """The step itself, without what is done when it refuses."""
         entries = [msgspec.structs.replace(entry, buckets=()) for entry in entries]
         store, _ = self.stores()
-        reply = self.lua.run("batch", *store._batch_call(self.root, "p_1", entries))
+        reply = self.lua.run("batch", *settlements_call(store.time_us, self.root, "p_1", entries))
         said = self.tree.apply_all(self.now_us, "p_1", entries)
         assert reply == [_STATUS_NUMBER[said.status], said.mark], (reply, said)
         return [said] * len(entries)
@@ -777,7 +778,7 @@ async def play_step(lua: LuaRedis) -> None:
     store, _ = pair.stores()
 
     def step(*entries: Entry) -> Any:
-        return lua.run("batch", *store._batch_call("org_1", "p_new", entries))
+        return lua.run("batch", *settlements_call(store.time_us, "org_1", "p_new", entries))
 
     void = Entry(1, EntryKind.VOID, "x.1")
     assert step(void, msgspec.structs.replace(void, number=2)) == [2, 0]

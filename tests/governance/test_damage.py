@@ -17,7 +17,7 @@ from tollkeeper.domain.errors import StoreDamaged, StoreUnavailable, Unavailable
 from tollkeeper.domain.policy import Policy, Principal, Scope, TokenBucket, Unit
 from tollkeeper.domain.usage import Usage
 from tollkeeper.governance.redis_connection import ReplyError
-from tollkeeper.governance.redis_store import _told
+from tollkeeper.governance.redis_replies import told_error
 from tollkeeper.governance.store import Done
 
 ROOT = "org_a"
@@ -237,5 +237,5 @@ async def test_no_entry_is_poison_while_the_server_refuses_all(parts: Parts, own
 )
 def test_what_is_one_roots_trouble(text: str, damaged: bool) -> None:
     """As Redis 6, 7 and Valkey word it: a wrong type and a script's own error; not what every root would get."""
-    told = _told(ReplyError(text))
+    told = told_error(ReplyError(text))
     assert isinstance(told, StoreDamaged) is damaged and isinstance(told, StoreUnavailable)

@@ -13,7 +13,8 @@ from tollkeeper.domain.admission import BucketState, Checks, Demand, Grant, LogS
 from tollkeeper.domain.entries import Entry, EntryKind, dispatch_of, settle_entry, void_entry
 from tollkeeper.domain.policy import Policy, Unit, Window
 from tollkeeper.domain.usage import Usage
-from tollkeeper.governance.redis_plan import Plan
+from tollkeeper.governance.redis_calls import entry_call
+from tollkeeper.governance.redis_plan import Plan, settlements_call
 from tollkeeper.governance.redis_store import RedisStore
 from tollkeeper.settings import StoreSettings
 
@@ -65,13 +66,13 @@ def entries(draw: st.DrawFn, checks: Checks) -> Entry:
 @given(st.data(), all_checks(), names, st.sampled_from([0, NOW_US]))
 def test_settlements(data: st.DataObject, checks: Checks, producer: str, time_us: int) -> None:
     """Alone and several in one step; what gives back to buckets is left to the whole call."""
-    plan, STORE.time_us = Plan(checks, *DIGESTS), time_us
+    plan = Plan(checks, *DIGESTS)
     brought = data.draw(st.lists(entries(checks), min_size=1, max_size=4))
     for entry in brought:
-        script, keys, arguments = STORE._apply_call("org_1", producer, entry)
+        script, keys, arguments = entry_call(time_us, "org_1", producer, entry)
         whole = pack_command(("EVALSHA", STORE._digests[script], len(keys), *keys, *arguments))
         assert plan.settlement(time_us, producer, entry) == (None if entry.buckets else whole)
-    keys, arguments = STORE._batch_call("org_1", producer, brought)
+    keys, arguments = settlements_call(time_us, "org_1", producer, brought)
     whole = pack_command(("EVALSHA", DIGESTS[2], len(keys), *keys, *arguments))
     packed = plan.settlements(time_us, producer, [(entry, None) for entry in brought])
     assert packed == (None if any(entry.buckets for entry in brought) else whole)

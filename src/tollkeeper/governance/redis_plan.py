@@ -1,17 +1,18 @@
-"""Calls of `admit`, `apply` and `batch` as bytes. What requests of the same checks share is packed once.
+"""Calls of `admit`, `apply` and `batch`: as bytes for requests of known checks, and whole for any entry.
 
-The keys, the limits and most of each command do not change while a principal's checks are valid: a plan has them in
+The keys, the limits and most of each command do not change while a principal's checks are valid: a `Plan` has them in
 the form in which Redis reads them (RESP: `*words`, then `$length` and bytes for each), and each call puts its few
-numbers between them. What is made is what packing the whole command would make, byte for byte; that is tested.
+numbers between them. `settlement_call` and `settlements_call` are the same calls of an entry whose checks are not
+known, or that names something else. What a plan makes is what packing them would make, byte for byte; that is tested.
 """
 
 import struct
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Final
+from typing import Any, Final
 
 from tollkeeper.domain.admission import SLOT_LEASE_US, Checks, Demand
-from tollkeeper.domain.entries import SETTLE, VOID, Entry, RunRef
+from tollkeeper.domain.entries import SETTLE, VOID, Entry, EntryKind, RunRef
 from tollkeeper.domain.policy import Unit
 from tollkeeper.governance.redis_keys import (
     ROOT_SLOT,
@@ -264,3 +265,79 @@ def _numbers(checks: Checks) -> bytes:
     for counter, ref in zip(checks.counters, checks.counter_refs, strict=True):
         numbers += (-1 if counter.budget_nano is None else counter.budget_nano, ref.ends_us, ref.expires_us)
     return doubles(numbers)
+
+
+def settlement_call(time_us: int, root: str, producer: str, entry: Entry) -> tuple[list[str], list[Any]]:
+    """Keys and arguments of `apply` for the end of an attempt, from the entry alone."""
+    keys = [marks_key(root), hold_key(root), changed_key(root)]
+    counters, runs, buckets, slots = entry.counters, entry.runs, entry.buckets, entry.slots
+    prefix = counter_key(root, "")
+    numbers: list[int] = [
+        time_us,
+        entry.number,
+        int(entry.kind is not EntryKind.VOID),
+        entry.hold_nano,
+        entry.cost_nano,
+        entry.requests,
+        entry.input_tokens,
+        entry.output_tokens,
+        entry.cached_tokens,
+        len(counters),
+        len(runs),
+        len(buckets),
+        len(slots),
+        len(prefix),
+    ]
+    for counter in counters:
+        keys.append(prefix + counter.name)
+        numbers += (counter.ends_us, counter.expires_us)
+    for run in runs:
+        keys.append(log_key(root, run.name))
+        numbers += (run.generation, run.index, run.requests, run.tokens)
+    for b in buckets:
+        keys.append(bucket_key(root, b.name))
+        numbers += (b.rate, b.burst, b.generation, b.last_us, b.level, b.returned, b.tokens)
+    for slot in slots:
+        keys.append(slot_key(root, slot))
+    return keys, [doubles(numbers), producer, entry.attempt, entry.number]
+
+
+def settlements_call(time_us: int, root: str, producer: str, entries: Sequence[Entry]) -> tuple[list[str], list[Any]]:
+    """Keys and arguments of `batch` for several, which name once what the entries share."""
+    counters: dict[str, int] = {}
+    logs: dict[str, int] = {}
+    slots: dict[str, int] = {}
+    spans: list[int] = []
+    numbers: list[int] = []
+    for entry in entries:
+        numbers += (
+            int(entry.kind is not EntryKind.VOID),
+            entry.hold_nano,
+            entry.cost_nano,
+            entry.requests,
+            entry.input_tokens,
+            entry.output_tokens,
+            entry.cached_tokens,
+            len(entry.counters),
+            len(entry.runs),
+            len(entry.slots),
+        )
+        for counter in entry.counters:
+            place = counters.get(counter.name)
+            if place is None:
+                place = counters[counter.name] = len(counters) + 1
+                spans += (counter.ends_us, counter.expires_us)
+            numbers.append(place)
+        for run in entry.runs:
+            place = logs.setdefault(run.name, len(logs) + 1)
+            numbers += (place, run.generation, run.index, run.requests, run.tokens)
+        for slot in entry.slots:
+            numbers.append(slots.setdefault(slot, len(slots) + 1))
+    prefix = counter_key(root, "")
+    keys = [marks_key(root), hold_key(root), changed_key(root)]
+    keys += [prefix + name for name in counters]
+    keys += [log_key(root, name) for name in logs]
+    keys += [slot_key(root, name) for name in slots]
+    head = (time_us, entries[0].number, len(entries), len(counters), len(logs), len(slots), len(prefix))
+    plan = doubles([*head, *spans, *numbers])
+    return keys, [plan, producer, entries[-1].number, *[entry.attempt for entry in entries]]
