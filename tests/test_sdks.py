@@ -13,6 +13,7 @@ import pytest
 
 from tests.gateway.test_media import wav
 from tests.servers.gateway import GatewayProcess, SimulatorProcess
+from tests.servers.npm import install
 
 NPM = Path(__file__).parent / "npm"
 MESSAGES: Any = [{"role": "user", "content": "Hello [[sim input=3 output=7]]"}]
@@ -183,8 +184,8 @@ def test_anthropic_python(deployment: Deployment) -> None:
 
 def test_npm_sdks(deployment: Deployment) -> None:
     """`openai` and `@anthropic-ai/sdk` from npm: chat, stream, responses, and their own error classes."""
-    if not (NPM / "node_modules" / "openai").exists():
-        subprocess.run(["npm", "ci", "--no-audit", "--no-fund", "--silent"], cwd=NPM, check=True, timeout=100)
+    why = install(NPM, NPM / "node_modules" / "openai")
+    assert why is None, why
     done = subprocess.run(
         ["node", "sdk.mjs", deployment.url, deployment.key, deployment.spent],
         cwd=NPM,

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.servers.npm import install
 from tests.servers.s3 import START_TIMEOUT_S, free_port
 
 PACKAGE = Path(__file__).parent / "azurite"
 PROGRAM = PACKAGE / "node_modules" / ".bin" / "azurite-blob"
-INSTALL_TIMEOUT_S = 300
 ACCOUNT = "devstoreaccount1"
 KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 """The emulator's published account."""
@@ -88,21 +88,9 @@ class AzuriteServer:
         self._process.wait()
 
 
-def install() -> str | None:
-    """Why it cannot be installed, or None."""
-    if PROGRAM.exists():
-        return None
-    command = ["npm", "ci", "--no-audit", "--no-fund", "--silent", "--ignore-scripts"]
-    try:
-        subprocess.run(command, cwd=PACKAGE, check=True, capture_output=True, timeout=INSTALL_TIMEOUT_S)
-    except (OSError, subprocess.SubprocessError) as error:
-        return str(error)
-    return None
-
-
 @pytest.fixture(scope="session")
 def azurite_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AzuriteServer]:
-    if why := install():
+    if why := install(PACKAGE, PROGRAM):
         pytest.skip(f"azurite cannot be installed: {why}")
     server = AzuriteServer(tmp_path_factory.mktemp("azurite"))
     yield server

@@ -1,17 +1,17 @@
 """A headless Chromium from Debian's packages, driven by Playwright's client; and axe, the accessibility rules."""
 
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
+from tests.servers.npm import install
+
 PROGRAMS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 PACKAGE = Path(__file__).parent.parent / "axe"
 AXE = PACKAGE / "node_modules" / "axe-core" / "axe.min.js"
-INSTALL_TIMEOUT_S = 100
 
 
 def program() -> str | None:
@@ -21,9 +21,8 @@ def program() -> str | None:
 
 def axe_source() -> str:
     """The script that gives a page `axe`."""
-    if not AXE.exists():
-        command = ["npm", "ci", "--no-audit", "--no-fund", "--silent", "--ignore-scripts"]
-        subprocess.run(command, cwd=PACKAGE, check=True, timeout=INSTALL_TIMEOUT_S)
+    why = install(PACKAGE, AXE)
+    assert why is None, why
     return AXE.read_text()
 
 
