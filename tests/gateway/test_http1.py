@@ -15,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import httptools
 import msgspec
 import pytest
 from cryptography import x509
@@ -214,7 +215,7 @@ async def test_head_that_could_mean_two_things_is_no_answer(answer: bytes, piece
         b"5\r\nhello\r\n0\r\ncontent-length: 5\r\n\r\n",
         b"5;" + b"a" * 400_000,
         b"5\r\nhello\r\n0\r\na: " + b"a" * 400_000,
-        b"5\r\nhello\r\n0\r\n" + b"a: b\r\n" * 200 + b"\r\n",
+        b"5\r\nhello\r\n0\r\n" + b"a: b\r\n" * 60_000 + b"\r\n",
     ],
     ids=lambda body: repr(body[:40]),
 )
@@ -294,6 +295,61 @@ async def test_headers_by_any_case_and_the_first_of_several() -> None:
     assert (headers.get("none"), headers.get("none", "1"), "x-id" in headers) == (None, "1", True)
     assert (list(headers), len(headers)) == (["x-id", "content-length"], 2)
     connection.close()
+
+
+class Fields:
+    """The plain way to read a head: the parser tells each field."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, str] = {}
+        self.complete = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Called by the parser."""
+        self.found.setdefault(name.decode("latin-1").lower(), value.decode("latin-1").rstrip(" \t"))
+
+    def on_headers_complete(self) -> None:
+        """Called by the parser."""
+        self.complete = True
+        raise RuntimeError("the rest is no matter")
+
+
+FIELD_NAMES = st.one_of(
+    st.sampled_from(["Content-Type", "X-Request-Id", "x-request-id", "request-id", "Date", "Retry-After", "A", "b"]),
+    st.text("abcXYZ-_.0", min_size=1, max_size=6),
+)
+FIELD_VALUES = st.one_of(
+    st.sampled_from(["", " ", "x-request-id: 1", "a:b", ":", "\t tab \t", "HTTP/1.1 200 OK", "\xe9"]),
+    st.text(st.characters(min_codepoint=32, max_codepoint=255, exclude_characters="\x7f"), max_size=12),
+)
+SPACES = st.sampled_from(["", " ", "\t", "  "])
+
+
+@given(st.lists(st.tuples(FIELD_NAMES, SPACES, FIELD_VALUES, SPACES), max_size=12), st.sampled_from(["", "\r\n"]))
+@settings(max_examples=300, deadline=None)
+def test_a_head_that_is_searched_says_what_the_parser_reads_in_it(
+    fields: list[tuple[str, str, str, str]], before: str
+) -> None:
+    lines = "".join([f"{name}:{left}{value}{right}\r\n" for name, left, value, right in fields])
+    head = f"{before}HTTP/1.1 200 OK\r\n{lines}\r\n".encode("latin-1")
+    plain = Fields()
+    with suppress(httptools.HttpParserCallbackError):
+        httptools.HttpResponseParser(plain).feed_data(head)
+    assert plain.complete
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        connection = Connection(Owned(), loop)
+        connection.connection_made(Wire())
+        task = asyncio.create_task(connection.exchange(b"", b"", provider("http://h"), loop.time() + 9))
+        await asyncio.sleep(0)
+        connection.data_received(head + b"x-request-id: of the body\r\n\r\n")
+        headers = (await task).headers
+        assert dict(headers) == plain.found
+        assert [headers.get(name.upper()) for name in plain.found] == list(plain.found.values())
+        connection.close()
+
+    asyncio.run(run())
 
 
 # ---- the same, with what nobody thought of

@@ -7,6 +7,9 @@ protocols. What it does not bound and this file does: the head, the number of fi
 extensions and trailers. A connection is used again only after an answer that ended by its own framing, with nothing
 after it; in any doubt it is closed.
 
+The parser does not report fields one by one: providers send some twenty, of which five are looked at. The head's
+bytes, once the parser has found them valid, are searched for these (`Headers`).
+
 It knows nothing of addresses, of other connections or of who waits for one: see `http1_pool.py`.
 """
 
@@ -33,7 +36,7 @@ from tollkeeper.gateway.upstream import (
 from tollkeeper.settings import ProviderSettings
 
 HEAD_BYTES_MAX: Final = 2**16
-"""Of one answer, the 1xx before it and the trailers after it included."""
+"""Of one answer, the 1xx before it included."""
 INFORMATIONAL_MAX: Final = 16
 """1xx answers before the answer."""
 OVERHEAD_BYTES_MAX: Final = 2**16
@@ -43,10 +46,11 @@ BUFFER_BYTES_MAX: Final = 2**18
 WRITE_BYTES: Final = 2**18
 """Larger requests are written in pieces, each when the one before has left, so that others have their turn."""
 NAMES_MAX: Final = 64
-"""Names of headers kept as bytes; a dozen are asked for."""
+"""Names of headers kept as they start a line; a dozen are asked for."""
 TIMER_SLACK_S: Final = 0.002
 """Timers of some event loops tick in milliseconds and fire that much early."""
-LENGTH, CODING = b"content-length", b"transfer-encoding"
+LENGTH, CODING = b"\r\ncontent-length:", b"\r\ntransfer-encoding:"
+"""As these fields start within a head in lower case."""
 
 
 class _Refused(Exception):
@@ -74,31 +78,54 @@ class Owner(Protocol):
 
 
 class Headers(Mapping[str, str]):
-    """Response headers by case-insensitive name; the first of several counts. Decoded when asked for."""
+    """Response headers by case-insensitive name; the first of several counts.
 
-    __slots__ = ("_raw",)
+    They are looked for when asked for, in a head that the parser has found valid: status line and fields, each with
+    its line end, none folded.
+    """
 
-    def __init__(self, raw: dict[bytes, bytes]) -> None:
-        self._raw = raw
+    __slots__ = ("_head", "_lower")
+
+    def __init__(self, head: bytes) -> None:
+        self._head, self._lower = head, head.lower()
+
+    def raw(self, start: bytes) -> bytes | None:
+        """The value of the first field that starts so, with the line end before it: as `CODING` does."""
+        found = self._lower.find(start)
+        if found < 0:
+            return None
+        begin = found + len(start)
+        return self._head[begin : self._head.index(b"\r\n", begin)].strip(b" \t")
+
+    def count(self, start: bytes) -> int:
+        """How many fields start so."""
+        return self._lower.count(start)
 
     def __getitem__(self, name: str) -> str:
-        return self._raw[_raw_name(name)].decode("latin-1").rstrip(" \t")
+        value = self.raw(_start(name))
+        if value is None:
+            raise KeyError(name)
+        return value.decode("latin-1")
 
     def get(self, name: str, default: Any = None) -> Any:
         """As of any mapping, without the exception in between."""
-        value = self._raw.get(_raw_name(name))
-        return default if value is None else value.decode("latin-1").rstrip(" \t")
+        value = self.raw(_start(name))
+        return default if value is None else value.decode("latin-1")
 
     def __iter__(self) -> Iterator[str]:
-        return (name.decode("latin-1") for name in self._raw)
+        fields = self._lower.split(b"\r\n")[1:-1]
+        return iter(dict.fromkeys([field.partition(b":")[0].decode("latin-1") for field in fields]))
 
     def __len__(self) -> int:
-        return len(self._raw)
+        return sum(1 for _ in self)
 
 
 @lru_cache(NAMES_MAX)
-def _raw_name(name: str) -> bytes:
-    return name.lower().encode("latin-1", "replace")
+def _start(name: str) -> bytes:
+    return b"\r\n%b:" % name.lower().encode("latin-1", "replace")
+
+
+NO_HEADERS: Final = Headers(b"")
 
 
 class Http1Response:
@@ -124,7 +151,7 @@ class Http1Response:
         self._connection: Connection | None = connection
         self._idle_timeout_s, self._ends_at = idle_timeout_s, ends_at
         self.status = 0
-        self.headers: Mapping[str, str] = Headers({})
+        self.headers: Mapping[str, str] = NO_HEADERS
         self.received = 0
         self._parts: list[bytes] = []
         self._buffered = 0
@@ -239,12 +266,12 @@ class Connection(asyncio.Protocol):
     """A connection is idle, or has one response in the making, or is closed for good."""
 
     __slots__ = (
+        "_arrived",
         "_complete",
         "_expires_at",
-        "_fields",
         "_fires_at",
+        "_has_length",
         "_head_bytes",
-        "_headers",
         "_informational",
         "_keep_alive",
         "_overhead_bytes",
@@ -275,9 +302,9 @@ class Connection(asyncio.Protocol):
         self._begin()
 
     def _begin(self) -> None:
-        self._headers: dict[bytes, bytes] = {}
-        self._fields = self._head_bytes = self._overhead_bytes = self._informational = 0
-        self._complete = self._keep_alive = self._to_eof = False
+        self._arrived = b""  # of the head, and what came with its end
+        self._head_bytes = self._overhead_bytes = self._informational = 0
+        self._complete = self._keep_alive = self._to_eof = self._has_length = False
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else "idle" if self._response is None else repr(self._response)
@@ -392,6 +419,8 @@ class Connection(asyncio.Protocol):
             self.close()  # nothing was asked
             return
         had_head, received = response.status != 0, response.received
+        if not had_head:
+            self._arrived += data
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
@@ -404,9 +433,13 @@ class Connection(asyncio.Protocol):
             return
         if self._complete:
             self._finish(response, self._keep_alive and self._ends_clean(data))
-        elif not response.status:
-            self._head_bytes += len(data)
-            if self._head_bytes > HEAD_BYTES_MAX:
+        else:
+            self._goes_on(response, len(data), had_head, received)
+
+    def _goes_on(self, response: Http1Response, size: int, had_head: bool, received: int) -> None:
+        """The answer is not whole yet; before the last bytes, `size`, it was as the other arguments say."""
+        if not response.status:
+            if self._head_bytes + len(self._arrived) > HEAD_BYTES_MAX:
                 self.fail(not_http())
         elif response.received != received:
             self._overhead_bytes = 0
@@ -414,7 +447,7 @@ class Connection(asyncio.Protocol):
         elif not had_head:
             response.wake()
         else:
-            self._overhead_bytes += len(data)
+            self._overhead_bytes += size
             if self._overhead_bytes > OVERHEAD_BYTES_MAX:
                 self.fail(cut())
 
@@ -444,7 +477,7 @@ class Connection(asyncio.Protocol):
         costs a reuse.
         """
         assert self._response is not None
-        if LENGTH in self._headers and (tail := self._response.tail):
+        if self._has_length and (tail := self._response.tail):
             return data.endswith(tail)
         return data.endswith(b"\r\n") and not data.endswith(b"\r\n\r\n\r\n")
 
@@ -479,44 +512,36 @@ class Connection(asyncio.Protocol):
         if self._complete:
             raise _Refused
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Called by the parser, for trailers too: these are bounded and dropped."""
-        self._fields += 1
-        self._head_bytes += len(name) + len(value)
-        if self._fields > HEADERS_MAX or self._head_bytes > HEAD_BYTES_MAX:
-            raise _Refused
-        assert self._response is not None
-        if self._response.status:
-            return
-        name = name.lower()
-        if name not in self._headers:
-            self._headers[name] = value
-        elif name in (LENGTH, CODING):
-            raise _Refused
-
     def on_headers_complete(self) -> None:
         """Called by the parser."""
-        headers, response = self._headers, self._response
+        response = self._response
         assert response is not None
         status: int = self._parser.get_status_code()
-        if self._parser.get_http_version() not in ("1.1", "1.0"):
+        headers = self._take_head()
+        if self._parser.get_http_version() not in ("1.1", "1.0") or status > 599:
             raise _Refused
         if status < 200:
             self._informational += 1
             if status < 100 or status == 101 or self._informational > INFORMATIONAL_MAX:
                 raise _Refused
-            self._headers = {}
             return
-        coding = headers.get(CODING)
-        if coding is not None:
-            if coding.strip().lower() != b"chunked" or LENGTH in headers:
-                raise _Refused
-        elif LENGTH not in headers:
-            self._to_eof = status not in (204, 304)
-        if status > 599:
+        coding, lengths, codings = headers.raw(CODING), headers.count(LENGTH), headers.count(CODING)
+        if lengths + codings > 1 or (coding is not None and coding.lower() != b"chunked"):
             raise _Refused
-        response.headers = Headers(headers)
-        response.status = status
+        self._has_length = lengths == 1
+        self._to_eof = not lengths + codings and status not in (204, 304)
+        self._arrived = b""
+        response.headers, response.status = headers, status
+
+    def _take_head(self) -> Headers:
+        """The head that the parser has just come to the end of, taken from what has arrived."""
+        arrived = self._arrived.lstrip(b"\r\n")  # empty lines before an answer, which the parser skips
+        end = arrived.find(b"\r\n\r\n") + 2
+        head, self._arrived = arrived[:end], arrived[end + 2 :]
+        self._head_bytes += len(head)
+        if end < 2 or self._head_bytes > HEAD_BYTES_MAX or head.count(b"\n") - 1 > HEADERS_MAX:
+            raise _Refused
+        return Headers(head)
 
     def on_body(self, part: bytes) -> None:
         """Called by the parser."""
