@@ -151,6 +151,35 @@ async def test_redis_away_records_go_to_disk_and_come_back_in_order_once(
     assert report.complete and report.records == 600
 
 
+async def test_a_spool_ends_though_records_keep_coming(
+    client: RedisClient, own_redis: RedisServer, folder: LogStore, tmp_path: Path
+) -> None:
+    """One in every turn of the event loop, from before Redis is killed until the spool has ended."""
+    pipeline = gateway(client, folder, "gw", tmp_path / "spool", ship=False)
+    await pipeline.start()
+    ended = False
+
+    async def records() -> None:
+        while not ended:
+            pipeline.put(make_record(pipeline.stats().produced))
+            await asyncio.sleep(0)
+
+    coming = asyncio.create_task(records())
+    await until(lambda: pipeline.stats().produced > 100)
+    own_redis.kill()
+    await until(lambda: pipeline.stats().spooled_bytes > 10**6)
+    own_redis.start()
+    try:
+        await until(lambda: pipeline.stats().spooled_bytes == 0, timeout_s=30)
+    finally:
+        ended = True
+        await coming
+    stats = await pipeline.stop()
+    assert (stats.dropped, stats.pending) == (0, 0)
+    stored = await RedisQueue(client, "test", Bounds()).stats()
+    assert stored.waiting == stats.produced
+
+
 async def test_a_frozen_redis_is_away_within_half_a_second(
     client: RedisClient, own_redis: RedisServer, folder: LogStore, tmp_path: Path
 ) -> None:

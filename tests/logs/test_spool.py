@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.logs.conftest import until
 from tollkeeper.domain.errors import OutboxUnavailable, StoreUnavailable
-from tollkeeper.domain.log_queue import Bounds, Chunk, Kept
+from tollkeeper.domain.log_queue import Bounds, Chunk, Kept, joined
 from tollkeeper.logs import producer as producers
 from tollkeeper.logs import spool as spools
 from tollkeeper.logs.producer import CHUNK_RECORDS_MAX, SPILL_CHUNKS, Producer, adopt
@@ -37,6 +39,36 @@ def test_chunks_come_back_in_order_after_a_crash(tmp_path: Path) -> None:
     again.forget(6)
     again.close(remove=True)
     assert list(tmp_path.iterdir()) == []
+
+
+@given(
+    sizes=st.lists(st.tuples(st.integers(1, 6), st.booleans(), st.sampled_from((0, 0, 0, 3)))),
+    records_max=st.integers(1, 12),
+    bytes_max=st.integers(1, 150),
+)
+def test_joined_chunks_are_the_same_records(
+    sizes: list[tuple[int, bool, int]], records_max: int, bytes_max: int
+) -> None:
+    """In order, with their bodies; none is cut, gaps stay, and only one that was too large itself is."""
+    chunks, first = [], 1
+    for count, with_bodies, gap in sizes:
+        made = chunk(first + gap, count)
+        chunks.append(made if with_bodies else Chunk("p", made.first, made.parts))
+        first = made.last + 1
+    found = list(joined(chunks, records_max, bytes_max))
+
+    def records(of: list[Chunk]) -> list[tuple[int, bytes, bytes]]:
+        return [(c.first + i, part, c.bodies[i] if c.bodies else b"") for c in of for i, part in enumerate(c.parts)]
+
+    assert records(found) == records(chunks)
+    assert {c.first for c in found} <= {c.first for c in chunks}
+    for one in found:
+        assert one in chunks or (len(one) <= records_max and one.bytes <= bytes_max)
+    for one, other in itertools.pairwise(found):
+        apart = other.first > one.last + 1
+        following = next(c for c in chunks if c.first == other.first)
+        too_much = len(one) + len(following) > records_max or one.bytes + following.bytes > bytes_max
+        assert apart or too_much, "as few as may be"
 
 
 def test_a_spool_that_is_just_being_made_is_nobodys(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ This is the twin of `governance/scripts/log*.lua`, and the queue of a process wi
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Final, Literal, TypeAlias
 
@@ -76,6 +76,31 @@ class Chunk(msgspec.Struct, frozen=True):
         """The records from `start` (0: the first) up to, not including, `stop`."""
         bodies = self.bodies[start:stop]
         return Chunk(self.producer, self.first + start, self.parts[start:stop], bodies if any(bodies) else ())
+
+
+def joined(chunks: Iterable[Chunk], records_max: int, bytes_max: int) -> Iterator[Chunk]:
+    """The same records of one producer in as few chunks as those bounds allow, none of the given being cut."""
+    together: list[Chunk] = []
+    records = size = 0
+    for chunk in chunks:
+        records, size = records + len(chunk), size + chunk.bytes
+        if together and (chunk.first != together[-1].last + 1 or records > records_max or size > bytes_max):
+            yield _one(together)
+            together, records, size = [], len(chunk), chunk.bytes
+        together.append(chunk)
+    if together:
+        yield _one(together)
+
+
+def _one(chunks: Sequence[Chunk]) -> Chunk:
+    first = chunks[0]
+    if len(chunks) == 1:
+        return first
+    bodies: list[bytes] = []
+    if any(chunk.bodies for chunk in chunks):
+        for chunk in chunks:
+            bodies += chunk.bodies or (b"",) * len(chunk)
+    return Chunk(first.producer, first.first, tuple([p for chunk in chunks for p in chunk.parts]), tuple(bodies))
 
 
 class Batch(msgspec.Struct, frozen=True):

@@ -17,7 +17,7 @@ from typing import Final
 
 from tollkeeper.domain.errors import OutboxUnavailable, StoreUnavailable, Unavailable
 from tollkeeper.domain.log_account import merged
-from tollkeeper.domain.log_queue import Chunk, Gap, Kept
+from tollkeeper.domain.log_queue import Chunk, Gap, Kept, joined
 from tollkeeper.logs.queues import Queue
 from tollkeeper.logs.spool import Spool, orphans
 from tollkeeper.observability.logging import logger
@@ -72,6 +72,7 @@ class Producer:
         self._flying: Chunk | None = None
         self._replayed = 0
         self._spooling = spool is not None and len(spool) > 0
+        self._ending = False  # the last of the spool is on its way to the queue
         self._gaps: deque[tuple[int, int]] = deque()
         self._together: deque[tuple[int, int]] = deque()
         self._waiters: deque[tuple[int, asyncio.Future[None]]] = deque()
@@ -130,7 +131,7 @@ class Producer:
 
     def _tick(self) -> None:
         self._scheduled = False
-        if self._spooling:
+        if self._spooling and not self._ending:
             self._spill_some()
         elif self._bytes > self._pending_bytes_max:
             self._relieve("the queue is slower than records come")
@@ -362,29 +363,38 @@ class Producer:
             self._add_gap(first, last)
 
     async def _replay(self) -> None:
-        """Bring the oldest segment to the queue; with the last one the spool ends."""
+        """Bring the oldest segment to the queue; with the last one the spool ends.
+
+        In few large chunks: small ones, one after the other, would be overtaken by what is spilled meanwhile.
+        """
         spool = self._spool
         assert spool is not None
         if not self._scheduled:  # else the next turn's
             self._spill_some()
-        chunks = spool.oldest()
-        if len(spool) and (not chunks or chunks[-1].last <= self._replayed):
+        chunks = [chunk for chunk in spool.oldest() if chunk.last > self._replayed]
+        if len(spool) and not chunks:
             _log.error("log_spool_damaged", producer=self.name, numbers=spool.skip())
-        for chunk in chunks:
-            if chunk.last <= self._replayed:
-                continue
-            async with asyncio.timeout(REPLAY_TIMEOUT_S):
-                while self._gaps and self._gaps[0][0] < chunk.first:
-                    first, last = self._gaps[0]
-                    await self._queue.note(Gap("dropped", self.name, first, last))
-                    self._gaps.popleft()
-                self._on_kept(await self._queue.put(chunk))
+        for chunk in joined(chunks, CHUNK_RECORDS_MAX, CHUNK_BYTES_MAX):
+            # While the last of all is on its way, what comes waits in memory, as it does without a spool: under load
+            # something always comes, and the spool would never end.
+            self._ending = chunk.last == spool.newest
+            try:
+                async with asyncio.timeout(REPLAY_TIMEOUT_S):
+                    while self._gaps and self._gaps[0][0] < chunk.first:
+                        first, last = self._gaps[0]
+                        await self._queue.note(Gap("dropped", self.name, first, last))
+                        self._gaps.popleft()
+                    self._on_kept(await self._queue.put(chunk))
+            finally:
+                self._ending = False
             self._replayed = chunk.last
             spool.forget(chunk.last)
+            if not len(spool):
+                break
             await asyncio.sleep(0)  # so that what came meanwhile has its turn: a queue may answer at once
         if not chunks:
             await asyncio.sleep(0)  # the turn that spills what came last must come, or this is asked for ever
-        if not len(spool) and not self._parts:
+        if not len(spool):
             self._spooling = False
             self.last_error = None
             _log.info("log_spool_ended", producer=self.name)

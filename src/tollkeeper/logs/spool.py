@@ -107,6 +107,11 @@ class Spool:
         """Segments that wait."""
         return len(self._segments)
 
+    @property
+    def newest(self) -> int:
+        """The last number that waits; 0 if none does."""
+        return self._segments[-1].last if self._segments else 0
+
     def append(self, chunk: Chunk) -> tuple[int, int] | None:
         """Keep a chunk; first and last of the numbers that had to be forgotten for it, if any.
 
