@@ -420,7 +420,7 @@ async def adopt(root: Path, queue_of: Callable[[str], Queue], bytes_max: int) ->
 async def _adopt_one(spool: Spool, queue: Queue) -> None:
     while len(spool):
         chunks = spool.oldest()
-        for chunk in chunks:
+        for chunk in joined(chunks, CHUNK_RECORDS_MAX, CHUNK_BYTES_MAX):
             await queue.put(chunk)
         before = len(spool)
         spool.forget(chunks[-1].last if chunks else 0)
