@@ -168,10 +168,8 @@ async def _settled(store: RedisStore, number: int) -> None:
 
 async def sync_roots(folder: Path, redis: str | None, database_url: str, what: str) -> Row:
     """As many roots of which one counter each has changed."""
-    parts = await Parts.start(folder, redis, Clock(time.time_ns() // 1000))
     database = await Database.open(database_url)
-    await database.migrate()
-    parts.sync._spend = parts.ledger._spend = database.spend
+    parts = await Parts.start(folder, redis, Clock(time.time_ns() // 1000), database=database)
     principals = [_principal(number) for number in range(COUNTERS)]
     whole: list[float] = []
     cpu: list[float] = []
@@ -184,18 +182,14 @@ async def sync_roots(folder: Path, redis: str | None, database_url: str, what: s
         whole.append((time.perf_counter() - begun) * 1000)
         cpu.append((time.process_time() - cpu_begun) * 1000)
     await parts.stop()
-    await database.close()
     return f"sync of 1,000 roots, {what}", f"{median(whole):.1f} ms", f"{median(cpu):.1f} ms CPU"
 
 
 async def sync(folder: Path, redis: str | None, database_url: str, what: str) -> Row:
     """1,000 counters of one organisation that have changed since the last sync."""
     clock = Clock(time.time_ns() // 1000)
-    parts = await Parts.start(folder, redis, clock)
     database = await Database.open(database_url)
-    await database.migrate()
-    parts.sync._spend = database.spend
-    parts.ledger._spend = database.spend
+    parts = await Parts.start(folder, redis, clock, database=database)
     whole: list[float] = []
     principals = [
         Principal(f"key_{n:016d}", "", "org_bench", (Scope(ScopeKind.KEY, f"key_{n:016d}", Policy()),))
@@ -215,7 +209,6 @@ async def sync(folder: Path, redis: str | None, database_url: str, what: str) ->
         assert await database.spend.save(RootSnapshot("org_alone", {"p_1": number + 1}, totals), clock())
         alone.append((time.perf_counter() - begun) * 1000)
     await parts.stop()
-    await database.close()
     return f"sync of 1,000 counters, {what}", f"{median(whole):.1f} ms", f"{median(alone):.1f} ms of the database"
 
 

@@ -76,12 +76,8 @@ async def _all_loaded(server: RedisServer, keys: int) -> float:
 
 async def lose(folder: Path, server: RedisServer, url: str, keys: int) -> tuple[str, ...]:
     """One loss."""
-    parts = await Parts.start(folder, server.url, Clock(time.time_ns() // 1000))
     database = await Database.open(url)
-    await database.migrate()
-    for part in (parts.sync, parts.ledger, parts.ledger._open, parts.closer):
-        part._spend = database.spend
-    await database.spend.enrol_producer(parts.ledger.producer, parts.clock())
+    parts = await Parts.start(folder, server.url, Clock(time.time_ns() // 1000), database=database)
     await parts.ledger.charge_once(WHO, 5, "first")
     assert await parts.ledger.flush(60)
     await parts.sync.sync_once()
@@ -99,7 +95,6 @@ async def lose(folder: Path, server: RedisServer, url: str, keys: int) -> tuple[
     took, pending = await using
     assert await parts.ledger.flush(60)
     await parts.stop()
-    await database.close()
     cells = (f"{opened:.2f}", f"{loaded:.1f}", f"{spent:.1f}", f"{median(took):.1f}", f"{max(took):.0f}")
     return f"{keys:,} keys", *cells, f"{pending} of {len(took)}"
 

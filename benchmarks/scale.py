@@ -96,9 +96,7 @@ async def measure(folder: Path, server: RedisServer, url: str, first: int, total
     database = await Database.open(url, timeout_s=60)
     await database.migrate()
     await _fill(server, database, first, total)
-    parts = await Parts.start(folder, server.url, Clock(time.time_ns() // 1000))
-    parts.sync._spend = parts.ledger._spend = parts.ledger._open._spend = database.spend
-    await database.spend.enrol_producer(parts.ledger.producer, parts.clock())
+    parts = await Parts.start(folder, server.url, Clock(time.time_ns() // 1000), database=database)
     chosen = [_principal(n) for n in range(0, total, total // CHOSEN)][:CHOSEN]
     await _spend_all(parts, chosen, "warm")
     await parts.sync.sync_once()
@@ -110,7 +108,6 @@ async def measure(folder: Path, server: RedisServer, url: str, first: int, total
     all_s, all_cpu_s = await _timed(lambda: parts.sync._whole(parts.clock(), first=True))
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     await parts.stop()
-    await database.close()
     rate, cpu = CHOSEN / median(s for s, _ in rates), median(c for _, c in rates) / CHOSEN * 1e6
     sync, sync_cpu = median(s for s, _ in syncs) * 1000, median(c for _, c in syncs) * 1000
     cells = (f"{rate:,.0f}", f"{cpu:.0f}", f"{sync:.0f}", f"{sync_cpu:.0f}", f"{all_s:.1f}", f"{all_cpu_s:.1f}")

@@ -28,7 +28,7 @@ from tollkeeper.domain.errors import StoreUnavailable
 from tollkeeper.domain.policy import Policy
 from tollkeeper.domain.ports import SpendTotals
 from tollkeeper.domain.recovery import Looked
-from tollkeeper.governance import ledger as ledger_module
+from tollkeeper.governance import used_keys
 from tollkeeper.governance.redis_store import RedisStore
 from tollkeeper.governance.store import Snapshot, Store
 
@@ -207,7 +207,7 @@ async def test_many_keys_follow(shop: Shop, cache: BillingCache, monkeypatch: py
     meanwhile is looked up, in whichever process, and all are brought once, by whoever is there."""
     if shop.redis is None:
         pytest.skip("two processes need a shared store")
-    monkeypatch.setattr(ledger_module, "USED_AT_ONCE", 3)
+    monkeypatch.setattr(used_keys, "USED_AT_ONCE", 3)
     key, peer = await make_key(cache), await shop.open("b")
     root = (await cache._principals.get(key)).root
     for n in range(8):
@@ -234,9 +234,9 @@ async def test_many_keys_follow(shop: Shop, cache: BillingCache, monkeypatch: py
     assert await cache.add_usage(key, 1, idempotency_key="new") is Charged.BEFORE
     assert not brought
     if then == "who brings them dies":
-        monkeypatch.setattr(ledger_module, "BRING_LEASE_S", 0.05)
+        monkeypatch.setattr(used_keys, "BRING_LEASE_S", 0.05)
         assert await stores[0].looked_up(root, (await memory_of(stores[0], root)), "x", None) is Looked.KNOWN
-        task = ledger._state(root).bringing
+        task = ledger._recovery.keys.bringing.get(root)
         assert task is not None
         task.cancel()
     goes_on.set()
@@ -311,7 +311,7 @@ async def test_what_the_database_knows_beyond_its_marks(cache: BillingCache, com
     entry = usage_entry(1, "d", 7, (CounterRef("key_1:total", 0, 0),))
     producers = ("p_1", "p_2") if comes_first == "itself" else ("p_2", "p_1")
     for producer in producers:
-        assert await cache._accounting.ledger.apply_one("org_x", producer, entry)
+        assert await cache._accounting.ledger._recovery.apply_one("org_x", producer, entry)
     snapshot = await store.snapshot("org_x")
     assert snapshot is not None and snapshot.content.totals["key_1:total"] == SpendTotals(7, 1)
     assert await store.used("org_x", "d") == used and not snapshot.content.used
@@ -332,7 +332,7 @@ async def test_what_is_replaced_is_taken_off_where_it_was_charged(cache: Billing
     )
     entries = {"p_1": other, "p_2": told} if came else {"p_2": told, "p_1": other}
     for producer, entry in entries.items():
-        assert await cache._accounting.ledger.apply_one("org_x", producer, entry)
+        assert await cache._accounting.ledger._recovery.apply_one("org_x", producer, entry)
     assert (await store.totals("org_x", ["key_1:total"]))["key_1:total"] == SpendTotals(5, 1)
     known = await store.used("org_x", "d")
     assert known is not None and (known.cost_nano, known.by, known.counters) == (5, "p_2:1", ())
@@ -457,7 +457,7 @@ async def test_many_keys_come_back_in_pages(
     shop: Shop, cache: BillingCache, monkeypatch: pytest.MonkeyPatch, more: int
 ) -> None:
     """All of them, however many pages they fill."""
-    monkeypatch.setattr(ledger_module, "USED_AT_ONCE", 4)
+    monkeypatch.setattr(used_keys, "USED_AT_ONCE", 4)
     key, names = await make_key(cache), [f"charge {n}" for n in range(12 + more)]
     await asyncio.gather(*(cache.add_usage(key, 1, idempotency_key=name) for name in names))
     await cache.sync()

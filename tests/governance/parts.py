@@ -83,11 +83,12 @@ class Parts:
         outage: OutageModes = SHUT,
         *,
         grace_s: float = 30.0,
+        database: Database | None = None,
     ) -> "Parts":
         clock = clock or Clock()
         store: Store = MemoryStore(clock) if redis_url is None else RedisStore(StoreSettings(redis_url=redis_url))
         await store.start()
-        database = await Database.open(f"sqlite:///{folder / 'accounts.db'}")
+        database = database or await Database.open(f"sqlite:///{folder / 'accounts.db'}")
         await database.migrate()
         parts = cls(store, database, folder, clock, outage, grace_s=grace_s)
         await parts.ledger.start()

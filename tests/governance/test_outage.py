@@ -434,7 +434,7 @@ async def test_a_way_back_that_fails_leaves_nothing_on_its_way(
     async with ledgers(tmp_path, own_redis, 1, OPEN) as (parts,):
         outage, store, told = parts.ledger.outage, parts.store, list[str]()
         (grant,) = await burst(parts, limited(5), 1, "flying")
-        await until(lambda: not parts.ledger._state("org_a").recovery)
+        await until(lambda: not parts.ledger._recovery.state("org_a").recovery)
         claim, reassert = store.claim, store.reassert
 
         async def failing(*args: object) -> None:

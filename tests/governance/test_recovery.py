@@ -83,14 +83,14 @@ async def test_who_is_not_on_the_list_is_waited_for(tmp_path: Path, own_redis: R
     busy = await Parts.start(tmp_path, own_redis.url, clock)
     who = one_key("org_a", budget(1000))
     await busy.spend(who, "first.1", hold=10, cost=0)
-    assert await busy.ledger._open.named(busy.ledger.producer) == [busy.ledger.producer]
+    assert await busy.ledger._recovery.gates._open.named(busy.ledger.producer) == [busy.ledger.producer]
     idle = await Parts.start(tmp_path, own_redis.url, clock)
     flying = await idle.admit(who, "flying.1", hold=700)
     assert isinstance(flying, Grant)
     idle.ledger.dispatched(flying)
     assert await busy.ledger.flush(5)
     away = await Database.open("postgresql://nobody@127.0.0.1:1/nowhere", timeout_s=0.2)
-    busy.ledger._open._spend = away.spend
+    busy.ledger._recovery.gates._open._spend = away.spend
     own_redis.command("FLUSHALL")
     assert isinstance(await patiently(busy, "over.1", hold=301), Denial)
     fits = await patiently(busy, "fits.1", hold=300)

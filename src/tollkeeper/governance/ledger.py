@@ -1,22 +1,18 @@
-"""The ledger of one gateway process: admits through the store, settles by numbered entries, recovers from losses.
+"""The ledger of one gateway process: admits through the store and settles by numbered entries.
 
 It is the *producer* of the settlement protocol (ARCHITECTURE.md): it numbers entries per root, writes them to its
-outbox, and sends them in order on the store's ordered connection. A lost reply, a gap or a cold tree starts the
-recovery of that root: load it from the database if it must be, send again what is above the mark, hold again what is
-in flight.
+outbox, and sends them in order on the store's ordered connection. Where an answer is lost, or says that something is
+missing, the recovery of that root (root_recovery.py) takes over, and holds back what is sent until it is done.
 Decisions are the store's; the way into the database is `sync.py`'s.
 """
 
 import asyncio
-import random
 import secrets
-from collections import deque
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine
 from contextlib import suppress
 from functools import partial
-from itertools import islice, takewhile
 from pathlib import Path
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -34,7 +30,7 @@ from tollkeeper.domain.admission import (
     checks_for,
     limit_states,
 )
-from tollkeeper.domain.charges import UNCHARGED, Charge
+from tollkeeper.domain.charges import Charge
 from tollkeeper.domain.entries import (
     Applied,
     AppliedStatus,
@@ -47,14 +43,11 @@ from tollkeeper.domain.entries import (
     bury_entry,
     close_entry,
     dispatch_of,
-    dominates,
     included,
     is_buried,
-    is_plain,
     issued_again,
     late_entry,
     presume_entry,
-    quarantined,
     settle_entry,
     usage_digest,
     usage_entry,
@@ -65,7 +58,6 @@ from tollkeeper.domain.errors import (
     IdempotencyConflict,
     InvalidInput,
     OutboxUnavailable,
-    Recovering,
     StoreDamaged,
     StoreUnavailable,
     Unavailable,
@@ -75,49 +67,25 @@ from tollkeeper.domain.outage import OutageMode, OutageModes
 from tollkeeper.domain.periods import Period, Span
 from tollkeeper.domain.policy import Principal, ScopeKind
 from tollkeeper.domain.ports import RootSnapshot, SpendLedger
-from tollkeeper.domain.recovery import UNKNOWN, Gate, Looked, Ready
-from tollkeeper.domain.tree import NOTHING_SPENT
 from tollkeeper.domain.usage import NO_USAGE, Usage
 from tollkeeper.governance.alerts import BudgetWatch
 from tollkeeper.governance.outage import Outage
 from tollkeeper.governance.outbox import Outbox, new_outbox, open_outbox
 from tollkeeper.governance.pending_usage import PendingUsage, Unanswered
-from tollkeeper.governance.producers import OpenProducers
-from tollkeeper.governance.seeding import seeds_of
-from tollkeeper.governance.store import Done, Names, SeedTotals, Store
+from tollkeeper.governance.root_recovery import Recovery, Root
+from tollkeeper.governance.store import Done, Store
 from tollkeeper.observability.logging import logger
 from tollkeeper.observability.metrics import Metrics
 
 FSYNC_INTERVAL_S: Final = 0.01
 HEARTBEAT_S: Final = 10.0
-BACKOFF_MIN_S: Final = 0.05
-BACKOFF_MAX_S: Final = 5.0
+ENROL_AGAIN_S: Final = 5.0
+"""How often the database is asked again to know this producer under a new name."""
 ASKS_MAX: Final = 4
 """How often one admission is asked before giving up: late at a period's end, or cold."""
 CHECKS_MAX: Final = 50_000
-RECALLS_MAX: Final = 10
-"""How often the record of an attempt is brought back for one entry; once is usual."""
-REFUSALS_MAX: Final = 5
-"""How often the store may refuse one entry, its keys mended, before the entry is set aside; about 2 s."""
-WINDOW_MAX: Final = 1_000
-"""Entries that a recovery sends before it waits for their answers."""
-USED_AT_ONCE: Final = 5_000
-"""Idempotency keys that are brought from the database into the store together."""
-BRING_LEASE_S: Final = 5.0
-"""So long after a page of them nobody else begins to bring a root's keys."""
-GATE_POLL_S: Final = 0.05
-"""How often a root that waits for other producers is asked whether they have come."""
-ANNOUNCED_POLL_S: Final = 0.1
-"""How often is looked for roots that wait for this producer."""
 PENDING_POLL_S: Final = 0.5
 """How often is looked for usage of which no caller was told how it stands."""
-ANNOUNCE_AGAIN_S: Final = 1.0
-"""How often a root that waits says so again: the store may lose that, too, and nobody else would ever come."""
-WHOEVER: Final = "producers that only the database knows"
-NAMED_MAX: Final = 10
-"""Keys that a log line names."""
-COMPARED_MAX: Final = 1_000
-"""Roots whose marks are compared at one heartbeat; others have their turn later."""
 ALWAYS_US: Final = 2**53
 """The end of no period."""
 LIVE_US: Final = 60_000_000
@@ -136,39 +104,6 @@ class _Asked(NamedTuple):
     principal: Principal
     model: str | None
     user: str | None
-
-
-class _Root:
-    """What this process has sent to one root and not seen acknowledged."""
-
-    __slots__ = (
-        "acknowledged",
-        "answered",
-        "bringing",
-        "gate",
-        "holds_back",
-        "keys_follow",
-        "opening",
-        "recovery",
-        "refusals",
-        "refused",
-        "suspect",
-        "unacknowledged",
-    )
-
-    def __init__(self) -> None:
-        self.unacknowledged: deque[Entry] = deque()
-        self.acknowledged = 0
-        self.suspect = False  # the database was seen ahead of the store
-        self.recovery: asyncio.Task[None] | None = None
-        self.holds_back = False  # entries wait for the recovery to send those before them
-        self.gate: Gate | None = None  # as last seen
-        self.opening: asyncio.Task[None] | None = None
-        self.keys_follow = False  # idempotency keys of before a loss were seen to be still on their way
-        self.bringing: asyncio.Task[None] | None = None
-        self.answered: Done | None = None  # for entries under our present name
-        self.refused: Entry | None = None  # what the store refused last, and how often in a row
-        self.refusals = 0
 
 
 def _unanswered(checks: Checks, demand: Demand) -> Dispatch:
@@ -199,12 +134,8 @@ class Ledger:
         """Roots with entries since the sync worker last looked."""
         self._store, self._spend, self._now_us = store, spend, now_us
         self._timeout_us = int(admission_timeout_s * 1e6)
-        self._grace_us = int(recovery_grace_s * 1e6)
-        self._open = OpenProducers(spend)
-        self._compared = 0  # roots that have had their turn
         self._outbox, self.dead = open_outbox(outbox_dir)
         self.producer = self._outbox.producer
-        self._roots: dict[str, _Root] = {}
         self._live: dict[str, Grant] = {}
         self._abandoned = 0  # admissions with an answer lost that are still to be voided
         self._checks: dict[tuple[str, str | None, str | None], tuple[Principal, Checks]] = {}
@@ -214,6 +145,19 @@ class Ledger:
         self.outage = Outage(
             store=store, producer=self.producer, modes=outage, metrics=metrics, on_back=self._recover_soon
         )
+        self._recovery = Recovery(
+            store,
+            spend,
+            metrics,
+            self.outage,
+            outbox=self._outbox,
+            grace_us=int(recovery_grace_s * 1e6),
+            live=self._live,
+            answered=self._new_answered,
+            buried=self.go_on_as_another,
+            spawn=self._spawn,
+        )
+        self._roots = self._recovery.roots
         self._declare(metrics)
 
     def __repr__(self) -> str:
@@ -238,32 +182,12 @@ class Ledger:
             "tollkeeper_producer_renamed_total",
             "Times this process found itself closed and went on as another producer.",
         ).labels()
-        self._recoveries = metrics.counter(
-            "tollkeeper_root_recoveries_total", "Roots whose entries had to be sent again."
-        ).labels()
-        self._seeded = metrics.counter(
-            "tollkeeper_roots_loaded_total", "Roots loaded into the store from the database."
-        ).labels()
-        self._late = metrics.counter(
-            "tollkeeper_recoveries_late_total", "Roots where this producer sent again after the grace had passed."
-        ).labels()
-        self._mended = metrics.counter(
-            "tollkeeper_store_keys_mended_total", "Keys removed because what the store had there was not ours."
-        ).labels()
-        self._set_aside = metrics.counter(
-            "tollkeeper_entries_refused_total", "Entries set aside because the store refused them again and again."
-        ).labels()
         metrics.gauge("tollkeeper_holds", "Attempts of this process in flight.", lambda: len(self._live))
         metrics.gauge(
             "tollkeeper_entries_unacknowledged", "Entries the store has not confirmed.", lambda: self.unacknowledged
         )
         metrics.gauge("tollkeeper_holds_nanodollars", "Money held by this process, in nano-dollars.", self._held_nano)
         metrics.gauge("tollkeeper_entries_unsynced", "Entries that the database does not have yet.", self._unsynced)
-        metrics.gauge(
-            "tollkeeper_roots_recovering",
-            "Roots that are loaded or opened again after a loss; their budgets wait for it.",
-            lambda: sum(state.recovery is not None or state.opening is not None for state in self._roots.values()),
-        )
         metrics.gauge("tollkeeper_producers_dead", "Dead producers that are not closed yet.", lambda: len(self.dead))
         metrics.gauge(
             "tollkeeper_outbox_failed",
@@ -300,9 +224,9 @@ class Ledger:
         self._outbox.release()
         self._spawn(self._outbox.fsync_loop(FSYNC_INTERVAL_S))
         self._spawn(self._heartbeat())
-        self._spawn(self._heed_announcements())
+        self._spawn(self._recovery.gates.heed_announcements())
         self._spawn(self._look_after_pending())
-        self._store.watch(self._look_again)
+        self._store.watch(self._recovery.look_again)
         for root in self._outbox.kept_roots():
             self.touched.add(root)
             self._recover_soon(root)
@@ -441,11 +365,11 @@ class Ledger:
             (checks, outcome), first = first, None
             if isinstance(outcome, StoreDamaged):
                 asks += 1
-                await self._mend_for_admission(checks, outcome)
+                await self._recovery.mend_for(checks, outcome)
                 continue
             reply = self._heard(checks, outcome, unheard)
             if reply.status is Status.RECOVERING:
-                await self._opened(checks.root, until_us)
+                await self._recovery.gates.wait(checks.root, until_us)
                 continue
             asks += 1
             if reply.status is Status.BURIED:
@@ -644,16 +568,16 @@ class Ledger:
     def _send(self, root: str, entry: Entry) -> None:
         self._outbox.append(root, entry)
         self.touched.add(root)
-        state = self._roots.get(root) or self._state(root)
+        state = self._roots.get(root) or self._recovery.state(root)
         state.unacknowledged.append(entry)
         if not state.holds_back:
             self._store.apply(root, self.producer, entry, state.answered or self._new_answered(root, state))
 
-    def _new_answered(self, root: str, state: _Root) -> Done:
+    def _new_answered(self, root: str, state: Root) -> Done:
         state.answered = partial(self._answered, root, state, self.producer)
         return state.answered
 
-    def _answered(self, root: str, state: _Root, producer: str, answer: Applied | StoreUnavailable) -> None:
+    def _answered(self, root: str, state: Root, producer: str, answer: Applied | StoreUnavailable) -> None:
         if producer != self.producer:
             return  # we have another name by now, and all was issued again
         if not isinstance(answer, Applied):
@@ -661,7 +585,7 @@ class Ledger:
         elif is_buried(answer.mark):
             self.go_on_as_another()
         elif answer.status is APPLIED:
-            self._acknowledge(state, answer.mark)
+            state.acknowledge(answer.mark)
         else:
             self._recover_soon(root)
 
@@ -678,10 +602,7 @@ class Ledger:
         self._renamed.inc()
         self._log.error("producer_was_closed", producer=old.producer, then=self.producer)
         self._spawn(self._outbox.fsync_loop(FSYNC_INTERVAL_S))
-        for state in self._roots.values():
-            state.unacknowledged.clear()
-            state.acknowledged, state.answered = 0, None
-            state.suspect = True
+        self._recovery.go_on_as(self._outbox)
         for _ in self._live:
             self._outbox.reserve()
         for root in sorted(old.roots):
@@ -694,7 +615,7 @@ class Ledger:
     async def _leave(self, old: Outbox, new: Outbox) -> None:
         """Enrol under the new name; remove the old outbox once the new one is on the disk."""
         while not await self._beat():  # noqa: ASYNC110 - the database is asked
-            await asyncio.sleep(BACKOFF_MAX_S)
+            await asyncio.sleep(ENROL_AGAIN_S)
         await new.synced()
         old.remove()
 
@@ -709,18 +630,6 @@ class Ledger:
             self._log.warning("heartbeat_without_database", why=str(error))
             return False
         return True
-
-    @staticmethod
-    def _acknowledge(state: _Root, mark: int) -> None:
-        state.acknowledged, waiting = mark, state.unacknowledged
-        while waiting and waiting[0].number <= mark:
-            waiting.popleft()
-
-    def _state(self, root: str) -> _Root:
-        state = self._roots.get(root)
-        if state is None:
-            state = self._roots[root] = _Root()
-        return state
 
     # Without the gateway
 
@@ -759,9 +668,9 @@ class Ledger:
         Raises `IdempotencyConflict` if the key stands for another amount, `OutboxUnavailable`: nothing is charged.
         """
         root, digest = principal.root, usage_digest(principal.key_id, key)
-        if self._state(root).keys_follow:
+        if root in self._recovery.keys.following:
             with suppress(Unavailable):  # the entry then finds that it must be looked up
-                await self._look_up(root, digest)
+                await self._recovery.keys.look_up(root, digest)
         self._outbox.know(root)
         self._outbox.reserve()
         checks = self._checks_of(principal, None, None, self._store.now_us())
@@ -800,10 +709,10 @@ class Ledger:
                 if known is None:
                     await self.warm(root)
                     continue
-                if not known.counters or (asked and self._is_open(self._state(root))):
+                if not known.counters or (asked and self._recovery.gates.is_open(root)):
                     return known
                 left_s = ends_at - asyncio.get_running_loop().time()
-                await self._opened(root, self._store.now_us() + int(left_s * 1e6))
+                await self._recovery.gates.wait(root, self._store.now_us() + int(left_s * 1e6))
                 asked = True
             except Unavailable as error:
                 self._log.warning("usage_waits", root=root, entry=number, why=str(error))
@@ -812,8 +721,9 @@ class Ledger:
 
     def _is_settled(self, one: Unanswered) -> bool:
         """Whether what the store says of its key stays: it has the entry, and waits for no producer."""
-        state = self._state(one.root)
-        return state.acknowledged >= one.entry.number and state.recovery is None and self._is_open(state)
+        state = self._recovery.state(one.root)
+        has_it = state.acknowledged >= one.entry.number and state.recovery is None
+        return has_it and self._recovery.gates.is_open(one.root)
 
     def _list_conflict(self, root: str, entry: Entry) -> None:
         self._conflicts.inc()
@@ -863,12 +773,18 @@ class Ledger:
         buckets = [check.name for check in checks.buckets if check.scope is ScopeKind.KEY]
         await self._store.reset(checks.root, logs, slots, buckets)
 
-    # Recovery of a root
+    # Recovery of a root, and what the database has
 
     def recover(self, root: str) -> None:
         """The database is ahead of the store: load the root anew and send again what it then lacks."""
-        self._state(root).suspect = True
-        self._recover_soon(root)
+        self._recovery.suspect(root)
+
+    def _recover_soon(self, root: str) -> asyncio.Task[None]:
+        return self._recovery.soon(root)
+
+    async def mend(self, root: str, error: StoreDamaged) -> bool:
+        """Have the store remove what is not ours. False: it found nothing. Raises StoreUnavailable."""
+        return await self._recovery.mend(root, error)
 
     async def warm(self, root: str) -> None:
         """Have the root loaded and all our entries in it. Raises StoreUnavailable if that takes too long."""
@@ -876,421 +792,6 @@ class Ledger:
         await asyncio.wait({recovery}, timeout=self._timeout_us / 1e6)
         if not recovery.done():
             raise StoreUnavailable(f"the accounts of {root} are still being loaded", sent=False)
-
-    async def _opened(self, root: str, until_us: int) -> None:
-        """Wait for what a root lacks after a loss. Raises Recovering if it takes too long."""
-        state = self._state(root)
-        if state.opening is None:
-            state.opening = self._spawn(self._open_gate(root, state))
-        await asyncio.wait({state.opening}, timeout=max(0, until_us - self._store.now_us()) / 1e6)
-        if self._store.now_us() >= until_us:
-            names = [WHOEVER if name == UNKNOWN else name for name in state.gate.waits] if state.gate else []
-            waits = ", ".join(names) or "its accounts"
-            raise Recovering(f"{root} recovers from a loss and waits for {waits}")
-
-    async def _open_gate(self, root: str, state: _Root) -> None:
-        """Send our part, and tell the others until they have sent theirs or the grace has passed."""
-        announced_s: float | None = None
-        loop = asyncio.get_running_loop()
-        try:
-            while True:
-                await self._recover_soon(root)
-                gate = state.gate
-                if gate is None or self._is_open(state):
-                    break
-                if announced_s is None:
-                    self._log.warning("root_waits_for_producers", root=root, producers=gate.waits)
-                if announced_s is None or loop.time() - announced_s >= ANNOUNCE_AGAIN_S:
-                    await self._store.announce(root, 1 + self._grace_us // 1_000_000)
-                    announced_s = loop.time()
-                await asyncio.sleep(GATE_POLL_S)
-            if announced_s is not None:
-                await self._store.unannounce(root)
-        except StoreUnavailable as error:
-            self._log.warning("root_recovery_waits", root=root, why=str(error))
-        finally:
-            state.opening = None
-
-    def _is_open(self, state: _Root) -> bool:
-        """Whether a root waited for nobody when it was last asked, or waits no more."""
-        gate = state.gate
-        return gate is None or not gate.waits or self._store.now_us() >= gate.until_us
-
-    async def _heed_announcements(self) -> None:
-        """Send again to roots that wait for us, though nobody here asks for them."""
-        while True:
-            try:
-                for root in await self._store.announced():
-                    gate = await self._gate(root)
-                    if gate is not None and self.producer in gate.waits:
-                        self._recover_soon(root)
-                await asyncio.sleep(ANNOUNCED_POLL_S)
-            except StoreUnavailable:
-                await asyncio.sleep(1.0)
-
-    def _look_again(self) -> None:
-        """The store lives another life: it may lack something, wherever we have something."""
-        for root in self._roots_with_something():
-            self._recover_soon(root)
-        self._spawn(self._look_for_what_went_back())
-
-    async def _look_for_what_went_back(self) -> None:
-        """Recover roots that know less than they have confirmed, though the database has all of it and nobody asks:
-        until somebody did, their budgets would be told as they were. One after the other, for there may be many; a
-        root that the store has forgotten is loaded when it is asked for."""
-        for root, state in list(self._roots.items()):
-            if state.acknowledged == 0 or state.recovery is not None:
-                continue
-            try:
-                marks = await self._store.marks(root)
-            except StoreUnavailable:
-                return  # it will live another life, and then all are looked at again
-            if marks is not None and included(marks.get(self.producer, 0)) < state.acknowledged:
-                self._recover_soon(root)
-
-    def _roots_with_something(self) -> list[str]:
-        flying = {root for root, *_ in self._outbox.in_flight.values()}
-        return sorted(flying | {root for root in self._outbox.kept_roots() if self.has_uncovered(root)})
-
-    async def _gate(self, root: str) -> Gate | None:
-        """Who is waited for in a root, after the store was told who is open."""
-        producers = await self._open.named(self.producer)
-        return await self._store.gate(root, secrets.token_hex(8), self._grace_us, producers)
-
-    def _recover_soon(self, root: str) -> "asyncio.Task[None]":
-        state = self._state(root)
-        state.holds_back = True
-        if state.recovery is None:
-            self._recoveries.inc()
-            state.recovery = self._spawn(self._recover(root, state))
-        return state.recovery
-
-    async def _recover(self, root: str, state: _Root) -> None:
-        delay_s = BACKOFF_MIN_S
-        try:
-            while True:
-                await self.outage.back(root)
-                why = "the store does not have the entries before ours"
-                try:
-                    await self._load(root, state)
-                    before = state.acknowledged
-                    state.gate = await self._gate(root)
-                    if state.gate is None:
-                        continue
-                    if await self._is_behind(root, state.gate):
-                        state.suspect = True
-                        continue
-                    if await self._resend(root, state):
-                        self._go_on(root, state)
-                        await self._tell_ready(root, state, state.gate)
-                        if not state.holds_back:
-                            return
-                        continue  # one that went out since was not applied
-                    if state.acknowledged > before:
-                        continue
-                except StoreDamaged as error:
-                    why = str(error)
-                    await self._mend_for(root, state, error)
-                except Unavailable as error:
-                    why = str(error)
-                self._log.warning("root_recovery_waits", root=root, why=why, retry_s=round(delay_s, 2))
-                await asyncio.sleep(delay_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
-                delay_s = min(BACKOFF_MAX_S, 2 * delay_s)
-        finally:
-            state.recovery, state.holds_back = None, False
-
-    def _go_on(self, root: str, state: _Root) -> None:
-        """What ended while the recovery sent what was before it goes out, and from here on each entry as it comes.
-        It is not awaited: under load there is always one more, and a recovery that waited for a moment without any
-        would never end, nor would a slot or a hold be released."""
-        state.holds_back = False
-        answered = state.answered or self._new_answered(root, state)
-        for entry in tuple(state.unacknowledged):
-            self._store.apply(root, self.producer, entry, answered)
-
-    async def _is_behind(self, root: str, gate: Gate) -> bool:
-        """After a loss: whether the database knows of entries that the store does not. Those of producers that have
-        ended, or that were covered, are in no outbox any more: nobody would send them again."""
-        if self.producer not in gate.waits:
-            return False
-        known = (await self._spend.load(root)).marks
-        return not dominates(await self._store.marks(root) or {}, known)
-
-    async def _tell_ready(self, root: str, state: _Root, gate: Gate) -> None:
-        if self.producer not in gate.waits:
-            return
-        waits = tuple([producer for producer in gate.waits if producer != self.producer])
-        state.gate = Gate(gate.run, gate.until_us, waits)
-        if await self._store.ready(root, gate.run, self.producer) is Ready.LATE:
-            self._late.inc()
-            self._log.warning("root_recovered_late", root=root, producer=self.producer)
-
-    async def _load(self, root: str, state: _Root) -> None:
-        """Seed a tree that is cold, or that knows less than it has confirmed or than the database knows."""
-        marks = await self._store.marks(root)
-        behind = marks is None or included(marks.get(self.producer, 0)) < state.acknowledged
-        if not behind and not state.suspect:
-            return
-        snapshot = await self._spend.load(root)
-        if marks is not None and dominates(marks, snapshot.marks):
-            state.suspect = False  # another has loaded it already: a million idempotency keys need not come twice
-            return
-        seeds = seeds_of(snapshot, self._store.now_us())
-        # Keys are read after the marks: more than these marks include is harmless, less is not. A few are put there
-        # before the seed; many follow it, and one that is used meanwhile is looked up.
-        used = await self._spend.used(root, self._store.now_us(), limit=USED_AT_ONCE)
-        follow = len(used) == USED_AT_ONCE
-        if not follow:
-            await self._store.remember(root, used)
-        never_used = not snapshot.marks and not snapshot.totals and await self._spend.begin(root, self.producer)
-        lost, run = not never_used, secrets.token_hex(8)
-        if await self._store.seed(root, run, snapshot.marks, seeds, lost=lost, keys_follow=follow):
-            self._seeded.inc()
-            if follow:
-                self._bring_soon(root, state)
-            self._log.info("root_loaded", root=root, counters=len(seeds), cold=marks is None)
-        state.suspect = False
-
-    # Idempotency keys that follow a seed
-
-    def _bring_soon(self, root: str, state: _Root) -> None:
-        state.keys_follow = True
-        if state.bringing is None:
-            state.bringing = self._spawn(self._bring_keys(root, state))
-
-    async def _bring_keys(self, root: str, state: _Root) -> None:
-        """Bring all that the database remembers, unless another does; from the beginning if the memory is another."""
-        delay_s = BACKOFF_MIN_S
-        try:
-            while True:
-                try:
-                    memory = await self._store.memory(root)
-                    if memory is None or await self._brought(root, memory.run):
-                        return
-                except Unavailable as error:
-                    self._log.warning("keys_wait", root=root, why=str(error), retry_s=round(delay_s, 2))
-                    await asyncio.sleep(delay_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
-                    delay_s = min(BACKOFF_MAX_S, 2 * delay_s)
-        finally:
-            state.bringing = None
-
-    async def _brought(self, root: str, run: str) -> bool:
-        """False: the memory is another by now. In pages: a root may have a million keys."""
-        page: Mapping[str, Used] = {}  # at first none: who brings them is told before they are read
-        after, last, lease_us = "", False, int(BRING_LEASE_S * 1e6)
-        while True:
-            following = self._spend.used(root, self._store.now_us(), after=after, limit=USED_AT_ONCE)
-            bringing = self._store.bring(root, run, self.producer, page, lease_us=lease_us, last=last)
-            # The next page is read while this one is written; whichever fails, both have ended before that is told.
-            brought, read = await asyncio.gather(bringing, following, return_exceptions=True)
-            for outcome in (brought, read):
-                if isinstance(outcome, BaseException):
-                    raise outcome
-            if not brought:
-                memory = await self._store.memory(root)
-                return memory is None or memory.run == run
-            if last:
-                self._log.info("keys_brought", root=root)
-                return True
-            page = cast("Mapping[str, Used]", read)
-            last, after = len(page) < USED_AT_ONCE, max(page, default=after)
-
-    async def _look_up(self, root: str, digest: str) -> bool:
-        """Have one idempotency key in the store as the database knows it. False: the root must be loaded first.
-
-        Memory first, then the database: what it tells is of no use to a later memory."""
-        state, memory = self._state(root), await self._store.memory(root)
-        if memory is None:
-            return False
-        known = await self._spend.used_by(root, digest)
-        looked = await self._store.looked_up(root, memory.run, digest, known)
-        if looked is Looked.KNOWN:
-            self._bring_soon(root, state)  # whoever did may be gone
-        else:
-            state.keys_follow = state.keys_follow and looked is not Looked.ALL_THERE
-        return True
-
-    async def _resend(self, root: str, state: _Root) -> bool:
-        """Send everything above the mark, in order, and hold again what is in flight; True when the store has all as
-        of one instant of this call. What ends after that is held back for `_go_on`."""
-        marks = await self._store.marks(root)
-        if marks is None:
-            return False
-        mark = marks.get(self.producer, 0)
-        if is_buried(mark):
-            self.go_on_as_another()
-            return False
-        known = state.acknowledged
-        self._acknowledge(state, mark)
-        kept = state.unacknowledged
-        entries = list(kept) if kept and kept[0].number == mark + 1 else self._outbox.entries_above(root, mark)
-        if not await self._send_again(root, state, entries):
-            return False
-        if state.acknowledged < known:
-            # The store has lost it and the outbox has forgotten it meanwhile: so by now the database has it.
-            state.suspect = True
-            return False
-        return await self._hold_again(root, state)
-
-    async def _send_again(self, root: str, state: _Root, entries: Sequence[Entry]) -> bool:
-        """Apply entries in order: plain ones together, and alone the first that did not pass so. False: one was not
-        applied."""
-        waiting = deque(entries)
-        while waiting:
-            window = tuple(takewhile(is_plain, islice(waiting, WINDOW_MAX)))
-            if window:
-                await self._applied_together(root, state, window)
-            while waiting and waiting[0].number <= state.acknowledged:
-                waiting.popleft()
-            passed = window and window[-1].number <= state.acknowledged
-            if waiting and not passed and not await self._sent_alone(root, state, waiting.popleft()):
-                return False
-        return True
-
-    async def _applied_together(self, root: str, state: _Root, window: Sequence[Entry]) -> None:
-        """Send them without waiting for one another, and wait for the answer to the last. How far they were applied
-        is then acknowledged; what stopped the next is not told."""
-
-        def note(answer: Applied | StoreUnavailable) -> None:
-            if isinstance(answer, Applied) and answer.status is APPLIED and not is_buried(answer.mark):
-                self._acknowledge(state, answer.mark)
-
-        for entry in window[:-1]:
-            self._store.apply(root, self.producer, entry, note)
-        with suppress(StoreUnavailable):
-            note(await self._applied(root, self.producer, window[-1]))
-
-    async def _sent_alone(self, root: str, state: _Root, entry: Entry) -> bool:
-        try:
-            applied = await self.apply_one(root, self.producer, entry)
-        except StoreDamaged as error:
-            applied = await self._on_refused(root, state, entry, error)
-        if applied:
-            self._acknowledge(state, entry.number)
-        return applied
-
-    async def _hold_again(self, root: str, state: _Root) -> bool:
-        """Have the store hold what is in flight. False: it must be loaded first, or knows us as buried."""
-        # As of one instant: the store takes no hold of which it may have the end, and must not be told that it has
-        # everything while it has neither the hold nor the end.
-        producer, number, in_flight = self.producer, self._last_number(root), self._in_flight(root)
-        if not await self._send_again(root, state, list(state.unacknowledged)):
-            return False
-        await self._restore_ended(root, in_flight)
-        if not await self._store.reassert(root, producer, number, in_flight):
-            return False
-        return await self.outage.hand_over(root, self._live_of, self._last_number)
-
-    def _last_number(self, root: str) -> int:
-        return self._outbox.next_number(root) - 1
-
-    def _in_flight(self, root: str) -> list[Dispatch]:
-        """What was dispatched, and what was admitted and is about to be."""
-        dispatched = [d for r, d, _ in self._outbox.in_flight.values() if r == root]
-        begun = [g for g in self._live_of(root) if g.demand.attempt not in self._outbox.in_flight]
-        return dispatched + [dispatch_of(grant) for grant in begun]
-
-    # A store that has something else than ours under our keys
-
-    async def mend(self, root: str, error: StoreDamaged, names: Names | None = None) -> bool:
-        """Have the store remove what is not ours. False: it found nothing. Raises StoreUnavailable."""
-        gone = await self._store.mend(root, names or Names())
-        if gone:
-            self._mended.inc(len(gone))
-            self._log.error("store_damaged", root=root, removed=gone[:NAMED_MAX], why=str(error))
-            self._recover_soon(root)
-        return bool(gone)
-
-    async def _mend_for_admission(self, checks: Checks, error: StoreDamaged) -> None:
-        """Raises the error if the store found nothing to mend."""
-        lists = (checks.counters, checks.logs, checks.buckets, checks.slots)
-        if not await self.mend(checks.root, error, Names(*(tuple([check.name for check in one]) for one in lists))):
-            raise error
-
-    async def _mend_for(self, root: str, state: _Root, error: StoreDamaged) -> None:
-        """Within a recovery: what it was about to send names the keys."""
-        counters = {ref.name for r, d, _ in self._outbox.in_flight.values() if r == root for ref in d.counters}
-        counters |= {ref.name for ref in state.refused.counters} if state.refused else set()
-        used = (state.refused.attempt,) if state.refused and state.refused.kind is EntryKind.USAGE else ()
-        with suppress(Unavailable):
-            await self.mend(root, error, Names(counters=tuple(sorted(counters)), used=used))
-
-    async def _on_refused(self, root: str, state: _Root, entry: Entry, error: StoreDamaged) -> bool:
-        """The store refuses an entry. Raises the error, to mend the store and try again; or, when that has not
-        helped, sets the entry aside: its amount is listed and not charged, and later entries go on."""
-        again = state.refused is not None and state.refused.number == entry.number
-        state.refused, state.refusals = entry, state.refusals + 1 if again else 1
-        if state.refusals < REFUSALS_MAX:
-            raise error
-        if not await self.apply_one(root, self.producer, quarantined(entry, self.producer, str(error))):
-            return False
-        state.refused, state.refusals = None, 0
-        self._set_aside.inc()
-        cost, attempt = usd(entry.cost_nano), entry.attempt
-        self._log.error(
-            "entry_refused", root=root, entry=entry.number, attempt=attempt, cost_usd=cost, why=str(error)
-        )
-        return True
-
-    async def _restore_ended(self, root: str, in_flight: list[Dispatch]) -> None:
-        """Bring back the counters of ended periods that holds are about to be put on: a counter that began with a
-        hold would pass for whole, and its sum would go into the database over the true one."""
-        now_us = self._store.now_us()
-        ended = {ref.name: ref for d in in_flight for ref in d.counters if 0 < ref.ends_us <= now_us}
-        if ended:
-            totals = (await self._spend.load(root)).totals
-            for name, ref in ended.items():
-                seed = SeedTotals(ref.expires_us, totals.get(name, NOTHING_SPENT))
-                await self._store.restore(root, name, seed)
-
-    def _live_of(self, root: str) -> list[Grant]:
-        """Attempts in flight of a root, without those that are to be voided because they were never answered."""
-        return [g for g in self._live.values() if g.checks.root == root and g.reply.now_us]
-
-    async def apply_one(self, root: str, producer: str, entry: Entry) -> bool:
-        """Apply one entry and await the answer, bringing back what the store has dropped and the database knows.
-
-        False: the store has a gap, lost the tree or refuses this producer. Raises `Unavailable`.
-        """
-        for _ in range(RECALLS_MAX + len(entry.counters)):
-            answer = await self._applied(root, producer, entry)
-            if answer.status is AppliedStatus.UNKNOWN:
-                look = self._look_up if entry.kind is EntryKind.USAGE else self._recall
-                if not await look(root, entry.attempt):
-                    return False
-                continue
-            if answer.status is not AppliedStatus.ABSENT:
-                return answer.status is AppliedStatus.OK and not is_buried(answer.mark)
-            snapshot = await self._spend.load(root)
-            ref = next(ref for ref in entry.counters if ref.name == answer.absent)
-            totals = snapshot.totals.get(answer.absent, NOTHING_SPENT)
-            await self._store.restore(root, answer.absent, SeedTotals(ref.expires_us, totals))
-        return False
-
-    async def _recall(self, root: str, attempt: str) -> bool:
-        """Have the record of an attempt in the store again. False: the root must be loaded first."""
-        memory = await self._store.memory(root)
-        if memory is None:
-            return False
-        charge, marks = await self._spend.charge(root, attempt)
-        recalled = await self._store.recall(root, memory, attempt, charge or UNCHARGED, marks)
-        if recalled is None:
-            self._state(root).suspect = True
-        return recalled is not None
-
-    async def _applied(self, root: str, producer: str, entry: Entry) -> Applied:
-        future: asyncio.Future[Applied] = asyncio.get_running_loop().create_future()
-
-        def done(answer: Applied | StoreUnavailable) -> None:
-            if future.done():
-                return
-            if isinstance(answer, Applied):
-                future.set_result(answer)
-            else:
-                future.set_exception(answer)
-
-        self._store.apply(root, producer, entry, done)
-        return await future
 
     def has_uncovered(self, root: str) -> bool:
         """Whether the outbox has entries of a root that the database may lack."""
@@ -1309,22 +810,10 @@ class Ledger:
             await self._beat()
             try:
                 await self._renew_leases()
-                await self._compare_marks()
+                await self._recovery.compare_marks()
             except StoreUnavailable as error:
                 self._log.warning("heartbeat_without_store", why=str(error))
             await asyncio.sleep(HEARTBEAT_S)
-
-    async def _compare_marks(self) -> None:
-        """An idle producer notices a loss, too."""
-        roots = self._roots_with_something()
-        start = self._compared % max(1, len(roots))
-        turn = (roots[start:] + roots[:start])[:COMPARED_MAX]
-        self._compared = start + len(turn)
-        for root in turn:
-            state, marks = self._state(root), await self._store.marks(root)
-            mark = (marks or {}).get(self.producer, 0)
-            if marks is None or mark < state.acknowledged or is_buried(mark):
-                self._recover_soon(root)
 
     async def _renew_leases(self) -> None:
         leases: dict[str, dict[str, tuple[str, ...]]] = {}
