@@ -127,7 +127,7 @@ async def test_the_disk_of_an_orphan_turns_up(tmp_path: Path, own_redis: RedisSe
     for grant in (flying, unsent):
         dead.ledger.dispatched(grant)
     assert await dead.ledger.flush(5)
-    dead.ledger._recovery.state("org_a").recovery = asyncio.get_running_loop().create_future()  # type: ignore[assignment]
+    dead.ledger._recovery.state("org_a").holds_back = True
     dead.ledger.settle(unsent, 3, Usage())  # on its disk only
     await abandon(dead)
     clock.now_us += 601_000_000
