@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from tollkeeper.domain.usage import Usage
 from tollkeeper.gateway.breaker import BreakerRules
 from tollkeeper.gateway.fleet import MEMBERS_MAX, Fleet, Option, choose
 from tollkeeper.gateway.itinerary import Itinerary, Stop
@@ -46,13 +47,13 @@ def test_the_quickest_first_byte_wins_and_the_unknown_are_measured_by_one_reques
     for member in (a, b):
         turn = member.take(0, 1)
         assert choose("latency", options, 0, 0.0)[1] is not member, "one request under way measures it"
-        turn.measured(S, 100_000 if member is a else 50_000)
-        turn.end(1)
+        turn.member.measure(S, 100_000 if member is a else 50_000)
+        turn.end(Usage(1))
     assert choose("latency", options, S, 0.0)[1] is b
     for _ in range(20):
         turn = b.take(S, 1)
-        turn.measured(S, 400_000)
-        turn.end(1)
+        turn.member.measure(S, 400_000)
+        turn.end(Usage(1))
     assert choose("latency", options, S, 0.9)[1] is a
     assert choose("latency", options, 62 * S, 0.9)[1] in (a, b), "old measurements are not believed: both are unknown"
     assert b.latency_us(62 * S) == 0 and 300_000 < b.latency_us(2 * S) <= 400_000
@@ -71,7 +72,7 @@ def test_least_busy_is_by_weight() -> None:
 def test_a_minute_of_requests_and_tokens() -> None:
     """Exact in any minute, like a key's limits; the truth replaces the estimate; what was not sent never counted."""
     _, [(_, member)] = fleet_of(deployment("a", requests_per_minute=2, tokens_per_minute=1000))
-    member.take(0, 600).end(100)
+    member.take(0, 600).end(Usage(100))
     assert member.full_for_us(S, 900) is None
     assert member.full_for_us(S, 901) == 59 * S
     member.take(S, 900).end(None, sent=False)
@@ -86,7 +87,7 @@ def test_concurrency() -> None:
     _, [(_, member)] = fleet_of(deployment("a", concurrency=1))
     turn = member.take(0, 1)
     assert member.full_for_us(0, 1)
-    turn.end(1)
+    turn.end(Usage(1))
     assert member.full_for_us(0, 1) is None
 
 

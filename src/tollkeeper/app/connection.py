@@ -194,7 +194,7 @@ class Request(Client):
             return
         self._open(status, f"{lines}content-length: {len(body)}\r\n".encode("ascii"), len(body))
         if not self.lost:
-            self._body(body, last=True)
+            self._write_last(self._begun if self._silent else self._begun + body)
 
     async def start(self, status: int, lines: str) -> None:
         """See `Client`."""
@@ -326,12 +326,20 @@ class Request(Client):
                     raise RuntimeError("a response's body is not of the stated length")
         if self._begun:
             data, self._begun = self._begun + data, b""
-        if data:
-            self._connection.write(data)
         if last:
-            self.done = True
+            self._write_last(data)
+        elif data:
+            self._connection.write(data)
+
+    def _write_last(self, data: bytes) -> None:
+        """Write what is left of the response, head included; it is over."""
+        self._begun, self.done = b"", True
+        connection = self._connection
+        if data:
+            connection.write(data)
+        if self._event is not None:
             self.wake()
-            self._connection.answered(self)
+        connection.answered(self)
 
     async def run(self) -> None:
         """The task of the request: the application, and what is answered in its place if it fails."""

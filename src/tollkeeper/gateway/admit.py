@@ -1,17 +1,18 @@
-"""Step 3: ask the governor for admission, once more with a smaller output if that is what would pass.
+"""Step 3: ask the governor for admission.
 
 Request ids are made here and never taken from a client, because attempts are settled by them. A refusal is a value.
 """
 
 import os
-from typing import Final
+from collections.abc import Coroutine
+from typing import Any, Final
 
 import msgspec
 
 from tollkeeper.domain.admission import Denial, Grant
 from tollkeeper.domain.policy import Principal
 from tollkeeper.domain.ports import Governor
-from tollkeeper.gateway.bound import Plan, shrink
+from tollkeeper.gateway.bound import Plan
 
 ID_BYTES: Final = 16
 BLOCK_BYTES: Final = 4096
@@ -46,20 +47,19 @@ class AttemptIds(msgspec.Struct):
         return f"{self.request_id}.{self.given}"
 
 
-async def admit(
-    governor: Governor, principal: Principal, attempts: AttemptIds, plan: Plan, user: str = ""
-) -> Grant | Denial:
+def admit(
+    governor: Governor, principal: Principal, attempt: str, plan: Plan, user: str | None
+) -> Coroutine[Any, Any, Grant | Denial]:
     """The decision over all limits and budgets of a request, for the caller's end user if it names one.
 
-    A refused request whose output limit is ours is asked once more, under a fresh attempt id, with the largest
-    output that would pass. Raises `Unavailable`.
+    A refused request is worth asking once more, as another attempt, if `shrink` finds an output that would pass.
+    Raises `Unavailable`.
     """
-    model = plan.route.model
-    decision = await governor.admit(
-        principal, attempt=attempts.next(), tokens=plan.tokens, hold_nano=plan.hold_nano, model=model, user=user
-    )
-    if isinstance(decision, Grant) or not shrink(plan, decision):
-        return decision
-    return await governor.admit(
-        principal, attempt=attempts.next(), tokens=plan.tokens, hold_nano=plan.hold_nano, model=model, user=user
+    return governor.admit(
+        principal,
+        attempt=attempt,
+        tokens=plan.tokens,
+        hold_nano=plan.hold_nano,
+        model=plan.route.model,
+        user=user or "",
     )

@@ -286,10 +286,11 @@ class InFlight:
 
     def end(self, client: Client) -> None:
         """It has come to its end."""
-        for among in (self._young, self._older, self._slow):
-            if client in among:
-                del among[client]
-                break
+        if client in self._young:
+            del self._young[client]
+        else:
+            self._older.pop(client, None)
+            self._slow.pop(client, None)
         if not self._young and not len(self):
             self._over.set()
 

@@ -19,7 +19,7 @@ from tollkeeper.domain.errors import Fault, RequestError, UpstreamError
 from tollkeeper.domain.ports import Governor
 from tollkeeper.gateway.admit import AttemptIds, admit
 from tollkeeper.gateway.asgi import HttpError
-from tollkeeper.gateway.bound import Bounder
+from tollkeeper.gateway.bound import Bounder, shrink
 from tollkeeper.gateway.catalog import asks_stream_usage
 from tollkeeper.gateway.dialects import Endpoint, upstream_body
 from tollkeeper.gateway.dispatch import upstream_headers, upstream_path
@@ -126,9 +126,10 @@ class _Walk(msgspec.Struct):
                         return None
                     turn = await self._admitted(stop)
                     if turn is not None:
-                        self._failure = await self._dispatched(stop, turn)
-                        if self._failure is None:
+                        failure = await self._dispatched(stop, turn)
+                        if failure is None:
                             return None
+                        self._failure = failure
                     elif self._denial is not None and self._failure is None:
                         return self._denial
                 return await self._give_up()
@@ -203,7 +204,9 @@ class _Walk(msgspec.Struct):
         turn = member.take(now_us, plan.tokens)
         asked_at = time.perf_counter()
         try:
-            decision = await admit(its.governor, principal, self._ids, plan, exchange.user or "")
+            decision = await admit(its.governor, principal, self._ids.next(), plan, exchange.user)
+            if isinstance(decision, Denial) and shrink(plan, decision):
+                decision = await admit(its.governor, principal, self._ids.next(), plan, exchange.user)
         except BaseException:
             turn.end(None, sent=False)
             raise
@@ -230,11 +233,10 @@ class _Walk(msgspec.Struct):
         its, exchange, way = self._its, self._exchange, self._way
         attempt, tried = exchange.attempt, exchange.tries[-1]
         assert attempt is not None
-        way.went(stop)
-        if self._paid:
-            self._paid = False
-        if way.attempts == 1:
+        if way.went(stop) == 1:
             its.budget.earn()
+        elif self._paid:
+            self._paid = False
         result = "unfinished"
         cause: Rejection | UpstreamError | None = None
         meter = its.instruments.meter(stop.deployment)
@@ -270,7 +272,7 @@ class _Walk(msgspec.Struct):
         finally:
             tried.end(exchange, result)
             known = attempt.ended and not attempt.presumed
-            turn.end(attempt.usage.total_tokens if known else None, sent=tried.sent)
+            turn.end(attempt.usage if known else None, sent=tried.sent)
             meter.ended(result)
         return None if cause is None else self._judged(stop, cause)
 
@@ -313,7 +315,7 @@ class _Walk(msgspec.Struct):
         its, exchange, status = self._its, self._exchange, response.status
         now_us = its.now_us()
         if status < 300:
-            turn.measured(now_us, int(waited_s * 1e6))
+            turn.member.measure(now_us, int(waited_s * 1e6))
             assert exchange.call is not None
             if exchange.call.stream:
                 turn.succeeded(now_us)  # streams are long, and others wait for a probe's word

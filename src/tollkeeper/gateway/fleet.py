@@ -10,6 +10,7 @@ from typing import Final
 
 import msgspec
 
+from tollkeeper.domain.usage import Usage
 from tollkeeper.domain.windows import RunLog
 from tollkeeper.gateway.breaker import Breaker, BreakerRules, BreakerState
 from tollkeeper.gateway.routing import Deployment
@@ -104,10 +105,6 @@ class Turn(msgspec.Struct):
     _probe: bool
     _told: bool = False
 
-    def measured(self, now_us: int, first_byte_us: int) -> None:
-        """Its first byte took so long."""
-        self.member.measure(now_us, first_byte_us)
-
     def succeeded(self, now_us: int) -> None:
         """It answers. Only the first word counts."""
         if not self._told:
@@ -119,15 +116,17 @@ class Turn(msgspec.Struct):
         self.member.breaker.failed(now_us, probe=self._probe and not self._told, cool_us=cool_us)
         self._told = True
 
-    def end(self, tokens: int | None, *, sent: bool = True) -> None:
-        """It is over. `tokens`: the truth, None if it is not known. Not `sent`: it is taken back whole."""
+    def end(self, usage: Usage | None, *, sent: bool = True) -> None:
+        """It is over. `usage`: the truth, None if it is not known. Not `sent`: it is taken back whole."""
         self.member.in_flight -= 1
         if not self._told:
             self.member.breaker.abandoned(probe=self._probe)
-        if self._run is not None and not sent:
+        if self._run is None:
+            return
+        if not sent:
             self.member.correct(self._run, -1, -self._tokens)
-        elif self._run is not None and tokens is not None:
-            self.member.correct(self._run, 0, tokens - self._tokens)
+        elif usage is not None:
+            self.member.correct(self._run, 0, usage.total_tokens - self._tokens)
 
 
 def breaker_rules(settings: RoutingSettings) -> BreakerRules:

@@ -1,5 +1,6 @@
 """What the data plane counts, declared once and bound at start, so that a request only adds to plain integers."""
 
+from collections.abc import Sized
 from typing import Final
 
 from tollkeeper.domain.admission import LimitKind
@@ -54,10 +55,9 @@ class Meter:
 
 
 class Instruments:
-    """The data plane's metrics. `active` counts the requests being served, drains included."""
+    """The data plane's metrics. `active`: the requests being served, drains included."""
 
-    def __init__(self, metrics: Metrics) -> None:
-        self.active = 0
+    def __init__(self, metrics: Metrics, active: Sized = ()) -> None:
         self.draining = 0
         self.requests: Family[CounterChild] = metrics.counter(
             "tollkeeper_requests_total", "Requests by endpoint and class of status.", "endpoint", "status"
@@ -128,7 +128,7 @@ class Instruments:
         self.hangups = plain("tollkeeper_client_hangups_total", "Clients that hung up early.").labels()
         self.drains = plain("tollkeeper_drains_total", "Answers read on after the client hung up.").labels()
         self.injected = plain("tollkeeper_injected_limits_total", "Output limits set by the gateway.").labels()
-        metrics.gauge("tollkeeper_active_requests", "Requests being served.", lambda: self.active)
+        metrics.gauge("tollkeeper_active_requests", "Requests being served.", lambda: len(active))
         metrics.gauge("tollkeeper_draining_requests", "Answers read on for clients gone.", lambda: self.draining)
         self._charged = [metrics.counter(name, text, *labels) for name, text, *labels in CHARGED]
         self._deployments: dict[tuple[str, str], list[CounterChild]] = {}

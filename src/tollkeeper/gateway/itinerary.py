@@ -78,10 +78,11 @@ class Itinerary(msgspec.Struct):
                     return self._onwards(number, Stop(*choose(pool.strategy, options, now_us, random), pool))
         return None
 
-    def went(self, stop: Stop) -> None:
-        """The attempt is made."""
+    def went(self, stop: Stop) -> int:
+        """The attempt is made; how many there are by now."""
         self._here += 1
-        self._tried += (id(stop.member),)
+        tried = self._tried = (*self._tried, id(stop.member))
+        return len(tried)
 
     def bar(self, member: Member) -> None:
         """Nothing more goes to this one."""

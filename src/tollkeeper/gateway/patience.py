@@ -4,6 +4,7 @@ It wakes whoever pauses when the client leaves. It knows nothing of attempts or 
 """
 
 import asyncio
+import time
 from types import TracebackType
 
 from tollkeeper.gateway.asgi import Client
@@ -24,23 +25,19 @@ class Patience:
         "_ends_at",
         "_expired",
         "_instruments",
-        "_loop",
         "_pause",
-        "_task",
         "_timer",
     )
 
     def __init__(self, client: Client, instruments: Instruments, *, total_s: float, drain_s: float) -> None:
         self._client, self._instruments, self._drain_s = client, instruments, drain_s
-        self._task = client.task
-        self._loop = self._task.get_loop()
-        self._ends_at = self._loop.time() + total_s
+        self._ends_at = time.perf_counter() + total_s
         self._timer: asyncio.TimerHandle | None = None
         self._drained = self._expired = False
         self._pause: asyncio.Future[None] | None = None
 
     def __enter__(self) -> "Patience":
-        self._cancelling = self._task.cancelling()
+        self._cancelling = self._client.task.cancelling()
         self._client.watch(self._hung_up, self._became_slow)
         return self
 
@@ -54,27 +51,33 @@ class Patience:
             self._instruments.draining -= 1
             self._instruments.drains.inc()
         # Who else wanted the task cancelled in the meantime is heard.
-        if self._expired and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
+        if self._expired and self._client.task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
             raise TimeoutError from error
 
     def _became_slow(self) -> None:
-        self._timer = self._loop.call_at(self._ends_at, self._expire)
+        self._expire_in(self.left_s)
+
+    def _expire_in(self, left_s: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(max(0.0, left_s), self._expire)
 
     def _expire(self) -> None:
         self._expired = True
-        self._task.cancel()
+        self._client.task.cancel()
 
     @property
     def left_s(self) -> float:
         """Until the total deadline."""
-        return self._ends_at - self._loop.time()
+        return self._ends_at - time.perf_counter()
 
     async def pause(self, pause_s: float) -> None:
         """Wait, but not on for a client that hangs up."""
         if self._client.gone:
             return
-        self._pause = self._loop.create_future()
-        timer = self._loop.call_later(pause_s, self._wake)
+        loop = asyncio.get_running_loop()
+        self._pause = loop.create_future()
+        timer = loop.call_later(pause_s, self._wake)
         try:
             await self._pause
         finally:
@@ -90,7 +93,5 @@ class Patience:
             return
         self._drained = True
         self._instruments.draining += 1
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self._loop.call_at(self._loop.time() + self._drain_s, self._expire)
+        self._expire_in(self._drain_s)
         self._wake()

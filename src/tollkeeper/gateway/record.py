@@ -6,6 +6,8 @@
 import time
 from typing import Final, Protocol
 
+import msgspec
+
 from tollkeeper.domain.policy import Principal
 from tollkeeper.domain.pricing import version_of
 from tollkeeper.domain.record import AttemptRecord, RequestRecord
@@ -55,31 +57,20 @@ MODEL_CHARS_MAX: Final = 256
 """Of a model's name that only the client knows."""
 
 
-class Try:
+class Try(msgspec.Struct):
     """One attempt of a request, as the record tells it. Times are seconds after the request's arrival."""
 
-    __slots__ = (
-        "attempt",
-        "ended_s",
-        "first_byte_s",
-        "plan",
-        "result",
-        "sent",
-        "span_id",
-        "started_s",
-        "status",
-        "upstream_request_id",
-    )
-
-    def __init__(self, plan: Plan, attempt: Attempt, age_s: float) -> None:
-        self.plan, self.attempt = plan, attempt
-        self.started_s = self.ended_s = age_s
-        self.first_byte_s: float | None = None
-        self.status: int | None = None
-        self.result = ""
-        self.sent = True
-        self.span_id = 0  # of its trace, once it is told to the provider
-        self.upstream_request_id: str | None = None
+    plan: Plan
+    attempt: Attempt
+    started_s: float
+    ended_s: float
+    first_byte_s: float | None = None
+    status: int | None = None
+    result: str = ""
+    sent: bool = True
+    span_id: int = 0
+    """Of its trace, once it is told to the provider."""
+    upstream_request_id: str | None = None
 
     def end(self, exchange: "Exchange", result: str) -> None:
         """It is over; `result` is the metric's word for how. It does not keep its exchange, which keeps it: a circle
@@ -204,7 +195,8 @@ class Exchange:
         """An attempt was admitted; the one before has come to its end."""
         self.plan, self.attempt = plan, attempt
         self.upstream_request_id = None
-        self.tries.append(Try(plan, attempt, time.perf_counter() - self.arrived))
+        age_s = time.perf_counter() - self.arrived
+        self.tries.append(Try(plan, attempt, age_s, age_s))
 
     def mark_first_byte(self) -> None:
         """The first byte of the answer's body is out."""

@@ -103,7 +103,8 @@ class DataPlane:
         self._router = Router(settings)
         catalog = Catalog(settings)
         self._models = ModelList(settings, catalog, self._router)
-        self._instruments = Instruments(metrics)
+        self._in_flight = InFlight()
+        self._instruments = Instruments(metrics, self._in_flight)
         fleet = Fleet(breaker_rules(settings.routing), self._router.named())
         metrics.gauges(
             "tollkeeper_deployment_cooldown",
@@ -127,11 +128,10 @@ class DataPlane:
         self._follow_up = FollowUp(settings, self._objects, self._kept, self._attempts, metrics, now_us)
         self._capture = capturing(settings.logs, ByteBudget(CAPTURED_BYTES_MAX))
         self._ids = RequestIds()
-        self._in_flight = InFlight()
         self._log = logger("gateway")
 
     def __repr__(self) -> str:
-        return f"<DataPlane active={self._instruments.active} draining={self._instruments.draining} {self._keys!r}>"
+        return f"<DataPlane active={len(self._in_flight)} draining={self._instruments.draining} {self._keys!r}>"
 
     async def start(self) -> None:
         """Load the keys and open the pools. A database that is away is no failure: see `health`."""
@@ -161,7 +161,7 @@ class DataPlane:
             "keys": len(self._keys),
             "keys_stale_s": self._keys.stale_s(),
             "keys_degraded": self._keys.degraded,
-            "active_requests": self._instruments.active,
+            "active_requests": len(self._in_flight),
             "draining_requests": self._instruments.draining,
         }
 
@@ -179,7 +179,6 @@ class DataPlane:
         if self._tracing is not None:
             exchange.trace = self._tracing.begin(client.header(b"traceparent"), client.header(b"tracestate"))
         self._in_flight.begin(client)
-        self._instruments.active += 1
         try:
             if exchange.endpoint is not None and exchange.named is None and client.method == "POST":
                 await self._generate(exchange, exchange.endpoint)
@@ -191,9 +190,7 @@ class DataPlane:
         except Exception as error:  # noqa: BLE001 - everything that can go wrong becomes HTTP, here and nowhere else
             await self._tell(exchange, error)
         finally:
-            self._instruments.active -= 1
             self._in_flight.end(client)
-            client.unwatch()
             self._close(exchange)
 
     async def _tell(self, exchange: Exchange, error: Exception) -> None:

@@ -6,7 +6,8 @@ that has hung up changes nothing here: what is sent to it is dropped while readi
 """
 
 import time
-from typing import Final
+from collections.abc import Coroutine
+from typing import Any, Final
 
 import msgspec
 
@@ -62,7 +63,7 @@ class Rejection(msgspec.Struct, frozen=True):
         return Fault.UPSTREAM_BROKEN if self.status < 400 else None
 
 
-async def answer(exchange: Exchange, response: UpstreamResponse) -> Rejection | None:
+def answer(exchange: Exchange, response: UpstreamResponse) -> Coroutine[Any, Any, Rejection | None]:
     """Pass a response on and charge for it; an error status is only read.
 
     Raises UpstreamError if there is nothing to pass on, or no more of it; then what was dispatched and not yet
@@ -77,17 +78,14 @@ async def answer(exchange: Exchange, response: UpstreamResponse) -> Rejection | 
         message = "The provider compressed its answer, which it was asked not to."
         raise UpstreamError(Fault.UPSTREAM_BROKEN, message, sent=True)
     if not 200 <= response.status < 300:
-        return await _read_error(exchange, response)
+        return _read_error(exchange, response)
     if plan.call.stream or plan.call.endpoint.media:
         media_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
         if plan.call.stream and media_type == "text/event-stream":
-            await _pass_stream(exchange, response)
-            return None
+            return _pass_stream(exchange, response)
         if plan.call.endpoint.media and media_type != "application/json":
-            await _pass_media(exchange, response, media_type)
-            return None
-    await _pass_whole(exchange, response)
-    return None
+            return _pass_media(exchange, response, media_type)
+    return _pass_whole(exchange, response)
 
 
 async def _read_error(exchange: Exchange, response: UpstreamResponse) -> Rejection:
