@@ -1,5 +1,6 @@
 """A ledger on real parts: memory or Redis, SQLite, an outbox folder."""
 
+import asyncio
 from pathlib import Path
 
 from tollkeeper.domain.admission import Denial, Grant
@@ -116,3 +117,12 @@ class Parts:
     async def spent(self, root: str) -> dict[str, int]:
         """The database's totals."""
         return {name: t.cost_nano for name, t in (await self.database.spend.load(root)).totals.items()}
+
+
+async def abandon(parts: Parts) -> None:
+    """As a crash does: nothing is said to anybody."""
+    for task in tuple(parts.ledger._tasks):
+        task.cancel()
+    await asyncio.gather(*parts.ledger._tasks, return_exceptions=True)
+    parts.ledger._outbox.unlock()
+    await parts.store.stop()

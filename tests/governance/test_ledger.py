@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.governance.parts import Clock, Parts, budget, one_key
+from tests.governance.parts import Clock, Parts, abandon, budget, one_key
 from tests.servers.redis import RedisServer
 from tests.waiting import at_once
 from tollkeeper.domain.admission import WEIGHT_MAX, Denial, Grant, LimitKind
@@ -414,6 +414,30 @@ async def test_killed_process_is_closed(tmp_path: Path, url: str | None, seed: i
     assert state[LimitKind.BUDGET].held == 0 and state[LimitKind.BUDGET].used == charged
     marks = (await parts.database.spend.load("org_crash")).marks
     assert [is_buried(mark) for mark in sorted(marks.values())[-2:]] == [True, True]
+    await parts.stop()
+
+
+async def test_a_close_brings_nothing_again_that_the_store_has(
+    tmp_path: Path, redis_server: RedisServer, clock: Clock
+) -> None:
+    """A busy gateway that dies leaves thousands of entries that no sync had covered; who closes it has its own
+    requests waiting behind what it issues."""
+    redis_server.command("FLUSHALL")
+    who = one_key("org_a", budget(10**9, rpm=10**6))
+    dead = await Parts.start(tmp_path, redis_server.url, clock)
+    for number in range(200):
+        await dead.spend(who, f"r{number}.1", hold=10, cost=3)
+    assert await dead.ledger.flush(5)
+    flying = await dead.admit(who, "flying.1", hold=1000)
+    assert isinstance(flying, Grant)
+    dead.ledger.dispatched(flying)
+    await abandon(dead)
+    await dead.database.close()
+    parts = await Parts.start(tmp_path, redis_server.url, clock)
+    assert parts.closer.open == 0
+    assert await parts.spent("org_a") == {f"key_1:{month()}": 200 * 3 + 1000}
+    marks = await parts.store.marks("org_a")
+    assert marks is not None and marks[parts.ledger.producer] == 3, "its burial, the one charge, its end"
     await parts.stop()
 
 

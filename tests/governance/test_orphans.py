@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.governance.parts import Clock, Parts, budget, one_key
+from tests.governance.parts import Clock, Parts, abandon, budget, one_key
 from tests.servers.redis import RedisServer
 from tollkeeper.domain.admission import Denial, Grant, LimitKind
 from tollkeeper.domain.charges import Charge
@@ -23,15 +23,6 @@ WHO = one_key("org_a", budget(1000), Policy())
 def clock() -> Clock:
     """The real time: Redis has its own clock."""
     return Clock(time.time_ns() // 1000)
-
-
-async def abandon(parts: Parts) -> None:
-    """As a crash does: nothing is said to anybody."""
-    for task in tuple(parts.ledger._tasks):
-        task.cancel()
-    await asyncio.gather(*parts.ledger._tasks, return_exceptions=True)
-    parts.ledger._outbox.unlock()
-    await parts.store.stop()
 
 
 async def spent(parts: Parts, who: Principal = WHO) -> tuple[int, int]:
