@@ -191,7 +191,7 @@ async def test_what_was_pending_and_loses_is_listed(shop: Shop, cache: BillingCa
         await shop.crash(cache)
         cache = await shop.open("a")
     async with asyncio.timeout(60):
-        while len(cache._accounting.ledger._pending):
+        while len(cache._accounting.ledger._usage.pending):
             await asyncio.sleep(0.05)
     await cache.sync()
     assert cache._database is not None

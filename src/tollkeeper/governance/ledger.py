@@ -39,7 +39,6 @@ from tollkeeper.domain.entries import (
     Entry,
     EntryKind,
     Origin,
-    Used,
     bury_entry,
     close_entry,
     dispatch_of,
@@ -55,14 +54,12 @@ from tollkeeper.domain.entries import (
 )
 from tollkeeper.domain.errors import (
     DatabaseUnavailable,
-    IdempotencyConflict,
     InvalidInput,
     OutboxUnavailable,
     StoreDamaged,
     StoreUnavailable,
     Unavailable,
 )
-from tollkeeper.domain.money import usd
 from tollkeeper.domain.outage import OutageMode, OutageModes
 from tollkeeper.domain.periods import Period, Span
 from tollkeeper.domain.policy import Principal, ScopeKind
@@ -71,9 +68,10 @@ from tollkeeper.domain.usage import NO_USAGE, Usage
 from tollkeeper.governance.alerts import BudgetWatch
 from tollkeeper.governance.outage import Outage
 from tollkeeper.governance.outbox import Outbox, new_outbox, open_outbox
-from tollkeeper.governance.pending_usage import PendingUsage, Unanswered
+from tollkeeper.governance.pending_usage import Unanswered
 from tollkeeper.governance.root_recovery import Recovery, Root
 from tollkeeper.governance.store import Done, Store
+from tollkeeper.governance.usage_charges import UsageCharges
 from tollkeeper.observability.logging import logger
 from tollkeeper.observability.metrics import Metrics
 
@@ -84,8 +82,6 @@ ENROL_AGAIN_S: Final = 5.0
 ASKS_MAX: Final = 4
 """How often one admission is asked before giving up: late at a period's end, or cold."""
 CHECKS_MAX: Final = 50_000
-PENDING_POLL_S: Final = 0.5
-"""How often is looked for usage of which no caller was told how it stands."""
 ALWAYS_US: Final = 2**53
 """The end of no period."""
 LIVE_US: Final = 60_000_000
@@ -139,7 +135,6 @@ class Ledger:
         self._live: dict[str, Grant] = {}
         self._abandoned = 0  # admissions with an answer lost that are still to be voided
         self._checks: dict[tuple[str, str | None, str | None], tuple[Principal, Checks]] = {}
-        self._pending = PendingUsage(store.used, self._is_settled, self._list_conflict)
         self._tasks: set[asyncio.Task[None]] = set()
         self._log = logger("governance")
         self.outage = Outage(
@@ -158,15 +153,13 @@ class Ledger:
             spawn=self._spawn,
         )
         self._roots = self._recovery.roots
+        self._usage = UsageCharges(store, self._recovery, metrics, warm=self.warm, issue=self._issue)
         self._declare(metrics)
 
     def __repr__(self) -> str:
         return f"<Ledger {self.producer} live={len(self._live)} unacknowledged={self.unacknowledged}>"
 
     def _declare(self, metrics: Metrics) -> None:
-        self._conflicts = metrics.counter(
-            "tollkeeper_idempotency_conflicts_total", "Usage refused because its key stands for another amount."
-        ).labels()
         admissions = metrics.counter(
             "tollkeeper_admissions_total", "Decisions by result: admitted, refused, unavailable.", "result"
         )
@@ -225,13 +218,13 @@ class Ledger:
         self._spawn(self._outbox.fsync_loop(FSYNC_INTERVAL_S))
         self._spawn(self._heartbeat())
         self._spawn(self._recovery.gates.heed_announcements())
-        self._spawn(self._look_after_pending())
+        self._spawn(self._usage.look_after_pending())
         self._store.watch(self._recovery.look_again)
         for root in self._outbox.kept_roots():
             self.touched.add(root)
             self._recover_soon(root)
             for entry in self._outbox.entries_above(root, self._outbox.covered(root)):
-                self._pending.add(root, self.producer, entry)
+                self._usage.pending.add(root, self.producer, entry)
 
     async def flush(self, timeout_s: float) -> bool:
         """Wait until the store has confirmed every entry. False if it has not by then; nothing is lost."""
@@ -508,7 +501,7 @@ class Ledger:
         for entry in dead.entries_above(root, included(covered)):
             again = issued_again(entry, dead.producer, forgotten)
             if again is not None:
-                self._pending.add(root, self.producer, self._issue(root, again))
+                self._usage.pending.add(root, self.producer, self._issue(root, again))
 
     def bury(self, root: str, dead: str) -> None:
         """Refuse a dead producer's later numbers."""
@@ -598,7 +591,7 @@ class Ledger:
         self._outbox = new_outbox(old.folder.parent)
         self.producer = self._outbox.producer
         self.outage.rename(self.producer)
-        self._pending.leave(old.producer)
+        self._usage.pending.leave(old.producer)
         self._renamed.inc()
         self._log.error("producer_was_closed", producer=old.producer, then=self.producer)
         self._spawn(self._outbox.fsync_loop(FSYNC_INTERVAL_S))
@@ -668,9 +661,7 @@ class Ledger:
         Raises `IdempotencyConflict` if the key stands for another amount, `OutboxUnavailable`: nothing is charged.
         """
         root, digest = principal.root, usage_digest(principal.key_id, key)
-        if root in self._recovery.keys.following:
-            with suppress(Unavailable):  # the entry then finds that it must be looked up
-                await self._recovery.keys.look_up(root, digest)
+        await self._usage.prepare(root, digest)
         self._outbox.know(root)
         self._outbox.reserve()
         checks = self._checks_of(principal, None, None, self._store.now_us())
@@ -679,66 +670,11 @@ class Ledger:
         self._look_at(checks)
         producer, entry = self.producer, usage_entry(number, digest, cost_nano, checks.counter_refs)
         self._record(root, entry)
-        known = None
-        try:
-            known = await self._known(root, digest, number)
-        finally:
-            if known is None and producer == self.producer:
-                self._pending.add(root, producer, entry)
-        if known is None:
-            return Charged.PENDING
-        if known.cost_nano != cost_nano:
-            self._conflicts.inc()
-            raise IdempotencyConflict(
-                f"idempotency_key {key!r} was used for {usd(known.cost_nano)} USD, not {usd(cost_nano)}: give each "
-                "charge a key of its own"
-            )
-        if producer == self.producer:
+        charged = await self._usage.answer(Unanswered(root, producer, entry), key, self._timeout_us)
+        if charged is not Charged.PENDING and producer == self.producer:
             # After a loss of the store this stands, whoever else is charged under the key before our entry is there.
             self._outbox.tell(root, entry)
-        return Charged.NOW if known.by == f"{self.producer}:{number}" else Charged.BEFORE
-
-    async def _known(self, root: str, digest: str, number: int) -> Used | None:
-        """What the store knows of an idempotency key after our entry, which went out just before this asks; not
-        before all have sent again what they told their callers."""
-        ends_at = asyncio.get_running_loop().time() + self._timeout_us / 1e6
-        asked = False  # whether the root still waits for producers
-        while asyncio.get_running_loop().time() < ends_at:
-            try:
-                known = await self._store.used(root, digest)
-                if known is None:
-                    await self.warm(root)
-                    continue
-                if not known.counters or (asked and self._recovery.gates.is_open(root)):
-                    return known
-                left_s = ends_at - asyncio.get_running_loop().time()
-                await self._recovery.gates.wait(root, self._store.now_us() + int(left_s * 1e6))
-                asked = True
-            except Unavailable as error:
-                self._log.warning("usage_waits", root=root, entry=number, why=str(error))
-                return None
-        return None
-
-    def _is_settled(self, one: Unanswered) -> bool:
-        """Whether what the store says of its key stays: it has the entry, and waits for no producer."""
-        state = self._recovery.state(one.root)
-        has_it = state.acknowledged >= one.entry.number and state.recovery is None
-        return has_it and self._recovery.gates.is_open(one.root)
-
-    def _list_conflict(self, root: str, entry: Entry) -> None:
-        self._conflicts.inc()
-        self._log.error(
-            "usage_not_charged", root=root, entry=entry.attempt, cost_usd=usd(entry.cost_nano), why=entry.note
-        )
-        self._issue(root, entry)
-
-    async def _look_after_pending(self) -> None:
-        while True:
-            await asyncio.sleep(PENDING_POLL_S)
-            try:
-                await self._pending.look()
-            except Unavailable as error:
-                self._log.warning("usage_waits", why=str(error), pending=len(self._pending))
+        return charged
 
     async def look(self, principal: Principal) -> tuple[Checks, Reply]:
         """All limits and counters of a principal as they are now; changes nothing. Raises `Unavailable`."""
