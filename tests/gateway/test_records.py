@@ -1,5 +1,6 @@
 """The log record tells what was asked, by whom, and what came of it."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,6 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.gateway.conftest import Stand, chat, message, settings_for
+from tollkeeper.app.connection import Request
+from tollkeeper.domain.bodies import CapturedBodies
 from tollkeeper.domain.policy import Policy, Unit, Window
 from tollkeeper.domain.record import RequestRecord
 from tollkeeper.domain.usage import Usage
@@ -137,3 +140,52 @@ def test_a_record_has_every_kind_of_usage(used: dict[str, int], tier: str) -> No
 
 NAMES = ("request_id", "key_id", "key_name", "organisation_id", "endpoint", "dialect", "provider", "model")
 NUMBERS = {"time_us": 0, "status": 200}
+
+
+async def test_an_answer_does_not_wait_for_its_record(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The record is made after the turn of the loop that wrote the answer, at whose end it leaves."""
+    turns = list[str]()
+    respond, put = Request.respond, stand.records.put
+
+    async def responding(self: Request, status: int, lines: str, body: bytes) -> None:
+        await respond(self, status, lines, body)
+        asyncio.get_running_loop().call_soon(turns.append, "the turn is over")
+
+    def putting(record: RequestRecord, bodies: CapturedBodies | None = None) -> None:
+        turns.append("recorded")
+        put(record, bodies)
+
+    monkeypatch.setattr(Request, "respond", responding)
+    monkeypatch.setattr(stand.records, "put", putting)
+    assert (await stand.post(chat())).status == 200
+    await stand.settled()
+    assert turns == ["the turn is over", "recorded"]
+
+
+async def test_a_record_that_fails_stops_no_other(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests that end together are written down together, each by itself. None of them stays in flight."""
+    put, failed = stand.records.put, list[str]()
+
+    def putting(record: RequestRecord, bodies: CapturedBodies | None = None) -> None:
+        if not failed:
+            failed.append(record.request_id)
+            raise OSError("made to fail")
+        put(record, bodies)
+
+    monkeypatch.setattr(stand.records, "put", putting)
+    write_down, together = stand.plane._write_down, asyncio.Event()
+
+    def when_all_have_ended() -> None:
+        if len(stand.plane._ended) == 3:
+            write_down()
+            together.set()
+        else:
+            asyncio.get_running_loop().call_later(0.001, when_all_have_ended)
+
+    monkeypatch.setattr(stand.plane, "_write_down", when_all_have_ended)
+    replies = await asyncio.gather(*[stand.post(chat()) for _ in range(3)])
+    await asyncio.wait_for(together.wait(), 60)
+    assert [reply.status for reply in replies] == [200] * 3
+    assert stand.plane.health()["active_requests"] == 0
+    told = {reply.headers["x-request-id"] for reply in replies}
+    assert {record.request_id for record in stand.records.all} | set(failed) == told and len(failed) == 1

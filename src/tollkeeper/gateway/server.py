@@ -104,6 +104,9 @@ class DataPlane:
         catalog = Catalog(settings)
         self._models = ModelList(settings, catalog, self._router)
         self._in_flight = InFlight()
+        self._ended: list[tuple[Exchange, float]] = []
+        """Requests that ended in this turn of the loop, each with how long it took in seconds: at most one for each
+        connection. They are in flight until they are written down."""
         self._instruments = Instruments(metrics, self._in_flight)
         fleet = Fleet(breaker_rules(settings.routing), self._router.named())
         metrics.gauges(
@@ -149,6 +152,7 @@ class DataPlane:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._write_down()
         await self._follow_up.stop()
         await self._objects.stop()
         await self._keys.stop()
@@ -190,7 +194,6 @@ class DataPlane:
         except Exception as error:  # noqa: BLE001 - everything that can go wrong becomes HTTP, here and nowhere else
             await self._tell(exchange, error)
         finally:
-            self._in_flight.end(client)
             self._close(exchange)
 
     async def _tell(self, exchange: Exchange, error: Exception) -> None:
@@ -364,7 +367,33 @@ class DataPlane:
         await client.respond(exchange.status, lines_for(exchange) + JSON + lines_of(headers), body)
 
     def _close(self, exchange: Exchange) -> None:
-        """The end of every request, also of a cancelled one: nothing stays unsettled, one record, the numbers."""
+        """The end of every request, also of a cancelled one: nothing stays unsettled, and it is written down soon."""
+        attempt = exchange.attempt
+        try:
+            if attempt is not None:
+                attempt.finish()
+                if exchange.keep is not None:
+                    exchange.keep.ended()
+        finally:
+            self._ended.append((exchange, exchange.age_s))
+            if len(self._ended) == 1:
+                exchange.client.task.get_loop().call_soon(self._write_down)
+
+    def _write_down(self) -> None:
+        """Write down the requests that have ended. What a turn of the loop writes to sockets leaves at its end, so no
+        client waits for this, and several in a row cost less than each by itself."""
+        ended, self._ended = self._ended, []
+        for exchange, age_s in ended:
+            about_request(exchange.request_id)
+            try:
+                self._note(exchange, age_s)
+            except Exception:  # noqa: BLE001 - the others are written down all the same
+                self._log.exception("request_not_recorded")
+            finally:
+                self._in_flight.end(exchange.client)
+
+    def _note(self, exchange: Exchange, age_s: float) -> None:
+        """One record, and the numbers."""
         client, instruments = exchange.client, self._instruments
         if client.gone:
             instruments.hangups.inc()
@@ -372,15 +401,8 @@ class DataPlane:
             exchange.status = HUNG_UP
         elif exchange.status == 0:
             exchange.status = error_status(Fault.OVERLOADED)
-        attempt, record, age_s = exchange.attempt, None, exchange.age_s
-        if attempt is not None:
-            try:
-                attempt.finish()
-                if exchange.keep is not None:
-                    exchange.keep.ended()
-            finally:
-                record = self._record(exchange, age_s)
-        elif self._settings.logs.refusals and exchange.endpoint is not None and exchange.principal is not None:
+        record, known = None, exchange.endpoint is not None and exchange.principal is not None
+        if exchange.attempt is not None or (known and self._settings.logs.refusals):
             record = self._record(exchange, age_s)
         elif exchange.capture is not None:
             exchange.capture.captured().done()
