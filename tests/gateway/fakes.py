@@ -142,8 +142,8 @@ class NothingDurable:
     async def live_producers(self, since_us: int) -> list[str]:
         return []
 
-    async def charge(self, root: str, attempt: str) -> tuple[Charge | None, Mapping[str, int]]:
-        return None, {}
+    async def charges(self, root: str, attempts: Sequence[str]) -> tuple[Mapping[str, Charge], Mapping[str, int]]:
+        return {}, {}
 
     async def listed(
         self,

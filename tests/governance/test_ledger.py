@@ -23,6 +23,7 @@ from tollkeeper.domain.ports import RootSnapshot
 from tollkeeper.domain.usage import Usage
 from tollkeeper.governance import outbox as outbox_module
 from tollkeeper.governance.store import Snapshot
+from tollkeeper.storage.spend import StoredSpend
 
 MONTH = "2026:11"
 
@@ -438,6 +439,39 @@ async def test_a_close_brings_nothing_again_that_the_store_has(
     assert await parts.spent("org_a") == {f"key_1:{month()}": 200 * 3 + 1000}
     marks = await parts.store.marks("org_a")
     assert marks is not None and marks[parts.ledger.producer] == 3, "its burial, the one charge, its end"
+    await parts.stop()
+
+
+async def test_what_is_brought_again_is_looked_up_together(
+    tmp_path: Path, url: str | None, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store has lost what a dead gateway left, or was in its memory: whether each of its attempts was charged
+    before is asked of the database a few times, not once for each."""
+    who = one_key("org_a", budget(10**9, rpm=10**6))
+    dead = await Parts.start(tmp_path, url, clock)
+    for number in range(700):
+        await dead.spend(who, f"r{number}.1", hold=10, cost=3)
+    assert await dead.ledger.flush(5)
+    await dead.sync.sync_once()
+    for number in range(700, 1_400):
+        await dead.spend(who, f"r{number}.1", hold=10, cost=3)
+    assert await dead.ledger.flush(5)
+    if url is not None:
+        await dead.store.client.call("FLUSHALL")  # type: ignore[attr-defined]
+    await abandon(dead)
+    await dead.database.close()
+    asked: list[int] = []
+    charges = StoredSpend.charges
+
+    async def counted(self: StoredSpend, root: str, attempts: Sequence[str]) -> Any:
+        asked.append(len(attempts))
+        return await charges(self, root, attempts)
+
+    monkeypatch.setattr(StoredSpend, "charges", counted)
+    parts = await Parts.start(tmp_path, url, clock)
+    assert parts.closer.open == 0
+    assert await parts.spent("org_a") == {f"key_1:{month()}": 1_400 * 3}
+    assert sum(asked) >= 700 and len(asked) <= 4, asked
     await parts.stop()
 
 

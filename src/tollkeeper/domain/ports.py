@@ -481,8 +481,9 @@ class SpendLedger(Protocol):
         """What is remembered of one idempotency key."""
         ...
 
-    async def charge(self, root: str, attempt: str) -> tuple[Charge | None, Mapping[str, int]]:
-        """The record of an attempt, and the marks at which it is true. Raises `DatabaseUnavailable`."""
+    async def charges(self, root: str, attempts: Sequence[str]) -> tuple[Mapping[str, Charge], Mapping[str, int]]:
+        """The records of those attempts that have one, and the marks at which that is true. Raises
+        `DatabaseUnavailable`."""
         ...
 
     async def listed(

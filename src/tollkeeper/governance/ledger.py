@@ -487,6 +487,7 @@ class Ledger:
 
         `covered` is its mark in the database. Returns how many attempts were presumed.
         """
+        self._recovery.soon(root)  # which brings many together, with what the store must know of them before
         self._succeed(dead, root, covered, forgotten)
         unsettled = [dispatch for where, dispatch, _ in dead.in_flight.values() if where == root]
         for dispatch in unsettled:

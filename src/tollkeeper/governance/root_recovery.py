@@ -18,6 +18,7 @@ from typing import Any, Final
 from tollkeeper.domain.admission import Checks, Grant
 from tollkeeper.domain.charges import UNCHARGED
 from tollkeeper.domain.entries import (
+    RANKED,
     Applied,
     AppliedStatus,
     Dispatch,
@@ -27,7 +28,6 @@ from tollkeeper.domain.entries import (
     dominates,
     included,
     is_buried,
-    is_plain,
     quarantined,
 )
 from tollkeeper.domain.errors import StoreDamaged, StoreUnavailable, Unavailable
@@ -48,7 +48,7 @@ RECALLS_MAX: Final = 10
 """How often the record of an attempt is brought back for one entry; once is usual."""
 REFUSALS_MAX: Final = 5
 """How often the store may refuse one entry, its keys mended, before the entry is set aside; about 2 s."""
-WINDOW_MAX: Final = 1_000
+WINDOW_MAX: Final = 500
 """Entries that a recovery sends before it waits for their answers."""
 NAMED_MAX: Final = 10
 """Keys that a log line names."""
@@ -311,16 +311,20 @@ class Recovery:
         return await self._hold_again(root, state)
 
     async def _send_again(self, root: str, state: Root, entries: Sequence[Entry]) -> bool:
-        """Apply entries in order: plain ones together, and alone the first that did not pass so. False: one was not
+        """Apply entries in order, many together, and alone the first that did not pass so. False: one was not
         applied."""
-        waiting = deque(entries)
+        waiting, most = deque(entries), WINDOW_MAX
         while waiting:
-            window = tuple(takewhile(is_plain, islice(waiting, WINDOW_MAX)))
+            window = tuple(takewhile(_goes_together, islice(waiting, most)))
             if window:
+                if not await self._recall(root, [e.attempt for e in window if e.kind in RANKED and not e.fresh]):
+                    return False
                 await self._applied_together(root, state, window)
             while waiting and waiting[0].number <= state.acknowledged:
                 waiting.popleft()
-            passed = window and window[-1].number <= state.acknowledged
+            passed = bool(window) and window[-1].number <= state.acknowledged
+            if window:
+                most = min(WINDOW_MAX, 2 * most) if passed else 1  # what stopped one may stop the next
             if waiting and not passed and not await self._sent_alone(root, state, waiting.popleft()):
                 return False
         return True
@@ -393,8 +397,11 @@ class Recovery:
         for _ in range(RECALLS_MAX + len(entry.counters)):
             answer = await self._applied(root, producer, entry)
             if answer.status is AppliedStatus.UNKNOWN:
-                look = self.keys.look_up if entry.kind is EntryKind.USAGE else self._recall
-                if not await look(root, entry.attempt):
+                if entry.kind is EntryKind.USAGE:
+                    looked = await self.keys.look_up(root, entry.attempt)
+                else:
+                    looked = await self._recall(root, [entry.attempt])
+                if not looked:
                     return False
                 continue
             if answer.status is not AppliedStatus.ABSENT:
@@ -405,16 +412,22 @@ class Recovery:
             await self._store.restore(root, answer.absent, SeedTotals(ref.expires_us, totals))
         return False
 
-    async def _recall(self, root: str, attempt: str) -> bool:
-        """Have the record of an attempt in the store again. False: the root must be loaded first."""
+    async def _recall(self, root: str, attempts: Sequence[str]) -> bool:
+        """Have the records of attempts in the store again. False: the root must be loaded first."""
+        if not attempts:
+            return True
         memory = await self._store.memory(root)
         if memory is None:
             return False
-        charge, marks = await self._spend.charge(root, attempt)
-        recalled = await self._store.recall(root, memory, attempt, charge or UNCHARGED, marks)
-        if recalled is None:
+        charges, marks = await self._spend.charges(root, attempts)
+        recalls = [self._store.recall(root, memory, a, charges.get(a, UNCHARGED), marks) for a in attempts]
+        told = await asyncio.gather(*recalls, return_exceptions=True)
+        for outcome in told:  # all have come to their end
+            if isinstance(outcome, BaseException):
+                raise outcome
+        if None in told:
             self.state(root).suspect = True
-        return recalled is not None
+        return None not in told
 
     async def _applied(self, root: str, producer: str, entry: Entry) -> Applied:
         future: asyncio.Future[Applied] = asyncio.get_running_loop().create_future()
@@ -471,3 +484,8 @@ class Recovery:
             "entry_refused", root=root, entry=entry.number, attempt=attempt, cost_usd=cost, why=str(error)
         )
         return True
+
+
+def _goes_together(entry: Entry) -> bool:
+    """Whether nothing must be looked up for this entry alone before it is applied."""
+    return entry.kind is not EntryKind.USAGE

@@ -201,12 +201,13 @@ class StoredSpend:
             row = await transaction.row(query)
         return None if row is None else _used_of(row)
 
-    async def charge(self, root: str, attempt: str) -> tuple[Charge | None, Mapping[str, int]]:
+    async def charges(self, root: str, attempts: Sequence[str]) -> tuple[Mapping[str, Charge], Mapping[str, int]]:
         """See `ports.SpendLedger`."""
+        query = select(charges).where(charges.c.root == root, charges.c.attempt.in_(attempts))
         async with self._transactions.snapshot() as transaction:
             stored = await _stored_marks(transaction, root)
-            row = await transaction.row(select(charges).where(charges.c.root == root, charges.c.attempt == attempt))
-        return (None if row is None else _listed(row).charge), stored
+            listed = [_listed(row) for row in await transaction.rows(query)]
+        return {each.attempt: each.charge for each in listed}, stored
 
     async def listed(
         self,
