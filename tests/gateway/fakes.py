@@ -87,6 +87,7 @@ class Records:
 
     def __init__(self) -> None:
         self.all: list[RequestRecord] = []
+        self.expected = 0
         self.bodies: list[tuple[Body | None, Body | None]] = []
 
     def put(self, record: RequestRecord, bodies: CapturedBodies | None = None) -> None:
@@ -94,6 +95,9 @@ class Records:
             self.bodies.append(bodies.read())
             bodies.done()
         self.all.append(record)
+
+    def expect(self, count: int) -> None:
+        self.expected = len(self.all) + count
 
 
 class NothingDurable:

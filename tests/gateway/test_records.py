@@ -143,13 +143,18 @@ NUMBERS = {"time_us": 0, "status": 200}
 
 
 async def test_an_answer_does_not_wait_for_its_record(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The record is made after the turn of the loop that wrote the answer, at whose end it leaves."""
+    """The record is made after the turn of the loop that wrote the answer, at whose end it leaves. In between the log
+    knows that it will come."""
     turns = list[str]()
+
+    def expected() -> int:
+        return stand.records.expected
+
     respond, put = Request.respond, stand.records.put
 
     async def responding(self: Request, status: int, lines: str, body: bytes) -> None:
         await respond(self, status, lines, body)
-        asyncio.get_running_loop().call_soon(turns.append, "the turn is over")
+        asyncio.get_running_loop().call_soon(lambda: turns.append(f"the turn is over, expected {expected()}"))
 
     def putting(record: RequestRecord, bodies: CapturedBodies | None = None) -> None:
         turns.append("recorded")
@@ -159,7 +164,7 @@ async def test_an_answer_does_not_wait_for_its_record(stand: Stand, monkeypatch:
     monkeypatch.setattr(stand.records, "put", putting)
     assert (await stand.post(chat())).status == 200
     await stand.settled()
-    assert turns == ["the turn is over", "recorded"]
+    assert turns == ["the turn is over, expected 1", "recorded"]
 
 
 async def test_a_record_that_fails_stops_no_other(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -382,3 +382,32 @@ async def test_an_adoption_that_fails_half_way_is_repeated_without_doubles(tmp_p
     stats = target.now()
     assert (stats.waiting, stats.lost, stats.repeated) == (4, 3, 0)
     assert await adopt(tmp_path, lambda _: target, 10**6) == 0
+
+
+async def test_what_was_expected_when_the_process_was_killed_is_told_as_lost(tmp_path: Path) -> None:
+    """A request is answered a moment before its record is added."""
+    spool = Spool(tmp_path, "p", 10**6)
+    producer = Producer("p", queue(), spool)
+    producer.add(b"one")
+    producer.expect(1)
+    producer.expect(2)
+    producer.add(b"two")
+    assert (producer.number, spool.last) == (2, 3)
+    os.close(spool._lock)  # as when the process is killed
+    target = queue()
+    target.away = False
+    assert await adopt(tmp_path, lambda _: target, 10**6) == 1
+    assert target.now().lost == 3
+
+
+async def test_what_was_expected_and_did_not_come_is_not_told_after_a_stop(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, "p", 10**6)
+    producer = Producer("p", queue(), spool)
+    producer.expect(3)
+    for number in range(1, 3):
+        assert producer.add(b"x" * 10) == number
+    assert spool.last == 3
+    assert await producer.stop() == 0
+    (again,) = orphans(tmp_path, 10**6)
+    assert (again.last, again.newest) == (2, 2)
+    again.close(remove=False)

@@ -157,7 +157,7 @@ class Gateway:
         await records.start()
         trimming = asyncio.create_task(give_back(lambda: records.delivered))
         parts.callback(trimming.cancel)
-        bodies = BodyLog(records.put, Redactor(settings.logs, known_secrets(settings)), metrics)
+        bodies = BodyLog(records.put, Redactor(settings.logs, known_secrets(settings)), metrics, records.expect)
         parts.push_async_callback(bodies.stop)
 
         tracing = None

@@ -90,6 +90,10 @@ class RecordSink(Protocol):
         """Number the record and queue it for delivery, with what was kept of its bodies, redacted."""
         ...
 
+    def expect(self, count: int) -> None:
+        """So many records are about to be put: if this process is killed before, they are told as lost."""
+        ...
+
 
 class LogReader(Protocol):
     """Log records that were delivered, newest first."""

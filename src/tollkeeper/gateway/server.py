@@ -107,6 +107,8 @@ class DataPlane:
         self._ended: list[tuple[Exchange, float]] = []
         """Requests that ended in this turn of the loop, each with how long it took in seconds: at most one for each
         connection. They are in flight until they are written down."""
+        self._expected = 0
+        """How many of these get a record."""
         self._instruments = Instruments(metrics, self._in_flight)
         fleet = Fleet(breaker_rules(settings.routing), self._router.named())
         metrics.gauges(
@@ -376,13 +378,23 @@ class DataPlane:
                     exchange.keep.ended()
         finally:
             self._ended.append((exchange, exchange.age_s))
+            if self._is_recorded(exchange):
+                self._expected += 1
+                self._records.expect(self._expected)
             if len(self._ended) == 1:
                 exchange.client.task.get_loop().call_soon(self._write_down)
 
+    def _is_recorded(self, exchange: Exchange) -> bool:
+        """Every admitted request is, and of the others of known keys each if the settings say so."""
+        if exchange.attempt is not None:
+            return True
+        return self._settings.logs.refusals and exchange.endpoint is not None and exchange.principal is not None
+
     def _write_down(self) -> None:
         """Write down the requests that have ended. What a turn of the loop writes to sockets leaves at its end, so no
-        client waits for this, and several in a row cost less than each by itself."""
-        ended, self._ended = self._ended, []
+        client waits for this, and several in a row cost less than each by itself. If the process is killed before,
+        the log knows how many records are missing."""
+        ended, self._ended, self._expected = self._ended, [], 0
         for exchange, age_s in ended:
             about_request(exchange.request_id)
             try:
@@ -401,8 +413,8 @@ class DataPlane:
             exchange.status = HUNG_UP
         elif exchange.status == 0:
             exchange.status = error_status(Fault.OVERLOADED)
-        record, known = None, exchange.endpoint is not None and exchange.principal is not None
-        if exchange.attempt is not None or (known and self._settings.logs.refusals):
+        record = None
+        if self._is_recorded(exchange):
             record = self._record(exchange, age_s)
         elif exchange.capture is not None:
             exchange.capture.captured().done()

@@ -64,8 +64,14 @@ class _Job:
 class BodyLog:
     """Implements `ports.RecordSink`; `put` is where finished records go. For one event loop; `stop` comes last."""
 
-    def __init__(self, put: Callable[[RequestRecord], object], redactor: Redactor, metrics: Metrics) -> None:
-        self._put, self._redactor = put, redactor
+    def __init__(
+        self,
+        put: Callable[[RequestRecord], object],
+        redactor: Redactor,
+        metrics: Metrics,
+        expect: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        self._put, self._redactor, self._expect = put, redactor, expect
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._jobs: dict[_Job, None] = {}
         self._worker: threading.Thread | None = None
@@ -90,6 +96,10 @@ class BodyLog:
             self._finish(_Job(record, bodies), OVERFLOW)
         else:
             self._enqueue(_Job(record, bodies))
+
+    def expect(self, count: int) -> None:
+        """See `ports.RecordSink`. A record that the thread still has when the next one is put is expected no more."""
+        self._expect(count)
 
     def _redact_labels(self, record: RequestRecord) -> None:
         """Short texts, by pattern alone: quick enough for the event loop, and mostly known from before."""

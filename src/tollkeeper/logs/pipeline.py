@@ -138,6 +138,7 @@ class LogPipeline:
         self._task: asyncio.Task[None] | None = None
         self._others: list[asyncio.Task[None]] = []
         self._add = self._producer.add
+        self.expect = self._producer.expect
         self._replaced = 0
         self._dropped_by_queue = 0
         self._warned = False

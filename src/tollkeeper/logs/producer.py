@@ -63,6 +63,7 @@ class Producer:
         self.brought = 0
         """The last number that the queue or the spool has."""
         self.dropped = 0
+        self._told = 0  # the last number that the spool knows of
         self._queue, self._spool = queue, spool
         self._pending_bytes_max = pending_bytes_max
         self._on_kept, self._on_dropped = on_kept, on_dropped
@@ -100,8 +101,8 @@ class Producer:
     def add(self, part: bytes, body: bytes = b"") -> int:
         """Take a record; its number."""
         number = self.number = self.number + 1
-        if self._spool is not None:
-            self._spool.gave(number)
+        if number > self._told:
+            self._tell(number)
         self._parts.append(part)
         self._bodies.append(body)
         self._bytes += len(part) + len(body)
@@ -116,6 +117,15 @@ class Producer:
             self._idle.clear()
             self._loop.call_soon(self._tick)
         return number
+
+    def expect(self, count: int) -> None:
+        """So many records are about to be added: if this process is killed before, they are told as lost."""
+        self._tell(self.number + count)
+
+    def _tell(self, number: int) -> None:
+        self._told = number
+        if self._spool is not None:
+            self._spool.gave(number)
 
     def add_together(self, parts: Sequence[bytes]) -> int:
         """Take records that arrive all or none: at most CHUNK_RECORDS_MAX, of CHUNK_BYTES_MAX. The last number."""
@@ -224,6 +234,7 @@ class Producer:
             self._spill()
         left = self.pending
         if self._spool is not None:
+            self._tell(self.number)
             self._spool.close(remove=not left and not len(self._spool))
             self._spool = None
         return left
