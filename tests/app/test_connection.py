@@ -214,6 +214,31 @@ async def test_what_two_parsers_could_read_differently_is_refused(data: bytes) -
         assert "/smuggled" not in echo.served
 
 
+CHUNKED = b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("begin", "endless"),
+    [
+        (b"GET / HTTP/1.1\r\nhost: x\r\nx-a: ", b"a"),
+        (b"GET / HTTP/1.1\r\nhost: x\r\nx", b"a"),
+        (CHUNKED + b"2\r\nhi\r\n0\r\nx-a: ", b"a"),
+        (CHUNKED + b"2\r\nhi\r\n0\r\nx", b"a"),
+        (CHUNKED + b"2;x=", b"a"),
+        (b"", b"\r\n"),
+    ],
+    ids=repr,
+)
+async def test_what_never_ends_is_refused_before_it_fills_the_memory(begin: bytes, endless: bytes) -> None:
+    """A field, a trailer or a chunk's extension: the parser keeps some of them until they are whole."""
+    async with served(Echo()) as listener:
+        client = await listener.client()
+        client.write(begin)
+        for _ in range(10 * rules.UNHEARD_BYTES_MAX // 10_000):
+            client.write(endless * (10_000 // len(endless)))
+        assert statuses(await client.all()) == [400]
+
+
 async def test_a_body_that_becomes_unreadable_is_told_to_both_sides() -> None:
     """The application sees a client that left, the client a 400."""
     async with served(echo := Echo()) as listener:

@@ -31,6 +31,8 @@ Application = Callable[[Scope, Receive, AsgiSend], Coroutine[Any, Any, None]]
 
 HEADER_BYTES_MAX: Final = 65_536
 """Target and header fields of one request together."""
+UNHEARD_BYTES_MAX: Final = 65_536
+"""Bytes of which the parser tells nothing yet: of one endless field or trailer, or of chunks that never begin."""
 HEADERS_MAX: Final = 200
 PIPELINED_MAX: Final = 32
 """Requests that may wait behind the one being answered; a client that sends more is refused."""
@@ -309,7 +311,8 @@ class Request(Client):
             lines += b"connection: close\r\n"
         if self._chunked:
             lines += b"transfer-encoding: chunked\r\n"
-        self._begun = b"%b%b%b\r\n" % (_STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status, lines, shared.date)
+        first = _STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
+        self._begun = b"".join((first, lines, shared.date, b"\r\n"))
 
     def _body(self, body: bytes, *, last: bool) -> None:
         if self._silent:
@@ -413,6 +416,7 @@ class Connection(asyncio.Protocol):
     """One client. `idle_since` and `header_since` (the loop's time, None: neither) are for who ends slow ones."""
 
     __slots__ = (
+        "_body_bytes",
         "_current",
         "_deaf",
         "_expects",
@@ -425,6 +429,7 @@ class Connection(asyncio.Protocol):
         "_repeated",
         "_transport",
         "_tries",
+        "_unheard_bytes",
         "_url",
         "_waiting",
         "client",
@@ -444,6 +449,7 @@ class Connection(asyncio.Protocol):
         self._waiting: list[Request] = []  # at most `PIPELINED_MAX`; an empty deque would be 600 bytes
         self._refusal: Refused | None = None  # to be told after what came before it
         self._deaf = False  # nothing more is taken from this client
+        self._body_bytes = self._unheard_bytes = 0
         self._reading = True
         self._repeated: Repeated | None = None
         self._tries = REPEATED_TRIES
@@ -474,6 +480,7 @@ class Connection(asyncio.Protocol):
             if digits is not None and len(self.shared.connections) <= self.shared.connections_max:
                 self._serve_again(self._repeated, digits, data)
                 return
+        heard = self._newest, self._header_bytes, self._body_bytes
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -489,6 +496,16 @@ class Connection(asyncio.Protocol):
         else:
             if between and self._tries:
                 self._keep_head(data)
+            if heard == (self._newest, self._header_bytes, self._body_bytes):
+                self._bound_unheard(len(data))
+            else:
+                self._unheard_bytes = 0
+
+    def _bound_unheard(self, size: int) -> None:
+        """So many bytes came that told nothing: the parser may be keeping them."""
+        self._unheard_bytes += size
+        if self._unheard_bytes > UNHEARD_BYTES_MAX:
+            self._refuse(Refused(400, "The request's header is too large."))
 
     def _serve_again(self, repeated: Repeated, digits: bytes, data: bytes) -> None:
         """A request whose head is known."""
@@ -601,6 +618,7 @@ class Connection(asyncio.Protocol):
 
     def on_body(self, part: bytes) -> None:
         """Called by the parser."""
+        self._body_bytes += len(part)
         request = self._newest
         if request is not None and not request.done and request.add(part):
             self._stop_reading()
