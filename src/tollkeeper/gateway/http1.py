@@ -51,6 +51,7 @@ TIMER_SLACK_S: Final = 0.002
 """Timers of some event loops tick in milliseconds and fire that much early."""
 LENGTH, CODING = b"\r\ncontent-length:", b"\r\ntransfer-encoding:"
 """As these fields start within a head in lower case."""
+VERSIONS: Final = (b"HTTP/1.1 ", b"HTTP/1.0 ")
 
 
 class _Refused(Exception):
@@ -244,7 +245,6 @@ class Http1Response:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    @property
     def tail(self) -> bytes:
         """The last piece of the body that nobody has taken yet."""
         return self._parts[-1] if self._parts else b""
@@ -477,7 +477,7 @@ class Connection(asyncio.Protocol):
         costs a reuse.
         """
         assert self._response is not None
-        if self._has_length and (tail := self._response.tail):
+        if self._has_length and (tail := self._response.tail()):
             return data.endswith(tail)
         return data.endswith(b"\r\n") and not data.endswith(b"\r\n\r\n\r\n")
 
@@ -517,23 +517,26 @@ class Connection(asyncio.Protocol):
         response = self._response
         assert response is not None
         status: int = self._parser.get_status_code()
-        headers = self._take_head()
-        if self._parser.get_http_version() not in ("1.1", "1.0") or status > 599:
+        head = self._take_head()
+        if not head.startswith(VERSIONS) or status > 599:
             raise _Refused
         if status < 200:
             self._informational += 1
             if status < 100 or status == 101 or self._informational > INFORMATIONAL_MAX:
                 raise _Refused
             return
-        coding, lengths, codings = headers.raw(CODING), headers.count(LENGTH), headers.count(CODING)
-        if lengths + codings > 1 or (coding is not None and coding.lower() != b"chunked"):
+        headers = Headers(head)
+        lengths, coding = headers.count(LENGTH), headers.raw(CODING)
+        if lengths > 1 or (
+            coding is not None and (lengths or headers.count(CODING) > 1 or coding.lower() != b"chunked")
+        ):
             raise _Refused
         self._has_length = lengths == 1
-        self._to_eof = not lengths + codings and status not in (204, 304)
+        self._to_eof = not lengths and coding is None and status not in (204, 304)
         self._arrived = b""
         response.headers, response.status = headers, status
 
-    def _take_head(self) -> Headers:
+    def _take_head(self) -> bytes:
         """The head that the parser has just come to the end of, taken from what has arrived."""
         arrived = self._arrived.lstrip(b"\r\n")  # empty lines before an answer, which the parser skips
         end = arrived.find(b"\r\n\r\n") + 2
@@ -541,7 +544,7 @@ class Connection(asyncio.Protocol):
         self._head_bytes += len(head)
         if end < 2 or self._head_bytes > HEAD_BYTES_MAX or head.count(b"\n") - 1 > HEADERS_MAX:
             raise _Refused
-        return Headers(head)
+        return head
 
     def on_body(self, part: bytes) -> None:
         """Called by the parser."""

@@ -73,14 +73,15 @@ class Pool:
         """See `Upstream.send`."""
         length = len(body) if isinstance(body, bytes) else sum(map(len, body))
         head = self._head(method, path, headers, length)
-        settings = self._settings
-        ends_at = self._loop.time() + settings.total_timeout_s
+        settings, now = self._settings, self._loop.time()
+        ends_at = now + settings.total_timeout_s
         connection = self._take()
         if connection is None:
             connection = await self._acquire()
+            now = self._loop.time()
         if length > WRITE_BYTES or not isinstance(body, bytes):
             return await connection.exchange(head, body, settings, ends_at)
-        until = self._loop.time() + settings.first_byte_timeout_s
+        until = now + settings.first_byte_timeout_s
         response = connection.ask(head + body, settings, ends_at)
         while not response.status:
             await response.arrival(until)
@@ -205,7 +206,7 @@ class Pool:
 
     def idle(self, connection: Connection) -> None:
         """See `http1.Owner`."""
-        waiter = self._next_waiter()
+        waiter = self._next_waiter() if self._waiting else None
         if waiter is None:
             self._idle.append(connection)
         else:

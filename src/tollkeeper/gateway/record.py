@@ -181,7 +181,6 @@ class Exchange:
             elif found is not None:
                 self.methods = found
 
-    @property
     def age_s(self) -> float:
         """Since the request arrived."""
         return time.perf_counter() - self.arrived

@@ -246,14 +246,14 @@ class DataPlane:
 
     async def _authenticate(self, exchange: Exchange) -> Principal:
         principal = exchange.principal = await self._keys.principal(_secret_of(exchange.client), exchange.time_us)
-        self._instruments.authentication.observe(exchange.age_s)
+        self._instruments.authentication.observe(exchange.age_s())
         return principal
 
     def _known(self, exchange: Exchange) -> Principal | None:
         """The same for a key of the table that nothing speaks against, without waiting; None for any other."""
         principal = exchange.principal = self._keys.known(_secret_of(exchange.client), exchange.time_us)
         if principal is not None:
-            self._instruments.authentication.observe(exchange.age_s)
+            self._instruments.authentication.observe(exchange.age_s())
         return principal
 
     async def _generate(self, exchange: Exchange, endpoint: Endpoint) -> None:
@@ -377,7 +377,7 @@ class DataPlane:
                 if exchange.keep is not None:
                     exchange.keep.ended()
         finally:
-            self._ended.append((exchange, exchange.age_s))
+            self._ended.append((exchange, exchange.age_s()))
             if self._is_recorded(exchange):
                 self._expected += 1
                 self._records.expect(self._expected)
