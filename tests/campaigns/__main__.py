@@ -12,7 +12,7 @@ from benchmarks.table import table
 
 from tests.campaigns import Outcome
 
-CAMPAIGNS = ("twins", "load", "failover", "logs", "storm", "faults", "controls", "soak")
+CAMPAIGNS = ("twins", "load", "failover", "logs", "storm", "faults", "controls", "pressure", "soak")
 ROUNDS = 10
 
 

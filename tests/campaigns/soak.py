@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -83,15 +83,23 @@ def body(key: str, directive: str, *, stream: bool = False) -> dict[str, Any]:
     }
 
 
-def steady_load(folder: Path, url: str, secret: str, seconds: int) -> "subprocess.Popen[str]":
+def steady_load(
+    folder: Path,
+    url: str,
+    secret: str,
+    seconds: int,
+    *,
+    connections: int = STEADY_CONNECTIONS,
+    delay_ms: int = STEADY_DELAY_MS,
+) -> "subprocess.Popen[str]":
     """wrk, for the whole time."""
     script = folder / "steady.lua"
-    text = msgspec.json.encode(body("steady", f"input=60 output=20 delay_ms={STEADY_DELAY_MS}")).decode()
+    text = msgspec.json.encode(body("steady", f"input=60 output=20 delay_ms={delay_ms}")).decode()
     script.write_text(
         f"wrk.method = 'POST'\nwrk.body = [==[{text}]==]\nwrk.headers['Content-Type'] = 'application/json'\n"
         f"wrk.headers['Authorization'] = 'Bearer {secret}'\n"
     )
-    command = ["wrk", "-t1", f"-c{STEADY_CONNECTIONS}", f"-d{seconds}s", "-s", str(script)]
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-s", str(script)]
     return subprocess.Popen([*command, f"{url}/v1/chat/completions"], stdout=subprocess.PIPE, text=True)
 
 
@@ -212,7 +220,7 @@ async def at_rest(fleet: Fleet) -> list[str]:
         await asyncio.sleep(0.5)
 
 
-async def compare(fleet: Fleet) -> tuple[int, int, list[str]]:
+async def compare(fleet: Fleet, keys: Sequence[str] = KEYS) -> tuple[int, int, list[str]]:
     """Requests served, presumed charges, and where the database differs from the provider's journal."""
     await fleet.sync_all()
     database = await Database.open(fleet.database_url)
@@ -250,7 +258,7 @@ async def compare(fleet: Fleet) -> tuple[int, int, list[str]]:
             truth[request.user] = truth[request.user].plus(Account(0, 1))
     wrong += [
         f"{key}: provider {tuple(truth[key])}, database {tuple(known[key])}"
-        for key in KEYS
+        for key in keys
         if truth.get(key, NOTHING) != known.get(key, NOTHING)
     ]
     return served, len(presumed), wrong
