@@ -576,10 +576,7 @@ class Connection(asyncio.Protocol):
         headers = self._headers
         if self._header_bytes > HEADER_BYTES_MAX or len(headers) >= HEADERS_MAX:
             raise Refused(400, "The request's header is too large.")
-        name = name.lower()
-        if name == b"expect" and value.lower() == b"100-continue":
-            self._expects = True
-        headers.append((name, value))
+        headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         """Called by the parser."""
@@ -595,6 +592,8 @@ class Connection(asyncio.Protocol):
             raise Refused(400, "The request's target has characters that must be percent-encoded.") from None
         version = parser.get_http_version()
         headers, self._headers = self._headers, []  # trailers come after the header is complete and belong nowhere
+        fields = dict(reversed(headers))
+        self._expects = fields.get(b"expect", b"").lower() == b"100-continue"
         head = Head(
             version,
             parser.get_method().decode("ascii"),
@@ -602,7 +601,7 @@ class Connection(asyncio.Protocol):
             raw_path,
             query,
             headers,
-            dict(reversed(headers)),
+            fields,
             version == "1.1" and parser.should_keep_alive(),
         )
         request = self._newest = Request(self, head, expects=self._expects)
