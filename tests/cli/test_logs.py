@@ -112,7 +112,8 @@ def test_stats_tell_totals_models_and_keys(shipped: Path, command: Command) -> N
 
 async def test_tail_follows_until_it_is_interrupted(shipped: Path, workdir: Path) -> None:
     """What is there, then what arrives, each once; Ctrl-C ends it without a word."""
-    arguments = [*COMMAND, "logs", "tail", "-n", "1", "-f"]
+    heeding = ["env", "--default-signal=INT"]  # a shell has its background jobs, such as this test run, ignore it
+    arguments = [*heeding, *COMMAND, "logs", "tail", "-n", "1", "-f"]
     with subprocess.Popen(
         arguments, cwd=workdir, env=clean_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as tail:
