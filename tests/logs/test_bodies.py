@@ -28,8 +28,12 @@ class Stand:
         redactor = Redactor(LogSettings(**settings))
         redactor.callable = call
         self.records: list[RequestRecord] = []
-        self.log = BodyLog(self.records.append, redactor, self.metrics)
+        self.expected = 0
+        self.log = BodyLog(self.records.append, redactor, self.metrics, self.expect)
         self.done = 0
+
+    def expect(self, count: int) -> None:
+        self.expected = count
 
     def put(self, number: int, value: Any = "hello", bytes_max: int = 10_000, **fields: Any) -> None:
         def done() -> None:
@@ -56,6 +60,20 @@ async def test_bodies_are_redacted_texts_in_their_record() -> None:
     assert record.response_body == '{"answer":"[redacted] [redacted]"}'
     assert (record.bodies_cut, record.bodies_omitted, stand.done) == (False, None, 1)
     assert (record.metadata, record.tags) == ({"[redacted]": "[redacted]"}, ("[redacted]", "b"))
+
+
+async def test_a_record_that_the_thread_has_is_expected() -> None:
+    """If the process is killed now it is missing like one that was just answered."""
+    stand, goes_on = Stand(lambda _, text: goes_on.wait(60) and text), threading.Event()
+    stand.log.expect(1)
+    stand.put(1)
+    stand.log.expect(1)
+    assert stand.expected == 2
+    goes_on.set()
+    await until(lambda: stand.records)
+    stand.log.expect(1)
+    assert stand.expected == 1
+    await stand.log.stop()
 
 
 async def test_a_record_without_bodies_passes_at_once_with_its_labels_redacted() -> None:

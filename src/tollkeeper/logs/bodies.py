@@ -98,8 +98,8 @@ class BodyLog:
             self._enqueue(_Job(record, bodies))
 
     def expect(self, count: int) -> None:
-        """See `ports.RecordSink`. A record that the thread still has when the next one is put is expected no more."""
-        self._expect(count)
+        """See `ports.RecordSink`. So are those that the thread still has."""
+        self._expect(count + len(self._jobs))
 
     def _redact_labels(self, record: RequestRecord) -> None:
         """Short texts, by pattern alone: quick enough for the event loop, and mostly known from before."""
