@@ -487,7 +487,6 @@ class Ledger:
 
         `covered` is its mark in the database. Returns how many attempts were presumed.
         """
-        self._recovery.soon(root)  # which brings many together, with what the store must know of them before
         self._succeed(dead, root, covered, forgotten)
         unsettled = [dispatch for where, dispatch, _ in dead.in_flight.values() if where == root]
         for dispatch in unsettled:
@@ -499,7 +498,10 @@ class Ledger:
     def _succeed(self, dead: Outbox, root: str, covered: int, forgotten: Collection[str]) -> None:
         if dead.producer not in forgotten:
             self.bury(root, dead.producer)
-        for entry in dead.entries_above(root, included(covered)):
+        entries = dead.entries_above(root, included(covered))
+        if entries:  # a recovery brings many together, with what the store must know of them before
+            self._recovery.soon(root)
+        for entry in entries:
             again = issued_again(entry, dead.producer, forgotten)
             if again is not None:
                 self._usage.pending.add(root, self.producer, self._issue(root, again))
