@@ -123,14 +123,18 @@ def governed(
 ) -> tuple[GatewayProcess, str]:
     """A gateway with a key under limits and a budget that are never reached. `more`: of its configuration."""
     gateway = GatewayProcess(folder, upstream, environ, more)
-    pin(gateway.process.pid, OURS)
     limits = {"rpm": 10**9, "tpm": 10**12, "max_parallel": 10_000, "budgets": {"month": "1000000"}}
     request: dict[str, object] = {"name": "bench", "limits": limits}
     if scopes == 3:
         gateway.admin("POST", "/organisations", {"name": "org", "limits": limits})
         gateway.admin("POST", "/teams", {"name": "team", "organisation": "org", "limits": limits})
         request["team"] = "team"
-    return gateway, str(gateway.admin("POST", "/keys", request)["secret"])
+    secret = str(gateway.admin("POST", "/keys", request)["secret"])
+    gateway.stop()  # what is measured serves requests and is not administered
+    gateway.launch()
+    gateway.wait_until_ready()
+    pin(gateway.process.pid, OURS)
+    return gateway, secret
 
 
 def others(stack: ExitStack) -> tuple[Path, SimulatorProcess, RedisServer]:

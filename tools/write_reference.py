@@ -267,7 +267,7 @@ async def _started(folder: Path) -> tuple[list[Declaration], dict[str, Any]]:
     gateway = Gateway(settings.Settings(data_dir=folder, secrets=secrets, tracing=tracing))
     await gateway.start()
     try:
-        return gateway.metrics.declared(), document(gateway._admin.api)
+        return gateway.metrics.declared(), document(gateway._admin.load().api)
     finally:
         await gateway.stop()
 

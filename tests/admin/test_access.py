@@ -67,7 +67,9 @@ NOT_THERE = {"{attempt}"}
 
 def routes(control: Control) -> Iterator[str]:
     """What is served, as the framework describes it."""
-    for path, operations in get_openapi(title="", version="", routes=control.application.api.routes)["paths"].items():
+    for path, operations in get_openapi(title="", version="", routes=control.application.load().api.routes)[
+        "paths"
+    ].items():
         yield from (f"{method.upper()} {path}" for method in operations)
 
 

@@ -350,7 +350,7 @@ async def test_teams_and_organisations(control: Control) -> None:
 
 async def test_every_page_asks_who_it_is_and_for_which_role(control: Control) -> None:
     """The matrix over all routes: nothing without a session; what needs an admin is refused to others."""
-    site = control.application._dashboard
+    site = control.application.load().dashboard
     routes = [(route.path, method) for route in site._routes for method in (route.methods or set()) - {"HEAD"}]
     assert len(routes) > 15
     key = (await control("POST", "/admin/v1/keys", {"name": "mine"})).json

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tollkeeper.admin.access import Caller
+from tollkeeper.admin.caller import Caller
 from tollkeeper.admin.dashboard.charts import SERIES_MAX, Series, ceiling, columns, largest, meter
 from tollkeeper.admin.dashboard.formats import changes, dollars, money
 from tollkeeper.admin.dashboard.pages.counted import counted, quantile_s

@@ -1,4 +1,4 @@
-"""Who asks, and what its role allows. Every route says which roles it is for; one that does not is refused at start.
+"""What a caller's role allows. Every route says which roles it is for; one that does not is refused when it is made.
 
 The guard (asgi.py) has put the caller into the request's scope before the framework saw it.
 """
@@ -6,41 +6,17 @@ The guard (asgi.py) has put the caller into the request's scope before the frame
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Final
 
-import msgspec
 from fastapi import Depends, Request
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute
 
-from tollkeeper.domain.audit import Author
+from tollkeeper.admin.caller import CALLER, Caller
 from tollkeeper.domain.errors import Forbidden, InvalidInput
-from tollkeeper.domain.operators import Actor, Role
+from tollkeeper.domain.operators import Role
 
 KNOWN_QUERY: Final = "known_query"
 """The attribute of a route's function with the names of its query parameters."""
-CALLER: Final = "tollkeeper.caller"
-"""Where the caller is in a request's scope."""
-
-
-class Caller(msgspec.Struct, frozen=True):
-    """An actor, and the request that it makes: what services are asked by, and audit events name."""
-
-    actor: Actor
-    request_id: str
-    address: str
-    source: str = "api"
-    idempotency: bytes | None = None
-
-    @property
-    def author(self) -> Author:
-        """As the audit log knows it."""
-        actor = self.actor
-        return Author(actor.id, actor.name, self.source, self.address, self.request_id, self.idempotency)
-
-    @property
-    def owned(self) -> tuple[str, ...] | None:
-        """The ids that lists are limited to; None: to none."""
-        return None if self.actor.sees_all else self.actor.owns
 
 
 class Needs:

@@ -1,4 +1,4 @@
-"""The control plane as one ASGI application: probes, dashboard, the page `/docs`, the admin API behind its guard."""
+"""The admin API as a FastAPI application, with the page `/docs`. control_plane.py puts the guard before it."""
 
 import re
 from collections.abc import Callable
@@ -13,15 +13,9 @@ from starlette.exceptions import HTTPException
 
 from tollkeeper.admin import models
 from tollkeeper.admin.access import describe_roles
-from tollkeeper.admin.asgi import Guard, Receive, Scope, Send, answer_error
-from tollkeeper.admin.authentication import Authenticator
-from tollkeeper.admin.dashboard import dashboard
-from tollkeeper.admin.dashboard.sessions import PATH as DASHBOARD
 from tollkeeper.admin.errors import ERRORS, error_body
-from tollkeeper.admin.idempotency import Idempotency
 from tollkeeper.admin.openapi import Document, document, page
 from tollkeeper.admin.parts import Parts
-from tollkeeper.admin.probes import INDEX, Probes
 from tollkeeper.admin.routes.budgets import budgets
 from tollkeeper.admin.routes.corrections import corrections, store_accounts
 from tollkeeper.admin.routes.groups import organisations, teams
@@ -41,41 +35,8 @@ DECLARED: Final = HTTPBearer(scheme_name="Bearer", auto_error=False)
 DOCS_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 
-class ControlPlane:
-    """Everything that is not `/v1/`, as an ASGI application."""
-
-    def __init__(self, parts: Parts) -> None:
-        self.services = Services(parts)
-        self.authenticator = Authenticator(
-            bootstrap=parts.admin_token, tokens=parts.tokens, limiter=parts.logins, metrics=parts.metrics
-        )
-        self.api = _api(self.services, parts)
-        self._guarded = Guard(Idempotency(self.api, parts.idempotency), self.authenticator)
-        self._dashboard = dashboard(parts, self.services, self.authenticator)
-        self._probes = Probes(
-            readiness=parts.readiness, exposition=parts.exposition, index=INDEX.format(version=parts.version)
-        )
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
-        if scope["type"] == "http" and scope["path"] in Probes.PATHS:
-            await self._probes(scope, receive, send)
-        elif scope["type"] == "http" and (scope["path"] + "/").startswith(f"{DASHBOARD}/"):
-            await self._dashboard(scope, receive, send)
-        else:
-            await self._guarded(scope, receive, send)
-
-    async def public(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Probes alone; everything else is as if it did not exist: the control plane has a listener of its own."""
-        if scope["type"] == "http" and scope["path"] in Probes.PATHS:
-            await self._probes(scope, receive, send)
-        elif scope["type"] == "http":
-            await answer_error(send, "not_found", "There is nothing here.")
-        else:
-            await self._guarded(scope, receive, send)
-
-
-def _api(services: Services, parts: Parts) -> FastAPI:
+def api_of(services: Services, parts: Parts) -> FastAPI:
+    """The admin API and its documentation, for a guard to let callers through to."""
     api = FastAPI(title="Tollkeeper", version=parts.version, docs_url=None, redoc_url=None, openapi_url=None)
     responses: dict[int | str, dict[str, Any]] = {
         ERRORS[code].status: {"model": models.Error, "description": ERRORS[code].text} for code in DESCRIBED

@@ -10,8 +10,8 @@ from typing import Any, Final
 
 import msgspec
 
-from tollkeeper.admin.access import CALLER, Caller
 from tollkeeper.admin.authentication import Authenticator, LoginRefusal
+from tollkeeper.admin.caller import CALLER, Caller
 from tollkeeper.admin.errors import ERRORS, error_body
 from tollkeeper.domain.errors import DatabaseUnavailable
 from tollkeeper.observability.logging import about_request
@@ -24,6 +24,7 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers = tuple[tuple[bytes, bytes], ...]
 
 ADMIN_PREFIX: Final = "/admin/"
+DASHBOARD: Final = "/dashboard"
 BODY_BYTES_MAX: Final = 2**20
 """Largest body the admin API reads."""
 REQUEST_ID_HEADER: Final = b"request-id"

@@ -8,8 +8,8 @@ from typing import Final
 
 import msgspec
 
-from tollkeeper.admin.access import CALLER, Caller
 from tollkeeper.admin.asgi import Application, Message, Receive, Scope, Send, answer, answer_error, bearer
+from tollkeeper.admin.caller import CALLER, Caller
 from tollkeeper.domain.errors import DatabaseUnavailable, InvalidInput
 from tollkeeper.domain.idempotency import (
     Answered,

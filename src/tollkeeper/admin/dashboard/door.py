@@ -18,9 +18,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from tollkeeper.admin.asgi import DASHBOARD
 from tollkeeper.admin.authentication import Authenticator, LoginRefusal
 from tollkeeper.admin.dashboard.http import Form, address_of, html, is_secure, read_form, redirect
-from tollkeeper.admin.dashboard.sessions import PATH, SESSION, VISIT, Session, Sessions, set_cookie
+from tollkeeper.admin.dashboard.sessions import SESSION, VISIT, Session, Sessions, set_cookie
 from tollkeeper.admin.parts import Parts
 from tollkeeper.domain.errors import DatabaseUnavailable, InvalidInput
 from tollkeeper.domain.operators import Actor
@@ -124,7 +125,7 @@ class Door:
         """End all sessions of the actor. Raises `DatabaseUnavailable`."""
         await self._standing.end_all(actor)
         self._log.info("dashboard_logout_everywhere", actor=actor.id, address=address_of(request))
-        return self._take_cookie(redirect(f"{PATH}/login"), request)
+        return self._take_cookie(redirect(f"{DASHBOARD}/login"), request)
 
     async def _login_page(self, request: Request) -> Response:
         return self._login_form(request, _within(request.query_params.get("next", "")))
@@ -133,7 +134,7 @@ class Door:
         try:
             form = await read_form(request)
         except InvalidInput as error:
-            return self._login_form(request, PATH, str(error), 400)
+            return self._login_form(request, DASHBOARD, str(error), 400)
         next_path, token = _within(form.text("next")), form.text("token")
         if not self._sessions.is_own(request.cookies.get(VISIT, ""), form.text("form_token")):
             return self._login_form(request, next_path, STALE, 403)
@@ -164,7 +165,7 @@ class Door:
         if not self.is_own(request, form):
             return self._problem(403, "This form is not from here", STALE)
         session = self._sessions.read(request.cookies[SESSION])
-        response = redirect(f"{PATH}/login")
+        response = redirect(f"{DASHBOARD}/login")
         if session is not None:
             try:
                 await self._standing.end(session)
@@ -185,10 +186,10 @@ class Door:
         return response
 
     def _to_login(self, request: Request) -> Response:
-        wanted = PATH + ("" if request.url.path == "/" else request.url.path)
+        wanted = DASHBOARD + ("" if request.url.path == "/" else request.url.path)
         if request.url.query:
             wanted += f"?{request.url.query}"
-        response = redirect(f"{PATH}/login" + (f"?next={quote(wanted)}" if request.method == "GET" else ""))
+        response = redirect(f"{DASHBOARD}/login" + (f"?next={quote(wanted)}" if request.method == "GET" else ""))
         return self._take_cookie(response, request) if SESSION in request.cookies else response
 
     def _take_cookie(self, response: Response, request: Request) -> Response:
@@ -209,4 +210,4 @@ def _too_many(wait_s: float) -> str:
 
 def _within(path: str) -> str:
     """The page to go to after signing in: ours, or the first one."""
-    return path if path == PATH or path.startswith((f"{PATH}/", f"{PATH}?")) else PATH
+    return path if path == DASHBOARD or path.startswith((f"{DASHBOARD}/", f"{DASHBOARD}?")) else DASHBOARD

@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl, urlencode
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
-from tollkeeper.admin.dashboard.sessions import PATH
+from tollkeeper.admin.asgi import DASHBOARD
 from tollkeeper.domain.errors import InvalidInput
 
 FORM_BYTES_MAX: Final = 2**17
@@ -61,7 +61,7 @@ def redirect(path: str) -> Response:
 def see(path: str, query: Mapping[str, str] | None = None) -> Response:
     """As `redirect`, of a page below `/dashboard`."""
     asked = urlencode(query or {})
-    return redirect(f"{PATH}{path}" + (f"?{asked}" if asked else ""))
+    return redirect(f"{DASHBOARD}{path}" + (f"?{asked}" if asked else ""))
 
 
 def address_of(request: Request) -> str:

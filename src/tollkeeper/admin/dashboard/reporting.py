@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from tollkeeper.admin.access import Caller
+from tollkeeper.admin.caller import Caller
 from tollkeeper.admin.services.reports import ReportService
 from tollkeeper.domain.errors import Busy, ConfigurationError, Unavailable
 from tollkeeper.domain.periods import US_PER_S

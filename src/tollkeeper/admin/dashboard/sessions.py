@@ -16,6 +16,7 @@ from typing import Final
 
 import msgspec
 
+from tollkeeper.admin.asgi import DASHBOARD
 from tollkeeper.domain.periods import US_PER_S
 from tollkeeper.domain.sealing import NONCE_BYTES, seal, unseal
 
@@ -25,7 +26,6 @@ COOKIE_CHARACTERS_MAX: Final = 2048
 SESSION: Final = "tollkeeper_session"
 VISIT: Final = "tollkeeper_visit"
 """The cookie of somebody who has yet to sign in: the form for it is protected, too."""
-PATH: Final = "/dashboard"
 
 
 class Session(msgspec.Struct, frozen=True):
@@ -84,5 +84,5 @@ class Sessions:
 
 def set_cookie(name: str, value: str, *, secure: bool, max_age_s: int = SESSION_S) -> str:
     """The header's value. Scripts cannot read it and other sites cannot make a browser send it."""
-    parts = [f"{name}={value}", f"Path={PATH}", f"Max-Age={max_age_s}", "HttpOnly", "SameSite=Strict"]
+    parts = [f"{name}={value}", f"Path={DASHBOARD}", f"Max-Age={max_age_s}", "HttpOnly", "SameSite=Strict"]
     return "; ".join([*parts, "Secure"] if secure else parts)

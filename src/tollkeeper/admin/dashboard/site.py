@@ -18,14 +18,14 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route, Router
 
-from tollkeeper.admin.access import Caller
-from tollkeeper.admin.asgi import Receive, Scope, Send
+from tollkeeper.admin.asgi import DASHBOARD, Receive, Scope, Send
 from tollkeeper.admin.authentication import Authenticator
+from tollkeeper.admin.caller import Caller
 from tollkeeper.admin.dashboard import charts, formats
 from tollkeeper.admin.dashboard.door import STALE, Door
 from tollkeeper.admin.dashboard.formats import nano_from_words
 from tollkeeper.admin.dashboard.http import HEADERS, Form, address_of, html, read_form
-from tollkeeper.admin.dashboard.sessions import PATH, Session
+from tollkeeper.admin.dashboard.sessions import Session
 from tollkeeper.admin.parts import Parts
 from tollkeeper.domain.errors import Busy, Forbidden, InvalidInput, NotFound, Unavailable
 from tollkeeper.domain.idempotency import Answered, Fresh, TooMany
@@ -107,7 +107,7 @@ class Site:
         """Serve one request."""
         if self._router is None:
             self._router = Router(self._routes, default=self._nothing, redirect_slashes=False)
-        inner = dict(scope) | {"path": scope["path"].removeprefix(PATH).rstrip("/") or "/", "root_path": ""}
+        inner = dict(scope) | {"path": scope["path"].removeprefix(DASHBOARD).rstrip("/") or "/", "root_path": ""}
         try:
             await self._router(inner, receive, send)
         except ClientDisconnect:
@@ -207,7 +207,7 @@ def _environment(version: str, program: str) -> jinja2.Environment:
     )
     environment.filters |= formats.FILTERS | {"limit_meter": _limit_meter, "with": _with, "asked": _asked}
     environment.globals |= {
-        "base": PATH,
+        "base": DASHBOARD,
         "assets": version,
         "program": program,
         "once": lambda: secrets.token_hex(16),

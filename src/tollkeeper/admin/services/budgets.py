@@ -4,7 +4,7 @@ from contextlib import suppress
 
 import msgspec
 
-from tollkeeper.admin.access import Caller
+from tollkeeper.admin.caller import Caller
 from tollkeeper.admin.parts import Parts
 from tollkeeper.domain.accounts import KeyFilters
 from tollkeeper.domain.alerts import AlertFilters, given_words

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from tollkeeper.admin.access import Caller
+from tollkeeper.admin.caller import Caller
 from tollkeeper.admin.parts import Parts
 from tollkeeper.admin.services.lists import listed
 from tollkeeper.domain.accounts import Key, KeyChange, KeyFilters, NewKey

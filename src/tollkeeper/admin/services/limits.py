@@ -1,6 +1,6 @@
 """Limits of a key as they count now, and resetting them."""
 
-from tollkeeper.admin.access import Caller
+from tollkeeper.admin.caller import Caller
 from tollkeeper.admin.parts import Parts
 from tollkeeper.admin.services.keys import KeyService
 from tollkeeper.domain.words import Words, limit_words

@@ -4,7 +4,7 @@ from typing import Any, Final
 
 import msgspec
 
-from tollkeeper.admin.access import Caller
+from tollkeeper.admin.caller import Caller
 from tollkeeper.admin.parts import Parts
 from tollkeeper.domain.errors import Forbidden
 from tollkeeper.domain.log_search import PAGE_MAX, LogFilters

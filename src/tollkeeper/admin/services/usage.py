@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from tollkeeper.admin.access import Caller
+from tollkeeper.admin.caller import Caller
 from tollkeeper.admin.parts import Parts
 from tollkeeper.admin.services.keys import KeyService
 from tollkeeper.domain.accounts import MonthFilters, MonthTotals

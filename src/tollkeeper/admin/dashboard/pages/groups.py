@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 from starlette.responses import Response
 
-from tollkeeper.admin.access import Caller
+from tollkeeper.admin.caller import Caller
 from tollkeeper.admin.dashboard.http import see
 from tollkeeper.admin.dashboard.pages.policies import EMPTY, limits_change, policy_fields
 from tollkeeper.admin.dashboard.site import ADMINS, ANYONE, Site, Visit

@@ -6,7 +6,7 @@ from typing import Final
 
 from starlette.responses import Response
 
-from tollkeeper.admin.access import Caller
+from tollkeeper.admin.caller import Caller
 from tollkeeper.admin.dashboard.charts import Series, columns
 from tollkeeper.admin.dashboard.formats import axis_dollars
 from tollkeeper.admin.dashboard.http import see
