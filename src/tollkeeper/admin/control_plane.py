@@ -1,7 +1,7 @@
 """The control plane as one ASGI application: probes, dashboard, the page `/docs`, the admin API behind its guard.
 
 FastAPI, the models and the pages are loaded when somebody asks for one of them: they are a tenth of a gateway's
-memory and a third of its start, and most processes of a fleet only ever answer probes.
+memory, and most processes of a fleet only ever answer probes.
 """
 
 import asyncio
@@ -66,8 +66,8 @@ class ControlPlane:
         await (await self._ready()).api(scope, receive, send)
 
     async def _ready(self) -> Loaded:
-        """What needs a framework, loaded in a thread by whoever asks first: half a second, in which the data plane
-        goes on."""
+        """What needs a framework, loaded in a thread by whoever asks first: a quarter of a second, in which the
+        data plane goes on."""
         if self._loaded is not None:
             return self._loaded
         if self._loading is None or self._loading.done():
