@@ -23,6 +23,6 @@ def both() -> Iterator[tuple[Path, RedisServer, PostgresServer]]:
 
 
 def test_no_request_fails(both: tuple[Path, RedisServer, PostgresServer]) -> None:
-    found = asyncio.run(trial(*both, "Redis' connections cut", after_s=1))
+    found = asyncio.run(trial(*both, "Redis' connections cut", before_s=1, after_s=1))
     assert found.differences == ()
     assert found.served > 500

@@ -90,7 +90,13 @@ DEATHS: Final[dict[str, Callable[[RedisServer, PostgresServer], None] | None]] =
 
 
 async def trial(
-    folder: Path, redis: RedisServer, postgres: PostgresServer, name: str, after_s: float = AFTER_S
+    folder: Path,
+    redis: RedisServer,
+    postgres: PostgresServer,
+    name: str,
+    *,
+    before_s: float = BEFORE_S,
+    after_s: float = AFTER_S,
 ) -> Trial:
     """One fault, on a fleet of one."""
     fleet = Fleet(folder / name.replace(" ", "-"), redis, postgres, gateways=1, sync="5s", environ=ENVIRON)
@@ -99,7 +105,7 @@ async def trial(
     try:
         made = await fleet.admin("POST", "/keys", {"name": "steady", "limits": LIMITS})
         fleet.secrets["steady"], fleet.key_ids[str(made["id"])] = str(made["secret"]), "steady"
-        failed, ready_s = await (_death if name in DEATHS else _fault)(fleet, name, after_s)
+        failed, ready_s = await (_death if name in DEATHS else _fault)(fleet, name, before_s, after_s)
         wrong = await at_rest(fleet)
         served, _, more = await compare(fleet, ("steady",))
     finally:
@@ -121,18 +127,18 @@ async def _ended(load: "subprocess.Popen[str]") -> int:
     return failures(told[0])
 
 
-async def _fault(fleet: Fleet, name: str, after_s: float) -> tuple[int, float]:
+async def _fault(fleet: Fleet, name: str, before_s: float, after_s: float) -> tuple[int, float]:
     away_s = 0.0 if FAULTS[name] in (cut, flush) else AWAY_S
-    load = _load(fleet, BEFORE_S + away_s + after_s)
-    await asyncio.sleep(BEFORE_S)
+    load = _load(fleet, before_s + away_s + after_s)
+    await asyncio.sleep(before_s)
     await asyncio.to_thread(FAULTS[name], fleet.redis, fleet.postgres)
     return await _ended(load), 0.0
 
 
-async def _death(fleet: Fleet, name: str, after_s: float) -> tuple[int, float]:
+async def _death(fleet: Fleet, name: str, before_s: float, after_s: float) -> tuple[int, float]:
     gateway = fleet.gateways[0]
-    load = _load(fleet, BEFORE_S + 1)
-    await asyncio.sleep(BEFORE_S)
+    load = _load(fleet, before_s + 1)
+    await asyncio.sleep(before_s)
     gateway.process.kill()
     await asyncio.to_thread(gateway.process.wait)
     strike = DEATHS[name]
