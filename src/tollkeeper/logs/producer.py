@@ -387,10 +387,10 @@ class Producer:
             _log.error("log_spool_damaged", producer=self.name, numbers=spool.skip())
         for chunk in joined(chunks, CHUNK_RECORDS_MAX, CHUNK_BYTES_MAX):
             # While the last of all is on its way, what comes waits in memory, as it does without a spool: under load
-            # something always comes, and the spool would never end.
+            # something always comes, and the spool would never end; and for no longer than it waits there.
             self._ending = chunk.last == spool.newest
             try:
-                async with asyncio.timeout(REPLAY_TIMEOUT_S):
+                async with asyncio.timeout(PUT_TIMEOUT_S if self._ending else REPLAY_TIMEOUT_S):
                     while self._gaps and self._gaps[0][0] < chunk.first:
                         first, last = self._gaps[0]
                         await self._queue.note(Gap("dropped", self.name, first, last))
