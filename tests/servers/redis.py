@@ -51,13 +51,19 @@ def _share_of_ports() -> tuple[int, int]:
     return 12_000 + 2_500 * number, 14_500 + 2_500 * number
 
 
+_GIVEN: set[int] = set()
+
+
 def free_cluster_port() -> int:
-    """A port, below those the system hands out, that is free together with its bus."""
+    """A port, below those the system hands out, that is free together with its bus; never the same one twice."""
     while True:
         port = _RANDOM.randrange(*_share_of_ports())
+        if port in _GIVEN:
+            continue
         with socket.socket() as probe, socket.socket() as bus, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             bus.bind(("127.0.0.1", port + BUS_OFFSET))
+            _GIVEN.add(port)
             return port
 
 
@@ -274,8 +280,7 @@ class RedisCluster:
                 *("--cluster-enabled", "yes"),
                 *("--cluster-node-timeout", "2000", "--cluster-require-full-coverage", "no"),
             )
-            port = free_cluster_port()
-            self.servers.append(RedisServer(folder / name, port=port, more=more, binary=binary))
+            self.servers.append(RedisServer(folder / name, more=more, binary=binary))
 
     @property
     def url(self) -> str:
@@ -284,12 +289,24 @@ class RedisCluster:
 
     def start(self) -> None:
         for number, server in enumerate(self.servers):
-            server.start()
+            self._start(server)
             server.command("CLUSTER", "SET-CONFIG-EPOCH", str(number + 1))
             slots = range(number * 16384 // 3, (number + 1) * 16384 // 3)
             server.command("CLUSTER", "ADDSLOTS", *map(str, slots))
             self.servers[0].command("CLUSTER", "MEET", "127.0.0.1", str(server.port))
         self.settle()
+
+    @staticmethod
+    def _start(server: RedisServer) -> None:
+        """What was free when it was looked for may be another program's by now."""
+        for tries_left in range(9, -1, -1):
+            server.port = free_cluster_port()
+            try:
+                server.start()
+                break
+            except RuntimeError as error:
+                if not tries_left or "Address already in use" not in str(error):
+                    raise
 
     def settle(self) -> None:
         """Wait until each node knows every slot, and serves."""
