@@ -347,6 +347,45 @@ async def test_without_a_spool_the_oldest_that_wait_are_dropped_and_told_in_orde
     await producer.stop()
 
 
+@pytest.mark.parametrize("away", [False, True])
+async def test_a_full_spool_forgets_nothing_that_arrived_or_is_on_its_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, away: bool
+) -> None:
+    """Found on a busy machine: the oldest segment was told as dropped, and arrived. Now the next ones are dropped."""
+    monkeypatch.setattr(producers, "BACKOFF_MIN_S", 1.0)
+    monkeypatch.setattr(spools, "SEGMENT_BYTES", 300)
+    monkeypatch.setattr(producers, "CHUNK_RECORDS_MAX", 3)
+    target = Slow("run", Bounds(), lambda: 1)
+    spool = Spool(tmp_path, "p", 1_000)
+    for first in range(1, 13, 2):
+        spool.append(chunk(first))
+    producer = Producer("p", target, spool)
+    producer.number = 12
+    await producer.start()
+    (segment, *_), first_segment = spool._segments, spool.oldest()
+    target.answers.put_nowait(True)
+    await until(lambda: producer._replayed == 2)  # a part of the segment arrived, the next is on its way
+    if away:
+        target.answers.put_nowait(False)
+        await until(lambda: producer.last_error is not None)
+    for _ in range(60):
+        producer.add(b"x" * 10, b"body")
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    await until(lambda: not producer._parts)
+    assert producer.dropped > 0 and segment.path.exists() == (not away) and spool.bytes <= 1_000
+    for _ in range(100):
+        target.answers.put_nowait(True)
+    await until(lambda: not producer.spooling)
+    await producer.drain(5)
+    runs, gaps = await target.pending()
+    assert [(g.kind, g.first, g.last - g.first + 1) for g in gaps] == [
+        ("dropped", 3 if away else first_segment[-1].last + 1, producer.dropped)
+    ]
+    assert sum(b - a + 1 for _, a, b in runs) == 72 - producer.dropped
+    await producer.stop()
+
+
 async def test_a_damaged_segment_is_given_up_and_the_rest_is_brought(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

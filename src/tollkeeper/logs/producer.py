@@ -366,8 +366,9 @@ class Producer:
             self._drop(chunk.first, chunk.last, error)
             return
         self._has(chunk.last)
-        if forgotten is not None:
-            first, last = forgotten
+        # Of a segment that was brought in part, what is in the queue is not lost.
+        if forgotten is not None and forgotten[1] > self._replayed:
+            first, last = max(forgotten[0], self._replayed + 1), forgotten[1]
             _log.error("log_spool_full", producer=self.name, first=first, last=last)
             self.dropped += last - first + 1
             self._on_dropped(last - first + 1)
@@ -385,24 +386,26 @@ class Producer:
         chunks = [chunk for chunk in spool.oldest() if chunk.last > self._replayed]
         if len(spool) and not chunks:
             _log.error("log_spool_damaged", producer=self.name, numbers=spool.skip())
-        for chunk in joined(chunks, CHUNK_RECORDS_MAX, CHUNK_BYTES_MAX):
-            # While the last of all is on its way, what comes waits in memory, as it does without a spool: under load
-            # something always comes, and the spool would never end; and for no longer than it waits there.
-            self._ending = chunk.last == spool.newest
-            try:
+        spool.leaving = bool(chunks)
+        try:
+            for chunk in joined(chunks, CHUNK_RECORDS_MAX, CHUNK_BYTES_MAX):
+                # While the last of all is on its way, what comes waits in memory, as it does without a spool: under
+                # load something always comes, and the spool would never end; and for no longer than it waits there.
+                self._ending = chunk.last == spool.newest
                 async with asyncio.timeout(PUT_TIMEOUT_S if self._ending else REPLAY_TIMEOUT_S):
                     while self._gaps and self._gaps[0][0] < chunk.first:
                         first, last = self._gaps[0]
                         await self._queue.note(Gap("dropped", self.name, first, last))
                         self._gaps.popleft()
                     self._on_kept(await self._queue.put(chunk))
-            finally:
                 self._ending = False
-            self._replayed = chunk.last
-            spool.forget(chunk.last)
-            if not len(spool):
-                break
-            await asyncio.sleep(0)  # so that what came meanwhile has its turn: a queue may answer at once
+                self._replayed = chunk.last
+                spool.forget(chunk.last)
+                if not len(spool):
+                    break
+                await asyncio.sleep(0)  # so that what came meanwhile has its turn: a queue may answer at once
+        finally:
+            self._ending = spool.leaving = False
         if not chunks:
             await asyncio.sleep(0)  # the turn that spills what came last must come, or this is asked for ever
         if not len(spool):

@@ -60,6 +60,8 @@ class Spool:
         self._number = 0
         self._file = -1
         self.bytes = 0
+        self.leaving = False
+        """The oldest segment is on its way to the queue: above the bound the one after it is forgotten instead."""
         try:
             if create and not self.folder.exists():
                 # it gets its name when it is locked: whoever looks for orphans now would take it for one
@@ -132,7 +134,9 @@ class Spool:
         segment.size += len(line)
         segment.last = chunk.last
         self.bytes += len(line)
-        return self._forget_oldest() if self.bytes > self._bytes_max and len(self._segments) > 1 else None
+        index = int(self.leaving)
+        full = self.bytes > self._bytes_max and len(self._segments) > index + 1
+        return self._delete(index) if full else None
 
     def _new_segment(self, first: int) -> _Segment:
         self._close_file()
@@ -143,11 +147,12 @@ class Spool:
         self._segments.append(segment)
         return segment
 
-    def _forget_oldest(self) -> tuple[int, int]:
-        oldest = self._segments.popleft()
-        self.bytes -= oldest.size
-        oldest.path.unlink(missing_ok=True)
-        return oldest.first, oldest.last
+    def _delete(self, index: int = 0) -> tuple[int, int]:
+        segment = self._segments[index]
+        del self._segments[index]
+        self.bytes -= segment.size
+        segment.path.unlink(missing_ok=True)
+        return segment.first, segment.last
 
     def oldest(self) -> list[Chunk]:
         """The chunks of the oldest segment, the one being written included."""
@@ -163,13 +168,13 @@ class Spool:
         while self._segments and self._segments[0].last <= last:
             if len(self._segments) == 1:
                 self._close_file()
-            self._forget_oldest()
+            self._delete()
 
     def skip(self) -> tuple[int, int]:
         """Give the oldest segment up: nothing more can be read of it. Its numbers."""
         if len(self._segments) == 1:
             self._close_file()
-        return self._forget_oldest()
+        return self._delete()
 
     def close(self, *, remove: bool) -> None:
         """Let go; `remove` it if nothing is left to be told."""
