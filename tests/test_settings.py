@@ -82,6 +82,7 @@ def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
         "REDIS_DIAL_TIMEOUT": "1.5",
         "REDIS_READ_TIMEOUT": "2.5",
         "REDIS_WRITE_TIMEOUT": "3.5",
+        "REDIS_BUSY_POLL_US": "50",
         "TOLLKEEPER_WEBHOOK_URL": "https://hooks.example.com/x?a=1",
         "TOLLKEEPER_WEBHOOK_SECRET": "w" * 16,
         "TOLLKEEPER_WEBHOOK_SECRET_PREVIOUS": "v" * 16,

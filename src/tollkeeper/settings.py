@@ -100,6 +100,9 @@ class StoreSettings(Group, frozen=True):
     """The same for one that takes no bytes."""
     admission_timeout_s: float = 1.0
     """Longest wait for an admission; after it the request gets a 503 and the store will not run it any more."""
+    busy_poll_us: int = 100
+    """How many microseconds a process with few requests stays awake for the answer to an admission, which comes 10 to
+    40 µs sooner then. Where Redis takes longer than that it soon stops trying. 0: never."""
 
 
 class OutageSettings(Group, frozen=True):
@@ -525,6 +528,7 @@ ENVIRONMENT: Final[Mapping[str, tuple[str, ...]]] = {
     "REDIS_DIAL_TIMEOUT": ("store", "dial_timeout_s"),
     "REDIS_READ_TIMEOUT": ("store", "read_timeout_s"),
     "REDIS_WRITE_TIMEOUT": ("store", "write_timeout_s"),
+    "REDIS_BUSY_POLL_US": ("store", "busy_poll_us"),
     "TOLLKEEPER_OUTAGE_LIMITS": ("outage", "limits"),
     "TOLLKEEPER_OUTAGE_BUDGETS": ("outage", "budgets"),
     "DATABASE_URL": ("database", "url"),
@@ -553,7 +557,9 @@ REDIS_SCHEMES: Final = (
 MULTIPLIER: Final = re.compile(r"\d{1,3}(\.\d{1,9})?")
 AZURE_VERSION: Final = re.compile(r"[A-Za-z0-9-]{1,32}")
 MULTIPLIER_MAX: Final = 100
-MAY_BE_ZERO: Final = frozenset({"port", "redis_db", "min_idle_conns", "retry_ratio", "retry_burst", "sample_ratio"})
+MAY_BE_ZERO: Final = frozenset(
+    {"port", "redis_db", "min_idle_conns", "busy_poll_us", "retry_ratio", "retry_burst", "sample_ratio"}
+)
 DEFAULT_FILE: Final = "tollkeeper.toml"
 WORKERS_MAX: Final = 64
 ORPHAN_AFTER_MIN_S: Final = 30.0

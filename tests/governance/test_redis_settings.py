@@ -18,6 +18,7 @@ def test_defaults() -> None:
     assert (settings.pool_size, settings.min_idle_conns) == (10, 2)
     assert (settings.dial_timeout_s, settings.read_timeout_s, settings.write_timeout_s) == (5, 3, 3)
     assert (settings.max_conn_age_s, settings.idle_timeout_s) == (1800, 300)
+    assert settings.busy_poll_us == 0
 
 
 def test_every_variable_of_the_environment_counts(certificates: Certificates) -> None:
@@ -37,6 +38,7 @@ def test_every_variable_of_the_environment_counts(certificates: Certificates) ->
         "REDIS_WRITE_TIMEOUT": "1.5",
         "REDIS_MAX_CONN_AGE": "1h",
         "REDIS_IDLE_TIMEOUT": "10s",
+        "REDIS_BUSY_POLL_US": "50",
         "REDIS_URL": " ",
     }
     assert set(environ) == set(ENVIRONMENT)
@@ -51,6 +53,7 @@ def test_every_variable_of_the_environment_counts(certificates: Certificates) ->
     assert (settings.pool_size, settings.min_idle_conns) == (5, 1)
     assert (settings.dial_timeout_s, settings.read_timeout_s, settings.write_timeout_s) == (0.3, 120, 1.5)
     assert (settings.max_conn_age_s, settings.idle_timeout_s) == (3600, 10)
+    assert settings.busy_poll_us == 50
 
 
 def test_the_gateways_settings_are_read_alike(certificates: Certificates) -> None:
@@ -70,6 +73,7 @@ def test_the_gateways_settings_are_read_alike(certificates: Certificates) -> Non
         "REDIS_DIAL_TIMEOUT": "300ms",
         "REDIS_READ_TIMEOUT": "700ms",
         "REDIS_WRITE_TIMEOUT": "600ms",
+        "REDIS_BUSY_POLL_US": "0",
     }
     assert set(environ) == set(ENVIRONMENT) - {"REDIS_URL", "REDIS_MAX_CONN_AGE", "REDIS_IDLE_TIMEOUT"}
     loaded = load(None, environ)

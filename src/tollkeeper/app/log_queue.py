@@ -22,7 +22,11 @@ async def open_log_client(settings: Settings) -> RedisClient | None:
     """A client that is started, whether Redis is there or not; None without Redis."""
     if settings.embedded:
         return None
-    own = {"pool_size": 2, "min_idle_conns": 1, "read_timeout_s": REPLY_TIMEOUT_S, "write_timeout_s": REPLY_TIMEOUT_S}
+    own = {
+        **{"pool_size": 2, "min_idle_conns": 1},
+        **{"read_timeout_s": REPLY_TIMEOUT_S, "write_timeout_s": REPLY_TIMEOUT_S},
+        "busy_poll_us": 0,  # no request waits for a record's answer
+    }
     client = RedisClient(**redis_settings.of_store(settings.store) | own)
     with suppress(StoreUnavailable):  # it goes on trying, and records go to the spool meanwhile
         await client.start()

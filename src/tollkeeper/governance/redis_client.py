@@ -92,6 +92,9 @@ class RedisStats(msgspec.Struct, frozen=True):
     stale_conns: int
     """Connections closed for their age or idleness."""
     reconnects: int
+    busy_polls: int
+    """Times the event loop was kept awake for an answer, and of these how often it did not come in time."""
+    busy_polls_in_vain: int
     batches: Mapping[str, int]
     """Writes by the number of commands they carried: `1`, `2-3`, `4-7`, …"""
 
@@ -101,7 +104,7 @@ class RedisClient:
 
     Arguments are those of `redis_settings.ENVIRONMENT`: `url`, or `address`, `username`, `password`, `db`; and
     `pool_size`, `min_idle_conns`, `dial_timeout_s`, `read_timeout_s`, `write_timeout_s`, `max_conn_age_s`,
-    `idle_timeout_s` (seconds, or text like "300ms"). Raises ConfigurationError. Connects at `start`.
+    `idle_timeout_s` (seconds, or text like "300ms"), `busy_poll_us`. Raises ConfigurationError. Connects at `start`.
 
     `on_connect` is called with each new connection before it is used, with a function that sends on it. It may give a
     name to the server's life, which `run` can pass on to scripts.
@@ -222,6 +225,8 @@ class RedisClient:
             idle_conns=sum(c.pending == 0 for c in connections),
             stale_conns=counters.stale,
             reconnects=counters.reconnects,
+            busy_polls=counters.busy_polls,
+            busy_polls_in_vain=counters.in_vain,
             batches={name: count for name, count in zip(names, counters.batches, strict=True) if count},
         )
 

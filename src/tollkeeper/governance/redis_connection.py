@@ -21,10 +21,13 @@ from redis.exceptions import AuthenticationError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from tollkeeper.domain.errors import StoreUnavailable
+from tollkeeper.governance.redis_busy_poll import BusyPoll
 from tollkeeper.observability.logging import logger
 
 PENDING_MAX: Final = 20_000
 """Commands without a reply; above it `send` refuses, so that a slow Redis cannot fill our memory."""
+BUSY_PENDING_MAX: Final = 4
+"""Commands on the way up to which the loop is kept awake for an answer: with more it has enough to do."""
 CANCEL_AGAIN_S: Final = 0.05
 BACKOFF_MIN_S: Final = 0.05
 BACKOFF_MAX_S: Final = 0.5
@@ -78,10 +81,11 @@ A plain tuple, because one is made for every command."""
 class Counters:
     """What connections count, shared by those of a client."""
 
-    __slots__ = ("batches", "commands", "misses", "reconnects", "stale", "timeouts")
+    __slots__ = ("batches", "busy_polls", "commands", "in_vain", "misses", "reconnects", "stale", "timeouts")
 
     def __init__(self) -> None:
         self.batches = [0] * BATCHES
+        self.busy_polls = self.in_vain = 0
         self.commands = self.misses = self.reconnects = self.stale = self.timeouts = 0
 
 
@@ -100,6 +104,7 @@ class RedisConnection:
         dial_timeout_s: float,
         reply_timeout_s: float,
         write_timeout_s: float = 3600.0,
+        busy_poll_s: float = 0.0,
         on_connect: Callable[[Send], Awaitable[str | None]] | None = None,
         on_refusal: Callable[["RedisConnection", ReplyError, Command], bool] | None = None,
         counters: Counters | None = None,
@@ -128,6 +133,8 @@ class RedisConnection:
         self._front: list[Command] = []  # goes ahead of `_outgoing`
         self._holds = 0  # reasons not to write
         self._sent = self._answered = 0
+        self._awaited = 0  # the last command for whose reply the loop may be kept awake
+        self._busy_poll = BusyPoll(busy_poll_s, lambda: self._answered >= self._awaited, self.counters)
         self._stuck_s: float | None = None  # since when the system takes no more bytes
         self._checked_s = 0.0  # when deadlines were last looked at
         self._stalled_s = 0.0  # how long the event loop has stood still; times of deadlines are less this
@@ -192,10 +199,11 @@ class RedisConnection:
             raise self._away()
         future: asyncio.Future[Any] = self._loop.create_future()
         self._put(future, packed)
+        self._awaited = self._sent + len(self._outgoing)
         return future
 
     def post(self, waiter: Waiter, packed: bytes) -> None:
-        """`write_packed`, for a waiter of the caller's."""
+        """`write_packed`, for a waiter of the caller's, who is in no hurry."""
         if self.state != "up":
             raise self._away()
         self._put(waiter, packed)
@@ -311,6 +319,8 @@ class RedisConnection:
             self._lost(self._connection, str(error))
             return
         self._outgoing.clear()
+        if self._awaited > self._answered and len(self._pending) <= BUSY_PENDING_MAX:
+            self._busy_poll.begin(self._loop)
         self.counters.commands += count
         self.counters.batches[min(count.bit_length(), BATCHES) - 1] += 1
 
@@ -389,7 +399,7 @@ class RedisConnection:
         connection = await self._dialled()
         self._connection = connection
         self._writer = connection._writer
-        self._sent = self._answered = 0
+        self._sent = self._answered = self._awaited = 0
         self._ticks.clear()
         self._stuck_s = None
         self._checked_s = self._loop.time()

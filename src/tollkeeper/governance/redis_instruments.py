@@ -36,6 +36,12 @@ class RedisInstruments:
             ("timeouts", "Commands given up because Redis did not answer in time.", lambda stats: stats.timeouts),
             ("reconnects", "Connections to Redis that were lost and made again.", lambda stats: stats.reconnects),
             ("stale_connections", "Connections closed for age or idleness.", lambda stats: stats.stale_conns),
+            ("busy_polls", "Times the process stayed awake for an answer of Redis.", lambda stats: stats.busy_polls),
+            (
+                "busy_polls_in_vain",
+                "Times it did, and the answer took longer than `store.busy_poll_us`.",
+                lambda stats: stats.busy_polls_in_vain,
+            ),
         ):
             metrics.counters(f"tollkeeper_redis_{name}_total", text, LABELS, self._reader(of))
         metrics.sizes(

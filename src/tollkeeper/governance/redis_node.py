@@ -159,6 +159,7 @@ class Node:
             dial_timeout_s=self._settings.dial_timeout_s,
             reply_timeout_s=self._settings.read_timeout_s,
             write_timeout_s=self._settings.write_timeout_s,
+            busy_poll_s=self._settings.busy_poll_us / 1e6,
             on_connect=self._on_connect,
             on_refusal=self._on_refusal,
             counters=self._counters,

@@ -27,6 +27,7 @@ from tollkeeper.settings import StoreSettings, duration_s, mask_url
 PORT: Final = 6379
 SENTINEL_PORT: Final = 26379
 POOL_SIZE_MAX: Final = 1000
+BUSY_POLL_US_MAX: Final = 10_000
 
 
 class Topology(StrEnum):
@@ -75,6 +76,8 @@ class RedisSettings(msgspec.Struct, frozen=True, kw_only=True):
     write_timeout_s: float = 3.0
     max_conn_age_s: float = 1800.0
     idle_timeout_s: float = 300.0
+    busy_poll_us: int = 0
+    """How long the event loop is kept awake for an answer that somebody waits for: redis_busy_poll.py."""
 
     def __repr__(self) -> str:
         return f"<RedisSettings {self.url}>"
@@ -97,12 +100,17 @@ ENVIRONMENT: Final = {
     "REDIS_WRITE_TIMEOUT": "write_timeout_s",
     "REDIS_MAX_CONN_AGE": "max_conn_age_s",
     "REDIS_IDLE_TIMEOUT": "idle_timeout_s",
+    "REDIS_BUSY_POLL_US": "busy_poll_us",
 }
 """Variable → argument of `read`."""
 _VARIABLE: Final = {argument: variable for variable, argument in ENVIRONMENT.items()}
 _TLS: Final = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 _WHERE: Final = ("url", "address", "username", "password", "db", "tls", *_TLS)
-_WHOLE: Final = {"pool_size": (1, POOL_SIZE_MAX), "min_idle_conns": (0, POOL_SIZE_MAX)}
+_WHOLE: Final = {
+    "pool_size": (1, POOL_SIZE_MAX),
+    "min_idle_conns": (0, POOL_SIZE_MAX),
+    "busy_poll_us": (0, BUSY_POLL_US_MAX),
+}
 _DURATIONS: Final = ("dial_timeout_s", "read_timeout_s", "write_timeout_s", "max_conn_age_s", "idle_timeout_s")
 
 
@@ -167,6 +175,7 @@ def of_store(store: StoreSettings) -> dict[str, Any]:
         "dial_timeout_s": store.dial_timeout_s,
         "read_timeout_s": min(store.read_timeout_s, store.admission_timeout_s),
         "write_timeout_s": min(store.write_timeout_s, store.admission_timeout_s),
+        "busy_poll_us": store.busy_poll_us,
     }
 
 
