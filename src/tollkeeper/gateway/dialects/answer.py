@@ -130,7 +130,9 @@ class _Envelope(msgspec.Struct):
 
 class _PlainInputs(msgspec.Struct, forbid_unknown_fields=True):
     cached_tokens: Tokens | None = None
+    cache_write_tokens: Literal[0] | None = None
     audio_tokens: Literal[0] | None = None
+    image_tokens: Literal[0] | None = None
 
 
 class _PlainOutputs(msgspec.Struct, forbid_unknown_fields=True):
@@ -192,11 +194,11 @@ _FREE_ACTIONS: Final = ("open_page", "find_in_page")
 
 def read_answer(endpoint: Endpoint, body: bytes) -> Answer:
     """Usage and model of an answer that is not a stream; empty for what cannot be read. Never raises."""
-    return (_read_plain(body) if endpoint.name == "chat" else None) or read_any_answer(endpoint, body)
+    return (read_plain_answer(body) if endpoint.name == "chat" else None) or read_any_answer(endpoint, body)
 
 
-def _read_plain(body: bytes) -> Answer | None:
-    """The answer to a chat in one pass, if there is nothing unusual in it."""
+def read_plain_answer(body: bytes) -> Answer | None:
+    """The answer to a chat in one pass; None if there is anything unusual in it."""
     try:
         found = _decode_plain(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
