@@ -178,6 +178,9 @@ def settings_page() -> str:
 ELSEWHERE: Final[dict[str, str]] = {
     "REDIS_MAX_CONN_AGE": "Of the library's `RedisClient.from_env()`: a connection so old is replaced; 30m.",
     "REDIS_IDLE_TIMEOUT": "Of the same: an idle connection above `REDIS_MIN_IDLE_CONNS` is closed after it; 5m.",
+    "HTTPS_PROXY": "The HTTP proxy through which providers are reached over `https`, unless `NO_PROXY` names them: "
+    "[TLS](howto/tls.md#through-a-proxy).",
+    "SSL_CERT_FILE": "The authorities that are trusted, instead of the system's.",
     "AWS_ACCESS_KEY_ID": "Credentials of an S3 log store, with `AWS_SECRET_ACCESS_KEY` and, if there is one, "
     "`AWS_SESSION_TOKEN`. Without: the role of the pod (`AWS_WEB_IDENTITY_TOKEN_FILE` with `AWS_ROLE_ARN`), of the "
     "task (`AWS_CONTAINER_CREDENTIALS_RELATIVE_URI` or `AWS_CONTAINER_CREDENTIALS_FULL_URI`), or of the instance "

@@ -10,6 +10,7 @@ import difflib
 import math
 import os
 import re
+import ssl
 import tomllib
 from collections.abc import Mapping
 from datetime import UTC, date, datetime
@@ -266,6 +267,13 @@ class ProviderSettings(Group, frozen=True):
     """The variable that holds the provider's API key."""
     api_key_file: str | None = None
     """The file that holds it. Neither: requests go upstream without a key, as a local server may want."""
+    proxy: str | None = None
+    """The HTTP proxy through which it is reached, like `http://proxy.internal:3128`; empty: none. Default: that of
+    `HTTPS_PROXY`, unless `NO_PROXY` names the host."""
+    proxy_env: str | None = None
+    """The variable that holds the URL of a proxy that wants a user and a password, instead of `proxy`."""
+    tls_ca_file: str | None = None
+    """The authority of its certificate, where that is not one that the system, or `SSL_CERT_FILE`, trusts."""
     azure_api_version: str | None = None
     """The upstream is Azure OpenAI by deployments, and this is the `api-version` it is asked with; `base_url` is then
     `https://NAME.openai.azure.com/openai`. Its newer `/openai/v1` needs none."""
@@ -937,6 +945,7 @@ def _check_provider(name: str, provider: ProviderSettings) -> None:
         )
     if provider.api_key_env and provider.api_key_file:
         raise ConfigurationError(f"{where}: give api_key_env or api_key_file, not both")
+    _check_egress(where, provider)
     if provider.azure_api_version is not None and (
         provider.dialect != "openai" or not AZURE_VERSION.fullmatch(provider.azure_api_version)
     ):
@@ -947,6 +956,27 @@ def _check_provider(name: str, provider: ProviderSettings) -> None:
         _positive(f"{where}.{field}", getattr(provider, field))
     _check_amount(f"{where}.reported_cost_max_usd", provider.reported_cost_max_usd)
     _check_multiplier(f"{where}.price_multiplier", provider.price_multiplier)
+
+
+def _check_egress(where: str, provider: ProviderSettings) -> None:
+    for field in ("proxy", "proxy_env", "tls_ca_file"):
+        if getattr(provider, field) and not provider.base_url.startswith("https://"):
+            raise ConfigurationError(f"{where}.{field}: is for https only; {where}.base_url is plain http")
+    if provider.proxy is not None and provider.proxy_env is not None:
+        raise ConfigurationError(f"{where}: give proxy or proxy_env, not both")
+    if provider.proxy is not None and "@" in provider.proxy:
+        raise ConfigurationError(
+            f"{where}.proxy: a password does not belong in the file; put the URL into a variable and name that in "
+            "proxy_env"
+        )
+    if provider.proxy and (not _is_base_url(provider.proxy) or not re.fullmatch(r"http://[^/]*/?", provider.proxy)):
+        raise ConfigurationError(f"{where}.proxy: write it like http://proxy.internal:3128, not {provider.proxy!r}")
+    if provider.tls_ca_file is not None:
+        try:
+            ssl.create_default_context(cafile=provider.tls_ca_file)
+        except OSError as error:  # an SSLError is one
+            why = "it holds no certificates in PEM" if isinstance(error, ssl.SSLError) else error.strerror
+            raise ConfigurationError(f"{where}.tls_ca_file: cannot use {provider.tls_ca_file}: {why}") from None
 
 
 def _check_amount(where: str, amount: str) -> None:

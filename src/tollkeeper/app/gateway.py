@@ -24,6 +24,7 @@ from tollkeeper.app.log_queue import LOG_SPOOL, open_log_client
 from tollkeeper.domain.errors import DatabaseUnavailable, LogStoreUnavailable, OutboxUnavailable, StoreUnavailable
 from tollkeeper.domain.ports import Accounts
 from tollkeeper.gateway.asgi import Client
+from tollkeeper.gateway.egress import Proxy, proxy_of
 from tollkeeper.gateway.server import DataPlane
 from tollkeeper.governance import Ledger, Outage, RedisStore, Store, SyncWorker
 from tollkeeper.governance.logins import LoginLimits
@@ -169,6 +170,7 @@ class Gateway:
         self._plane = DataPlane(
             settings=settings,
             provider_keys=provider_keys(settings),
+            proxies=proxies(settings),
             digest_key=key,
             directory=database.directory,
             governor=ledger,
@@ -264,9 +266,15 @@ def provider_keys(settings: Settings) -> Mapping[str, str | None]:
     return {name: provider_key(name, provider) for name, provider in settings.providers.items()}
 
 
+def proxies(settings: Settings) -> Mapping[str, Proxy | None]:
+    """Every provider's proxy; None for one that is reached directly. Raises ConfigurationError."""
+    return {name: proxy_of(name, provider) for name, provider in settings.providers.items()}
+
+
 def known_secrets(settings: Settings) -> list[str]:
     """Texts of the configuration that must never be in a log record."""
     keys = [key for key in provider_keys(settings).values() if key is not None]
+    keys += [proxy.password for proxy in proxies(settings).values() if proxy is not None and proxy.password]
     return [*keys, digest_key(settings).decode("utf-8", "replace"), admin_token(settings)]
 
 

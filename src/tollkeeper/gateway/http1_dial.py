@@ -1,12 +1,14 @@
 """The way to a connected, and for https authenticated, socket: names, addresses, TLS.
 
 Addresses of both families are tried in turn with a head start each (RFC 8305), so that a provider whose IPv6 leads
-nowhere is reached all the same. Proxies and their variables are not read. Every failure is an UpstreamError with
-`sent` False. Deadlines are the caller's.
+nowhere is reached all the same. Through a proxy it is the proxy that is looked up, and asked with CONNECT to connect
+on; what is authenticated is the provider behind it. Every failure is an UpstreamError with `sent` False. Deadlines
+are the caller's.
 """
 
 import asyncio
 import os
+import re
 import socket
 import ssl
 import time
@@ -15,6 +17,8 @@ from collections.abc import Callable
 from itertools import zip_longest
 from typing import Any, Final
 
+from tollkeeper.domain.errors import UpstreamError
+from tollkeeper.gateway.egress import Proxy
 from tollkeeper.gateway.http1 import Connection
 from tollkeeper.gateway.upstream import unreachable
 
@@ -24,35 +28,45 @@ ADDRESSES_KEPT_S: Final = 10.0
 """How long a name's addresses are used before it is resolved again."""
 HEAD_START_S: Final = 0.25
 """RFC 8305, section 5: the delay before the next address is tried as well."""
+PROXY_HEAD_BYTES_MAX: Final = 2**14
+"""Of a proxy's answer."""
+_PROXY_STATUS: Final = re.compile(rb"HTTP/1\.[01] ([1-9][0-9]{2})[ \r]")
 
 Address = tuple[socket.AddressFamily, int, Any]
 """Family, protocol and socket address."""
 
 
-def tls_context() -> ssl.SSLContext:
-    """Certificates and names are checked against the system's authorities, or those of `SSL_CERT_FILE`."""
-    context = ssl.create_default_context()
+def tls_context(ca_file: str | None = None) -> ssl.SSLContext:
+    """Certificates and names are checked: against that authority, else the system's or those of `SSL_CERT_FILE`."""
+    context = ssl.create_default_context(cafile=ca_file)
     context.set_alpn_protocols(["http/1.1"])
     return context
 
 
 class Dialer:
-    """Makes connections to one host. `tls` None: plain."""
+    """Makes connections to one host. `tls` None: plain. `named`: the host as it goes over the wire, for a proxy."""
 
-    def __init__(self, host: str, port: int, tls: ssl.SSLContext | None) -> None:
+    def __init__(
+        self, host: str, port: int, tls: ssl.SSLContext | None, proxy: Proxy | None = None, named: str = ""
+    ) -> None:
         self._host, self._port, self._tls = host, port, tls
+        self._proxy, self._authority = proxy, f"{named}:{port}"
         self._addresses: list[Address] = []
         self._resolved_at = 0.0
         self._resolving = asyncio.Lock()
 
     def __repr__(self) -> str:
-        return f"<Dialer {self._host}:{self._port} tls={self._tls is not None} addresses={len(self._addresses)}>"
+        via = "" if self._proxy is None else f" via={self._proxy!r}"
+        secure = self._tls is not None
+        return f"<Dialer {self._host}:{self._port} tls={secure}{via} addresses={len(self._addresses)}>"
 
     async def dial(self, make: Callable[[], Connection]) -> Connection:
         """A new connection. Raises UpstreamError."""
         loop = asyncio.get_running_loop()
         try:
             connected = await self._connect(await self._resolve())
+            if self._proxy is not None:
+                await _tunnel(connected, self._authority, self._proxy)
         except UnicodeError:
             raise unreachable("its name cannot be resolved") from None
         except OSError as error:
@@ -69,7 +83,9 @@ class Dialer:
         """The addresses, families in turn. One look-up at a time: it takes a thread."""
         async with self._resolving:
             if not self._addresses or time.monotonic() - self._resolved_at > ADDRESSES_KEPT_S:
-                found = await asyncio.get_running_loop().getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+                its = self._proxy
+                host, port = (self._host, self._port) if its is None else (its.host, its.port)
+                found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
                 addresses = [(family, protocol, address) for family, _, protocol, _, address in found]
                 first = [a for a in addresses if a[0] == addresses[0][0]]
                 other = [a for a in addresses if a[0] != addresses[0][0]]
@@ -123,6 +139,36 @@ async def _connect(address: Address) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def proxy_refused(status: int) -> UpstreamError:
+    """A proxy does not connect us on."""
+    return unreachable("its proxy wants other credentials" if status == 407 else f"its proxy answered {status}")
+
+
+async def _tunnel(sock: socket.socket, authority: str, proxy: Proxy) -> None:
+    """Have the proxy connect on. Raises UpstreamError or OSError; the socket is closed then."""
+    loop = asyncio.get_running_loop()
+    own = f"proxy-authorization: {proxy.authorization}\r\n" if proxy.credentials else ""
+    try:
+        await loop.sock_sendall(sock, f"CONNECT {authority} HTTP/1.1\r\nhost: {authority}\r\n{own}\r\n".encode())
+        head = b""
+        while b"\r\n\r\n" not in head:
+            data = await loop.sock_recv(sock, PROXY_HEAD_BYTES_MAX)
+            if not data:
+                raise unreachable("its proxy closed the connection")
+            head += data
+            if len(head) > PROXY_HEAD_BYTES_MAX:
+                raise unreachable("its proxy's answer is not valid HTTP")
+        status = _PROXY_STATUS.match(head)
+        if status is not None and not status[1].startswith(b"2"):
+            raise proxy_refused(int(status[1]))
+        # A server behind it says nothing before we do: what comes with the head is nobody's.
+        if status is None or head.index(b"\r\n\r\n") + 4 != len(head):
+            raise unreachable("its proxy's answer is not valid HTTP")
+    except BaseException:
+        sock.close()
+        raise
 
 
 def _reason(error: OSError, *, tls: bool = False) -> str:

@@ -8,12 +8,14 @@ over, and what goes wrong after that is the caller's to know. It knows nothing o
 import asyncio
 import contextlib
 import re
+import ssl
 from collections import deque
 from collections.abc import Coroutine, Mapping
 from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
 from tollkeeper.domain.errors import Fault, UpstreamError
+from tollkeeper.gateway.egress import Proxy
 from tollkeeper.gateway.http1 import WRITE_BYTES, Connection
 from tollkeeper.gateway.http1_dial import Dialer, tls_context
 from tollkeeper.gateway.upstream import (
@@ -245,16 +247,24 @@ class Pool:
 
 
 class Http1Upstream:
-    """`Upstream` of this file. Must be made inside a running event loop."""
+    """`Upstream` of this file. Must be made inside a running event loop. Providers without a proxy may be left out of
+    `proxies`."""
 
-    def __init__(self, providers: Mapping[str, ProviderSettings]) -> None:
+    def __init__(
+        self, providers: Mapping[str, ProviderSettings], proxies: Mapping[str, Proxy | None] | None = None
+    ) -> None:
         urls = {name: urlsplit(provider.base_url) for name, provider in providers.items()}
-        tls = tls_context() if any(url.scheme == "https" for url in urls.values()) else None
+        contexts: dict[str | None, ssl.SSLContext] = {}
         self._pools: dict[str, Pool] = {}
         for name, url in urls.items():
             host, port = url.hostname or "", url.port or (443 if url.scheme == "https" else 80)
             named = f"[{host}]" if ":" in host else _ascii(host)
-            dialer = Dialer(host, port, tls if url.scheme == "https" else None)
+            tls, ca_file = None, providers[name].tls_ca_file
+            if url.scheme == "https":
+                tls = contexts.get(ca_file)
+                if tls is None:
+                    tls = contexts[ca_file] = tls_context(ca_file)
+            dialer = Dialer(host, port, tls, (proxies or {}).get(name), named)
             shown = named if url.port is None or not named else f"{named}:{port}"
             prefix = quote(url.path.rstrip("/"), safe="/%:@!$&'()*+,;=~")
             self._pools[name] = Pool(providers[name], dialer, shown, prefix)

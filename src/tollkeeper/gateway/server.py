@@ -43,6 +43,7 @@ from tollkeeper.gateway.dialects import (
     refusal_headers,
     refusal_message,
 )
+from tollkeeper.gateway.egress import Proxy
 from tollkeeper.gateway.fleet import Fleet, breaker_rules
 from tollkeeper.gateway.followup import FollowUp
 from tollkeeper.gateway.http1_pool import Http1Upstream
@@ -77,8 +78,8 @@ SERVED: Final = ", ".join((*ENDPOINTS, MODELS_PATH))
 class DataPlane:
     """ASGI 3 for `/v1/*`. `start` before the first request, `stop` after the listener takes no more.
 
-    `provider_keys` maps each configured provider to its API key, or None if it needs none. `now_us` is Unix time in
-    microseconds.
+    `provider_keys` maps each configured provider to its API key, or None if it needs none; `proxies` those that are
+    reached through one to it. `now_us` is Unix time in microseconds.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class DataPlane:
         *,
         settings: Settings,
         provider_keys: Mapping[str, str | None],
+        proxies: Mapping[str, Proxy | None] | None = None,
         digest_key: bytes,
         directory: KeyDirectory,
         governor: Governor,
@@ -97,7 +99,7 @@ class DataPlane:
         tracing: Tracing | None = None,
     ) -> None:
         self._settings, self._records, self._now_us = settings, records, now_us
-        self._tracing = tracing
+        self._tracing, self._proxies = tracing, proxies or {}
         self._keys = KeyTable(directory, digest_key, metrics)
         self._objects = Objects(objects, metrics, now_us)
         self._router = Router(settings)
@@ -140,7 +142,7 @@ class DataPlane:
 
     async def start(self) -> None:
         """Load the keys and open the pools. A database that is away is no failure: see `health`."""
-        self._attempts.upstreams = _open_upstreams(self._settings.providers)
+        self._attempts.upstreams = _open_upstreams(self._settings.providers, self._proxies)
         await self._objects.start()
         await self._keys.start()
         self._follow_up.start()
@@ -454,13 +456,15 @@ def _secret_of(client: Client) -> bytes:
     return secret or secret_of(authorization, headers.get(b"x-api-key", b""), headers.get(b"api-key", b""))
 
 
-def _open_upstreams(providers: Mapping[str, ProviderSettings]) -> dict[str, Upstream]:
+def _open_upstreams(
+    providers: Mapping[str, ProviderSettings], proxies: Mapping[str, Proxy | None]
+) -> dict[str, Upstream]:
     """The HTTP client of each provider. aiohttp is loaded only for those that ask for it."""
     ours = {name: provider for name, provider in providers.items() if provider.http_client == "http1"}
-    upstreams: dict[str, Upstream] = dict.fromkeys(ours, Http1Upstream(ours))
+    upstreams: dict[str, Upstream] = dict.fromkeys(ours, Http1Upstream(ours, proxies))
     theirs = {name: provider for name, provider in providers.items() if provider.http_client == "aiohttp"}
     if theirs:
         from tollkeeper.gateway.upstream_aiohttp import AiohttpUpstream
 
-        upstreams |= dict.fromkeys(theirs, AiohttpUpstream(theirs))
+        upstreams |= dict.fromkeys(theirs, AiohttpUpstream(theirs, proxies))
     return upstreams

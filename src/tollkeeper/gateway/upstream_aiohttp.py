@@ -13,6 +13,8 @@ from typing import Any, Final
 import aiohttp
 
 from tollkeeper.domain.errors import UpstreamError
+from tollkeeper.gateway.egress import Proxy
+from tollkeeper.gateway.http1_dial import proxy_refused, tls_context
 from tollkeeper.gateway.upstream import (
     HEADERS_MAX,
     KEEPALIVE_S,
@@ -106,11 +108,21 @@ class _Response:
 class _Pool:
     """The connections of one provider."""
 
-    def __init__(self, settings: ProviderSettings) -> None:
+    def __init__(self, settings: ProviderSettings, proxy: Proxy | None) -> None:
         self.settings = settings
+        self._proxy_url: str | None = None
+        self._proxy_headers: dict[str, str] | None = None
+        if proxy is not None:
+            host = f"[{proxy.host}]" if ":" in proxy.host else proxy.host
+            self._proxy_url = f"http://{host}:{proxy.port}"
+            self._proxy_headers = {"proxy-authorization": proxy.authorization} if proxy.credentials else None
         self.base_url = settings.base_url.rstrip("/")
         self.session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=settings.connections_max, keepalive_timeout=KEEPALIVE_S),
+            connector=aiohttp.TCPConnector(
+                limit=settings.connections_max,
+                keepalive_timeout=KEEPALIVE_S,
+                ssl=tls_context(settings.tls_ca_file) if settings.base_url.startswith("https:") else True,
+            ),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             trust_env=False,
@@ -136,6 +148,8 @@ class _Pool:
                     headers=headers if isinstance(body, bytes) else {**headers, "content-length": _length(body)},
                     data=_data(body),
                     allow_redirects=False,
+                    proxy=self._proxy_url,
+                    proxy_headers=self._proxy_headers,
                 )
         except (aiohttp.ClientError, TimeoutError, OSError, ssl.SSLError) as error:
             raise _before_headers(error) from error
@@ -145,8 +159,10 @@ class _Pool:
 class AiohttpUpstream:
     """`Upstream` on aiohttp. Must be made inside a running event loop."""
 
-    def __init__(self, providers: Mapping[str, ProviderSettings]) -> None:
-        self._pools = {name: _Pool(provider) for name, provider in providers.items()}
+    def __init__(
+        self, providers: Mapping[str, ProviderSettings], proxies: Mapping[str, Proxy | None] | None = None
+    ) -> None:
+        self._pools = {name: _Pool(provider, (proxies or {}).get(name)) for name, provider in providers.items()}
 
     async def send(
         self, provider: str, path: str, headers: Mapping[str, str], body: Body, method: str = "POST"
@@ -193,7 +209,7 @@ def _before_headers(error: Exception) -> UpstreamError:
     if isinstance(error, TimeoutError):
         return no_answer()
     if isinstance(error, aiohttp.ClientResponseError):
-        return not_http()
+        return proxy_refused(error.status) if isinstance(error, aiohttp.ClientHttpProxyError) else not_http()
     return hung_up()
 
 
