@@ -151,6 +151,24 @@ def others(stack: ExitStack) -> tuple[Path, SimulatorProcess, RedisServer]:
     return folder, simulator, redis
 
 
+def ours(
+    stack: ExitStack, folder: Path, simulator: SimulatorProcess, redis: RedisServer
+) -> list[tuple[str, GatewayProcess, str]]:
+    """Our gateways with everything on, on the stores and with the scopes that are compared; each with a key."""
+    made = []
+    for number, (name, environ, scopes) in enumerate(
+        (
+            ("memory", {}, 1),
+            ("Redis", {"REDIS_URL": redis.url}, 1),
+            ("Redis, key + team + organisation", {"REDIS_URL": redis.url}, 3),
+        )
+    ):
+        gateway, secret = governed(folder / f"ours-{number}", simulator.url, environ, scopes)
+        stack.callback(gateway.kill)
+        made.append((f"tollkeeper, {name}", gateway, secret))
+    return made
+
+
 def run() -> str:
     """The table."""
     with ExitStack() as stack:
@@ -160,15 +178,7 @@ def run() -> str:
             ("direct", simulator.url, "none"),
             ("nginx reverse proxy", proxy, "none"),
         ]
-        for name, environ, scopes in (
-            ("tollkeeper, memory", {}, 1),
-            ("tollkeeper, Redis", {"REDIS_URL": redis.url}, 1),
-            ("tollkeeper, Redis, key + team + organisation", {"REDIS_URL": redis.url}, 3),
-        ):
-            where = folder / re.sub(r"\W+", "-", name)
-            gateway, secret = governed(where, simulator.url, environ, scopes)
-            stack.callback(gateway.kill)
-            targets.append((name, gateway.url, secret))
+        targets += [(name, gateway.url, secret) for name, gateway, secret in ours(stack, folder, simulator, redis)]
         return measure(folder, targets)
 
 

@@ -7,18 +7,18 @@ import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from tests.servers.s3 import free_port
 
-from benchmarks.gateway import BODY, OURS, Figure, governed, lua, nginx, others, pinned, wrk
+from benchmarks.gateway import BODY, OURS, Figure, lua, nginx, others, ours, pinned, wrk
 from benchmarks.table import table
 
 QUESTION = "Next to other gateways: throughput, latency, processor time and memory from 1 to 512 connections"
 NOTES = (
-    "The same request, upstream and pinning as above. *Tollkeeper* does all it promises, with Redis. *LiteLLM* has "
+    "The same request, upstream and pinning as above. *Tollkeeper* does all it promises. *LiteLLM* has "
     "one worker, a master key and a deployment with limits per minute; its keys and budgets need a database engine "
     "that is fetched when it is set up, and are not on: it does less than it would have to. *Portkey* is its "
     "open-source gateway in Node, which has neither keys, limits nor budgets: it forwards. *CPU* is processor time "
@@ -116,8 +116,9 @@ def _processes(pid: int) -> Iterator[int]:
     """A process and all that came from it."""
     yield pid
     for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in (task / "children").read_text().split():
-            yield from _processes(int(child))
+        with suppress(FileNotFoundError):  # a thread that has just ended
+            for child in (task / "children").read_text().split():
+                yield from _processes(int(child))
 
 
 def cpu_s(pid: int) -> float:
@@ -139,9 +140,10 @@ def run() -> str:
     """The table."""
     with ExitStack() as stack:
         folder, simulator, redis = others(stack)
-        gateway, secret = governed(folder / "ours", simulator.url, {"REDIS_URL": redis.url}, 1)
-        stack.callback(gateway.kill)
-        targets = [Target("Tollkeeper, Redis, everything on", gateway.url, gateway.process.pid, secret, {})]
+        targets = [
+            Target(name, gateway.url, gateway.process.pid, secret, {})
+            for name, gateway, secret in ours(stack, folder, simulator, redis)
+        ]
         for name, there, start in (("litellm", LITELLM, litellm), ("portkey", PORTKEY, portkey)):
             where = folder / name
             where.mkdir()
@@ -166,7 +168,7 @@ def measure(folder: Path, targets: list[Target]) -> str:
             spent = cpu_s(target.pid) - before
             cells = (
                 f"{figure.per_second:,.0f}",
-                f"{figure.p50:.1f}",
+                f"{figure.p50:.2f}",
                 f"{figure.p99:.1f}",
                 f"{spent / max(1, figure.requests) * 1e6:,.0f}",
                 f"{memory_mib(target.pid):,.0f}",
