@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import statistics
 import subprocess
 import tempfile
@@ -22,8 +23,9 @@ NOTES = (
     "`POST /v1/chat/completions`, answers of about 20 tokens from the simulated provider. Every request of ours is "
     "authenticated, admitted against requests and tokens per minute, concurrency and a monthly budget, settled, "
     "written to the outbox, recorded in the log store and counted in the metrics; nginx does none of that. The "
-    "system under test is pinned to one core; upstream, load generator (wrk) and Redis share the other. Medians of "
-    "the rounds; *added* is p50 less the direct p50 at the same number of connections."
+    "system under test is pinned to one core, and our other gateways are frozen; upstream, load generator (wrk) and "
+    "Redis share the other core. Medians of the rounds; *added* is p50 less the direct p50 at the same number of "
+    "connections."
 )
 ROUNDS, SECONDS = 3, 4
 CONNECTIONS = (1, 32)
@@ -178,17 +180,25 @@ def run() -> str:
             ("direct", simulator.url, "none"),
             ("nginx reverse proxy", proxy, "none"),
         ]
-        targets += [(name, gateway.url, secret) for name, gateway, secret in ours(stack, folder, simulator, redis)]
-        return measure(folder, targets)
+        made = ours(stack, folder, simulator, redis)
+        targets += [(name, gateway.url, secret) for name, gateway, secret in made]
+        return measure(folder, targets, [gateway for _, gateway, _ in made])
 
 
-def measure(folder: Path, targets: list[tuple[str, str, str]]) -> str:
+def leave_alone(url: str, gateways: list[GatewayProcess]) -> None:
+    """Freeze our gateways but the one of that URL: what each has still to ship of its round is no other's cost."""
+    for gateway in gateways:
+        gateway.process.send_signal(signal.SIGCONT if gateway.url == url else signal.SIGSTOP)
+
+
+def measure(folder: Path, targets: list[tuple[str, str, str]], gateways: list[GatewayProcess]) -> str:
     """Rounds over all targets in turn, so that noise hits all alike."""
     figures: dict[tuple[str, int], list[Figure]] = {}
     for _ in range(ROUNDS):
         for connections in CONNECTIONS:
             for name, url, secret in targets:
                 script = lua(folder, secret)
+                leave_alone(url, gateways)
                 figures.setdefault((name, connections), []).append(
                     wrk(f"{url}/v1/chat/completions", connections, script)
                 )

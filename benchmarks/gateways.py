@@ -11,9 +11,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from tests.servers.gateway import GatewayProcess
 from tests.servers.s3 import free_port
 
-from benchmarks.gateway import BODY, OURS, Figure, lua, nginx, others, ours, pinned, wrk
+from benchmarks.gateway import BODY, OURS, Figure, leave_alone, lua, nginx, others, ours, pinned, wrk
 from benchmarks.table import table
 
 QUESTION = "Next to other gateways: throughput, latency, processor time and memory from 1 to 512 connections"
@@ -140,10 +141,8 @@ def run() -> str:
     """The table."""
     with ExitStack() as stack:
         folder, simulator, redis = others(stack)
-        targets = [
-            Target(name, gateway.url, gateway.process.pid, secret, {})
-            for name, gateway, secret in ours(stack, folder, simulator, redis)
-        ]
+        made = ours(stack, folder, simulator, redis)
+        targets = [Target(name, gateway.url, gateway.process.pid, secret, {}) for name, gateway, secret in made]
         for name, there, start in (("litellm", LITELLM, litellm), ("portkey", PORTKEY, portkey)):
             where = folder / name
             where.mkdir()
@@ -153,15 +152,16 @@ def run() -> str:
         proxy.mkdir()
         address, pid = stack.enter_context(nginx(proxy, simulator.url))
         targets.append(Target("nginx reverse proxy", address, pid, "none", {}))
-        return measure(folder, targets)
+        return measure(folder, targets, [gateway for _, gateway, _ in made])
 
 
-def measure(folder: Path, targets: list[Target]) -> str:
+def measure(folder: Path, targets: list[Target], gateways: list[GatewayProcess]) -> str:
     """All targets in turn for each number of connections."""
     rows = []
     for connections in CONNECTIONS:
         for target in targets:
             script = lua(folder, target.secret, target.headers)
+            leave_alone(target.url, gateways)
             wrk(f"{target.url}/v1/chat/completions", min(8, connections), script, seconds=1)  # warm
             before = cpu_s(target.pid)
             figure: Figure = wrk(f"{target.url}/v1/chat/completions", connections, script, strict=False)
