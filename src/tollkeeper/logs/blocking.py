@@ -17,7 +17,10 @@ from typing import Final, TypeVar
 T = TypeVar("T")
 
 CALLS_MAX: Final = 8
-"""Calls in flight, given-up ones included, since a thread cannot be cancelled. Above it calls fail at once."""
+"""Calls in flight, given-up ones included, since a thread cannot be cancelled. Others wait; they fail at once if all
+of these are given up."""
+WAIT_S: Final = 0.005
+"""How often one that waits looks for a place: a call takes about as long."""
 
 
 class BlockingCalls:
@@ -26,16 +29,27 @@ class BlockingCalls:
     def __init__(self, calls_max: int = CALLS_MAX) -> None:
         self.calls_max = calls_max
         self._slots = threading.BoundedSemaphore(calls_max)
+        self._lock = threading.Lock()
+        self._given_up = 0  # of those in flight
 
     async def run(self, work: Callable[[], T], timeout_s: float) -> T:
-        """The result of `work`, or what it raises. Raises TimeoutError if that takes longer, or too many calls hang.
+        """The result of `work`, or what it raises. Raises TimeoutError if that takes longer, with the wait for others
+        before it, or if too many calls hang.
 
         `work` runs on when this is cancelled or times out; its outcome is then forgotten.
         """
-        if not self._slots.acquire(blocking=False):
-            raise TimeoutError(f"{self.calls_max} earlier calls still hang")
+        async with asyncio.timeout(timeout_s):
+            while not self._slots.acquire(blocking=False):
+                if self._given_up >= self.calls_max:
+                    raise TimeoutError(f"{self.calls_max} earlier calls still hang")
+                await asyncio.sleep(WAIT_S)
+            return await self._started(work)
+
+    async def _started(self, work: Callable[[], T]) -> T:
+        """In a thread, which gives the place back at its end."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
+        running, given_up = True, False  # both under the lock
 
         def finish(set_outcome: Callable[[], None]) -> None:
             with suppress(RuntimeError):  # the loop was closed meanwhile: nobody is waiting
@@ -50,8 +64,21 @@ class BlockingCalls:
             else:
                 finish(lambda: future.set_result(result))
             finally:
+                nonlocal running
+                with self._lock:
+                    running = False
+                    self._given_up -= given_up
                 self._slots.release()
 
-        threading.Thread(target=body, daemon=True, name="log-store").start()
-        async with asyncio.timeout(timeout_s):
+        try:
+            threading.Thread(target=body, daemon=True, name="log-store").start()
+        except RuntimeError:  # no more threads
+            self._slots.release()
+            raise
+        try:
             return await future
+        except asyncio.CancelledError:
+            with self._lock:
+                given_up = running
+                self._given_up += given_up
+            raise

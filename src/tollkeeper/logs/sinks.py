@@ -396,8 +396,8 @@ def _probe_folder(folder: Path) -> None:
 def _translated(what: str, timeout_s: float) -> Iterator[None]:
     try:
         yield
-    except TimeoutError:
-        raise LogStoreUnavailable(f"{what}: no answer within {timeout_s:g} s") from None
+    except TimeoutError as error:
+        raise LogStoreUnavailable(f"{what}: {str(error) or f'no answer within {timeout_s:g} s'}") from None
     except (PermissionDeniedError, UnauthenticatedError) as error:
         raise LogStoreUnavailable(
             f"{what}: refused ({_reason(error)}); check the credentials and that they allow PutObject, GetObject and "
