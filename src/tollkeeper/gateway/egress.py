@@ -1,4 +1,5 @@
-"""The way out to a provider: through which proxy, if any. From its settings, or from the environment as SDKs read it.
+"""The way out to a provider: through which proxy, if any, and whose word is trusted for who it is. From its settings,
+or from the environment as SDKs read it.
 
 Proxies are asked with CONNECT, so they see a host and a port and nothing of a request, and only `https` goes through
 them. This file decides; `http1_dial.py` connects.
@@ -8,6 +9,7 @@ import base64
 import contextlib
 import ipaddress
 import os
+import ssl
 from collections.abc import Mapping
 from typing import Final
 from urllib.parse import unquote, urlsplit
@@ -42,6 +44,13 @@ class Proxy(msgspec.Struct, frozen=True):
         return f"Basic {base64.b64encode(self.credentials.encode()).decode()}" if self.credentials else ""
 
 
+def tls_context(ca_file: str | None = None) -> ssl.SSLContext:
+    """Certificates and names are checked: against that authority, else the system's or those of `SSL_CERT_FILE`."""
+    context = ssl.create_default_context(cafile=ca_file)
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
 def proxy_of(name: str, provider: ProviderSettings, environ: Mapping[str, str] | None = None) -> Proxy | None:
     """The proxy of a provider; None: it is reached directly.
 
@@ -50,14 +59,14 @@ def proxy_of(name: str, provider: ProviderSettings, environ: Mapping[str, str] |
     """
     environ = os.environ if environ is None else environ
     if provider.proxy is not None:
-        return read_proxy(f"providers.{name}.proxy", provider.proxy) if provider.proxy else None
+        return _read_proxy(f"providers.{name}.proxy", provider.proxy) if provider.proxy else None
     if provider.proxy_env is not None:
         url = environ.get(provider.proxy_env, "").strip()
         if not url:
             raise ConfigurationError(
                 f"providers.{name}.proxy_env: {provider.proxy_env} is not set; put the proxy's URL there"
             )
-        return read_proxy(provider.proxy_env, url)
+        return _read_proxy(provider.proxy_env, url)
     base = urlsplit(provider.base_url)
     variable = next((v for v in ("https_proxy", "HTTPS_PROXY") if environ.get(v, "").strip()), None)
     if base.scheme != "https" or variable is None:
@@ -66,7 +75,7 @@ def proxy_of(name: str, provider: ProviderSettings, environ: Mapping[str, str] |
     if _is_named(base.hostname or "", base.port or 443, without):
         return None
     try:
-        return read_proxy(variable, environ[variable].strip())
+        return _read_proxy(variable, environ[variable].strip())
     except ConfigurationError as error:
         raise ConfigurationError(f'{error}. To go without: NO_PROXY, or proxy = "" under providers.{name}') from None
 
@@ -85,7 +94,7 @@ def _is_named(host: str, port: int, names: str) -> bool:
     return False
 
 
-def read_proxy(what: str, url: str) -> Proxy:
+def _read_proxy(what: str, url: str) -> Proxy:
     """A proxy's URL; `http://` may be left out. `what` names it in the ConfigurationError."""
     try:
         parts = urlsplit(url if "://" in url else f"http://{url}")

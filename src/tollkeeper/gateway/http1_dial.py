@@ -17,10 +17,9 @@ from collections.abc import Callable
 from itertools import zip_longest
 from typing import Any, Final
 
-from tollkeeper.domain.errors import UpstreamError
 from tollkeeper.gateway.egress import Proxy
 from tollkeeper.gateway.http1 import Connection
-from tollkeeper.gateway.upstream import unreachable
+from tollkeeper.gateway.upstream import proxy_refused, unreachable
 
 ADDRESSES_MAX: Final = 8
 """Of one name; more are not tried."""
@@ -34,13 +33,6 @@ _PROXY_STATUS: Final = re.compile(rb"HTTP/1\.[01] ([1-9][0-9]{2})[ \r]")
 
 Address = tuple[socket.AddressFamily, int, Any]
 """Family, protocol and socket address."""
-
-
-def tls_context(ca_file: str | None = None) -> ssl.SSLContext:
-    """Certificates and names are checked: against that authority, else the system's or those of `SSL_CERT_FILE`."""
-    context = ssl.create_default_context(cafile=ca_file)
-    context.set_alpn_protocols(["http/1.1"])
-    return context
 
 
 class Dialer:
@@ -139,11 +131,6 @@ async def _connect(address: Address) -> socket.socket:
         sock.close()
         raise
     return sock
-
-
-def proxy_refused(status: int) -> UpstreamError:
-    """A proxy does not connect us on."""
-    return unreachable("its proxy wants other credentials" if status == 407 else f"its proxy answered {status}")
 
 
 async def _tunnel(sock: socket.socket, authority: str, proxy: Proxy) -> None:

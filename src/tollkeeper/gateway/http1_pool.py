@@ -15,9 +15,9 @@ from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
 from tollkeeper.domain.errors import Fault, UpstreamError
-from tollkeeper.gateway.egress import Proxy
+from tollkeeper.gateway.egress import Proxy, tls_context
 from tollkeeper.gateway.http1 import WRITE_BYTES, Connection
-from tollkeeper.gateway.http1_dial import Dialer, tls_context
+from tollkeeper.gateway.http1_dial import Dialer
 from tollkeeper.gateway.upstream import (
     NO_HEADERS,
     Body,

@@ -115,6 +115,11 @@ def unreachable(reason: str) -> UpstreamError:
     return UpstreamError(Fault.UPSTREAM_DOWN, f"The provider cannot be reached: {reason}.", sent=False)
 
 
+def proxy_refused(status: int) -> UpstreamError:
+    """The provider's proxy does not connect us on."""
+    return unreachable("its proxy wants other credentials" if status == 407 else f"its proxy answered {status}")
+
+
 def no_connection() -> UpstreamError:
     """None in time, new or from the pool."""
     message = "No connection to the provider in time (it is away, or all connections to it are busy)."

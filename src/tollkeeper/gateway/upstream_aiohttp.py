@@ -13,8 +13,7 @@ from typing import Any, Final
 import aiohttp
 
 from tollkeeper.domain.errors import UpstreamError
-from tollkeeper.gateway.egress import Proxy
-from tollkeeper.gateway.http1_dial import proxy_refused, tls_context
+from tollkeeper.gateway.egress import Proxy, tls_context
 from tollkeeper.gateway.upstream import (
     HEADERS_MAX,
     KEEPALIVE_S,
@@ -26,6 +25,7 @@ from tollkeeper.gateway.upstream import (
     no_answer,
     no_connection,
     not_http,
+    proxy_refused,
     silent,
     too_large,
     unreachable,

@@ -1,6 +1,6 @@
 """Keeps the event loop awake while an answer of Redis is about to come.
 
-A process that sleeps until something arrives is woken late: on a virtual machine by 15 to 40 µs, and with cold caches
+A process that sleeps until something arrives is woken late: on a virtual machine by 10 to 40 µs, and with cold caches
 after that. So after a write that somebody waits for, the loop is kept turning, for a limited time, instead of letting
 it sleep; whatever else arrives meanwhile is done as ever. HAProxy's `busy-polling` and Linux' `net.core.busy_poll`
 do the same. Where answers take longer than that, it stops itself: each time in vain doubles the number of writes that
